@@ -1,0 +1,31 @@
+# make repro [PROFILE=quick] [STUDY=dagl_ablation] | test | check | lab; each creates .venv on first use.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: repro test check lab lock
+repro: .venv/ready
+	python -m lib repro $(if $(PROFILE),--profile $(PROFILE)) $(if $(STUDY),--study $(STUDY))
+
+test: .venv/ready
+	python -m pytest $(ARGS)
+
+check: .venv/ready
+	ruff format --check . && ruff check . && nbstripout --verify notebooks/*.ipynb
+	python -m lib check
+
+lab: .venv/ready
+	jupyter lab --notebook-dir=notebooks
+
+# The pip part of environment.yml, in a virtual environment; made again when the pins change.
+.venv/ready: environment.yml constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: needs Python 3.11 or newer; PYTHON=... names one")'
+	$(PYTHON) -m venv .venv
+	sed '1,/- pip:/d; s/^ *- //' environment.yml > .requirements.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement .requirements.txt
+	rm .requirements.txt
+	touch $@
+
+# Freeze what is installed, after a pin was changed and installed without constraints.txt.
+lock:
+	.venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -1,0 +1,1 @@
+"""Shared code of the study; see README.md for the map."""

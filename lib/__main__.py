@@ -1,0 +1,43 @@
+"""Command line of the study: `python -m lib --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import params as parameters
+from . import pipeline, runner
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("check", help="check params.yaml: names, options, types")
+    verb = verbs.add_parser("run", help="execute one stage's notebook (called by DVC)")
+    verb.add_argument("stage", choices=runner.PARAMETER)
+    verb.add_argument("key", nargs="?", help="experiment or study")
+    verb = verbs.add_parser("repro", help="bring every result of a profile up to date (make repro)")
+    verb.add_argument("--profile", help="switch to this profile first")
+    verb.add_argument("--study", help="only this study and what it needs")
+    verb = verbs.add_parser("compare", help="list how results differ from the committed ones, in dB")
+    verb.add_argument("revision", nargs="?", default="HEAD")
+    given = parser.parse_args(arguments)
+    try:
+        if given.verb == "repro":
+            return pipeline.repro(given.profile, given.study)
+        if given.verb == "compare":
+            return pipeline.compare(given.revision)
+        params = parameters.Params()
+        if given.verb == "check":
+            parameters.check(params)
+            print(f"params.yaml: {len(params.experiments)} experiments, {len(params.studies)} studies, all known")
+        else:
+            runner.run(params, given.stage, given.key)
+    except (parameters.ParamsError, runner.StageError, pipeline.PipelineError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

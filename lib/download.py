@@ -1,0 +1,389 @@
+"""Brings a folder to exactly the image sets asked for: fetched, checked, and decoded once into memory-mapped arrays.
+
+An image comes from an installed package, the cache of published files, a mirror, or its published address, in this
+order. A published file gets its name in the cache only once its sha256 is right, and a decoded image is written only
+once the sha256 of its pixels is right. What is already there and right is left alone.
+
+Images decode to uint8, (rows, columns) or (rows, columns, 3). EXIF rotation is applied, a palette is resolved, an
+alpha channel is dropped where all of it is opaque, a colour profile is ignored. Refused by name: more than 8 bits a
+channel, transparency, CMYK and other colour spaces, several frames.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.resources
+import io
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import PIL
+from PIL import Image, ImageOps
+
+from .fetch import Fetcher, Hopeless, disk_error, extract, file_sha256
+from .registry import OWN, Entry, ManualSet, Registry, published
+from .sets import SetError, open_image, pixels_sha256
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IGNORED = (".txt", ".md", ".db", ".ini")  # what people and file managers put beside images
+PACKAGE = "package:"
+MODES = ("L", "RGB", "P", "LA", "PA", "RGBA")
+ERRORS_SHOWN = 10
+
+
+class Progress:
+    """How far a download is; its text is one line for a terminal."""
+
+    def __init__(self, callback: Callable[[Progress], None] | None = None):
+        self.files = self.total_files = self.bytes = self.total_bytes = 0
+        self._callback, self._lock, self._sizes = callback, threading.Lock(), {}
+
+    def __str__(self) -> str:
+        return f"{self.files}/{self.total_files} images, {self.bytes / 1e6:.1f}/{self.total_bytes / 1e6:.1f} MB"
+
+    def expect(self, files: int, size: int = 0) -> None:
+        """Count so many files and bytes more as still to come."""
+        self.total_files += files
+        self.total_bytes += size
+
+    def report(self, key: object, done: int, files: int = 0) -> None:
+        """Of `key` there are now `done` bytes, and so many files more are complete."""
+        with self._lock:
+            self.bytes += done - self._sizes.get(key, 0)
+            self._sizes[key] = done
+            self.files += files
+            if self._callback:
+                self._callback(self)
+
+
+def download(
+    references: Iterable[str],
+    downloads: Path,
+    cache: Path,
+    *,
+    own: Path | None = None,
+    mirror: str | None = None,
+    registry: Registry | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    workers: int = 8,
+    fetcher: Fetcher | None = None,
+) -> list[str]:
+    """Make `downloads` hold the decoded images of `references` and of no other set; returns remarks for the reader.
+
+    cache: folder that keeps published files between runs. own: folder of the user's sets, where the reference
+    `own/<x>` is the folder <x>. mirror: folder or URL with a copy of the published images and its own registry.csv.
+    progress: called whenever there is more, by several threads, one at a time.
+
+    Raises SetError with a line per file that is wrong (the first ten); the good files stay.
+    """
+    registry, references = registry or published(), list(dict.fromkeys(references))
+    registry.check(references)
+    job = _Job(downloads, cache, fetcher or Fetcher(cache), registry, Progress(progress))
+    job.mirror = _Mirror(mirror, job) if mirror else None
+    entries = registry.files(references)
+    job.progress.expect(len(entries), sum(entry.bytes for entry in entries))
+    # one download at a time into one folder, whose last step removes what does not belong there
+    with job.fetcher.lock("downloads", downloads), ThreadPoolExecutor(workers) as pool:
+        kept = {downloads / entry.path for entry in entries}
+        _each(pool, job.bring, entries)
+        remarks: list[str] = []
+        for reference in references:
+            if not registry.lists(reference):
+                files = job.find(reference, own, remarks)
+                _each(pool, job.convert, files)
+                job.check(reference, [target for _, target in files])
+                kept.update(target for _, target in files)
+        _prune({downloads / entry.path.parts[0] for part in registry.entries.values() for entry in part[:1]}, kept)
+    return remarks
+
+
+class _Job:
+    """One call of `download`."""
+
+    def __init__(self, downloads: Path, cache: Path, fetcher: Fetcher, registry: Registry, progress: Progress):
+        self.downloads, self.cache, self.fetcher = downloads, cache, fetcher
+        self.registry, self.progress = registry, progress
+        self.mirror: _Mirror | None = None
+
+    def bring(self, entry: Entry) -> None:
+        """Make the decoded image (or the plain file) of a row of the registry be in the downloads."""
+        target = self.downloads / entry.path
+        if not _is_right(target, entry):
+            source, origin = self._source(entry)
+            if entry.is_image:
+                array = self._pixels(source, entry, origin)
+                _write(target, lambda file: np.save(file, array), str(entry))
+            else:
+                _write(target, lambda file: file.write(source.read_bytes()), str(entry))
+        self.progress.report(entry.path, entry.bytes, files=1)
+
+    def _source(self, entry: Entry) -> tuple[Path, str]:
+        """A file that should hold the image, and in words where it is from."""
+        if entry.url.startswith(PACKAGE):
+            return _in_package(entry), "the installed package"
+        cached = self.cache / "files" / f"{entry.sha256}{_suffix(entry.url)}"
+        if cached.exists() and file_sha256(cached) == entry.sha256:
+            return cached, "the published file"
+        if self.mirror and (found := self.mirror.find(entry)):
+            return found, "the mirror's file"
+        report = lambda done: self.progress.report(entry.path, done)  # noqa: E731
+        self.fetcher.fetch(entry.url, cached, str(entry), entry.sha256, entry.bytes, report)
+        return cached, "the published file"
+
+    def _pixels(self, source: Path, entry: Entry, origin: str) -> np.ndarray:
+        try:
+            array = decode(source, f"{entry}: {origin}", entry.channels)
+            got = pixels_sha256(array)
+            if got != entry.pixels_sha256:
+                hashes = f"sha256 {got}, expected {entry.pixels_sha256}"
+                if file_sha256(source) != entry.sha256:
+                    raise SetError(f"{entry}: {origin} {source.name} holds other pixels: {hashes}")
+                raise SetError(
+                    f"{entry}: the file is the published one, but Pillow {PIL.__version__} decodes it to other pixels: "
+                    f"{hashes}; install the versions of environment.yml"
+                )
+        except SetError:
+            if source.parent == self.cache / "mirror":
+                source.unlink(missing_ok=True)  # so that the next run fetches it anew
+            raise
+        return array
+
+    def find(self, reference: str, own: Path | None, remarks: list[str]) -> list[tuple[Path, Path]]:
+        """Image files of a set that the registry does not list, each with the place of its decoded form."""
+        manual = self.registry.manual.get(reference)
+        folder = (own or Path("own")) / reference.removeprefix(OWN)
+        if manual and manual.archive and not folder.is_dir():
+            folder = self._unpacked(manual, remarks)
+        if not folder.is_dir():
+            if not manual:
+                raise SetError(f"set {reference}: there is no folder {folder}; put its images there (or pairs: in its "
+                               "folders input and target, under the same names)")  # fmt: skip
+            raise SetError(f"set {reference}: get it from {manual.where} and put into {folder}"
+                           f"{' (folders input and target)' if manual.pairs else ''}: {manual.prepare}")  # fmt: skip
+        paired = (folder / "target").is_dir() or (folder / "input").is_dir()
+        parts = ("target", "input") if paired else ("",)
+        listings = [_listing(folder / part, reference) for part in parts]
+        if paired and listings[0].keys() != listings[1].keys():
+            odd = sorted(listings[0].keys() ^ listings[1].keys())[0]
+            raise SetError(f"set {reference}: {odd!r} is not in both {folder / 'target'} and {folder / 'input'}")
+        if manual and (paired, len(listings[0])) != (manual.pairs, manual.images):
+            form = "pairs in the folders input and target" if manual.pairs else "images"
+            raise SetError(f"set {reference}: {folder} has {len(listings[0])} of its {manual.images} {form}")
+        images = self.downloads / "images" / reference
+        files = [(file, images / part / f"{name}.npy")
+                 for part, listing in zip(parts, listings, strict=True)
+                 for name, file in listing.items()]  # fmt: skip
+        self.progress.expect(len(files))
+        return files
+
+    def _unpacked(self, manual: ManualSet, remarks: list[str]) -> Path:
+        folder, what = self.cache / "sets" / manual.reference, f"set {manual.reference}"
+        archive = self.cache / "archives" / Path(urlsplit(manual.archive).path).name
+        if not manual.sha256:
+            remarks.append(f"{what}: no sha256 of {archive.name} is known; checked were the number of images and "
+                           "that each decodes")  # fmt: skip
+        if not folder.is_dir():
+            self.progress.expect(0, manual.bytes)
+            report = lambda done: self.progress.report(archive, done)  # noqa: E731
+            self.fetcher.fetch(manual.archive, archive, what, manual.sha256, manual.bytes, report)
+            with self.fetcher.lock("set", folder):
+                if not folder.is_dir():
+                    extract(archive, folder, manual.members, SUFFIXES, what)
+            archive.unlink(missing_ok=True)  # its images are kept in its place
+        return folder
+
+    def convert(self, file: tuple[Path, Path]) -> None:
+        """Decode an image file of the user to its place, unless the same pixels are there."""
+        source, target = file
+        array = decode(source, f"{source}")
+        try:
+            same = np.array_equal(open_image(target), array)
+        except SetError:
+            same = False
+        if not same:
+            _write(target, lambda out: np.save(out, array), f"{source}")
+        self.progress.report(target, 0, files=1)
+
+    def check(self, reference: str, targets: list[Path]) -> None:
+        """Sizes of a set that the registry does not list: as its table says, and the same in both of a pair."""
+        manual = self.registry.manual.get(reference)
+        for path in targets:
+            shape = open_image(path).shape
+            if manual and manual.height and shape[:2] != (manual.height, manual.width):
+                raise SetError(f"set {reference}: {path.stem} has {shape[0]} x {shape[1]} pixels (rows x columns), not "
+                               f"{manual.height} x {manual.width}; it is not as published")  # fmt: skip
+            if path.parent.name == "input" and (path.parent.parent / "target" / path.name) in targets:
+                other = open_image(path.parent.parent / "target" / path.name).shape
+                if shape != other:
+                    raise SetError(f"set {reference}: {path.stem} has shape {shape} as input and {other} as target")
+
+
+class _Mirror:
+    """Copies of published images, found by their pixels in the mirror's registry.csv (columns file, pixels_sha256)."""
+
+    def __init__(self, address: str, job: _Job):
+        self.address, self.job = address.rstrip("/"), job
+        self.is_url = urlsplit(address).scheme in ("http", "https")
+        table = Path(address) / "registry.csv"
+        if self.is_url:
+            table = job.cache / "mirror" / "registry.csv"
+            with job.fetcher.lock("mirror", table):
+                for old in table.parent.glob("registry.csv*"):
+                    old.unlink()
+                job.fetcher.fetch(f"{self.address}/registry.csv", table, "mirror")
+                text = table.read_text(encoding="utf-8")
+        elif table.is_file():
+            text = table.read_text(encoding="utf-8")
+        else:
+            raise SetError(f"mirror {address}: it has no registry.csv")
+        rows = list(csv.DictReader(io.StringIO(text)))
+        if not rows or not {"file", "pixels_sha256"} <= set(rows[0]):
+            raise SetError(f"mirror {address}: its registry.csv lacks the columns file and pixels_sha256")
+        self.files = {row["pixels_sha256"]: row["file"] for row in rows}
+
+    def find(self, entry: Entry) -> Path | None:
+        """The mirror's file with the pixels of `entry`, or None. What is no image lies in or beside a folder."""
+        if not entry.is_image:
+            root = Path(self.address)
+            places = [] if self.is_url else [folder / entry.reference / entry.name for folder in (root, root.parent)]
+            return next((path for path in places if path.is_file() and file_sha256(path) == entry.sha256), None)
+        name = self.files.get(entry.pixels_sha256)
+        if name is None:
+            return None
+        if self.is_url:
+            path = self.job.cache / "mirror" / f"{entry.pixels_sha256}{Path(name).suffix}"
+            self.job.fetcher.fetch(f"{self.address}/{quote(name)}", path, str(entry))
+            return path
+        path = Path(self.address, name)
+        return path if path.is_file() else None
+
+
+def decode(source: Path, what: str, channels: int | None = None) -> np.ndarray:
+    """The pixels of an image file: uint8, (rows, columns) for gray, (rows, columns, 3) for colour.
+
+    channels: 1 takes the first channel of an image stored as three equal ones, 3 the reverse; None keeps what it is.
+    Raises SetError that begins with `what` for what is no image, is truncated or is refused (see above).
+    """
+    try:
+        with Image.open(source) as image:
+            _refuse(image, what)
+            if image.has_transparency_data or image.mode in ("LA", "PA", "RGBA"):
+                alpha = image.convert("RGBA").getchannel("A")
+                if alpha.getextrema() != (255, 255):
+                    raise SetError(f"{what}: it has transparent pixels; flatten it onto a background first")
+            kind = "L" if image.mode in ("L", "LA") else "RGB"
+            array = np.asarray(ImageOps.exif_transpose(image).convert(kind))
+    except SetError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise SetError(f"{what}: truncated or no image ({' '.join(str(error).split())})") from None
+    if channels == 1 and array.ndim == 3:
+        return np.ascontiguousarray(array[..., 0])
+    return np.repeat(array[..., None], 3, axis=2) if channels == 3 and array.ndim == 2 else array
+
+
+def _refuse(image: Image.Image, what: str) -> None:
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
+        raise SetError(f"{what}: it has {image.n_frames} frames; save the one you want")
+    # Pillow reduces 16-bit colour to 8 bits without a word; its raw mode still tells
+    if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
+        raise SetError(f"{what}: it has more than 8 bits a channel (Pillow mode {image.mode}); save it with 8")
+    if image.mode not in MODES:
+        raise SetError(f"{what}: its colours are {image.mode}; save it as gray or RGB")
+
+
+def _is_right(target: Path, entry: Entry) -> bool:
+    try:
+        if entry.is_image:
+            return pixels_sha256(open_image(target)) == entry.pixels_sha256
+        return file_sha256(target) == entry.sha256
+    except (SetError, OSError):
+        return False
+
+
+def _in_package(entry: Entry) -> Path:
+    package, _, inside = entry.url.removeprefix(PACKAGE).partition("/")
+    try:
+        path = Path(str(importlib.resources.files(package) / inside))
+        got = file_sha256(path)
+    except (ModuleNotFoundError, OSError) as error:
+        raise SetError(
+            f"{entry}: {inside} is not in the package {package} ({error}); install environment.yml"
+        ) from None
+    if got != entry.sha256:
+        raise SetError(
+            f"{entry}: {package}'s {inside} has sha256 {got}, expected {entry.sha256}; install environment.yml"
+        )
+    return path
+
+
+def _listing(folder: Path, reference: str) -> dict[str, Path]:
+    """Image files of a folder by their name without suffix."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        suffix = path.suffix.lower()
+        if path.name.startswith(".") or path.is_dir() or suffix in IGNORED:
+            continue
+        if suffix not in SUFFIXES:
+            raise SetError(f"set {reference}: {path} is no image file; known are {', '.join(SUFFIXES)}")
+        if path.stem in found:
+            raise SetError(f"set {reference}: {path.name} and {found[path.stem].name} have the same name")
+        found[path.stem] = path
+    if not found:
+        raise SetError(f"set {reference}: {folder} has no images; known are {', '.join(SUFFIXES)}")
+    return found
+
+
+def _write(path: Path, write: Callable[[io.BufferedIOBase], object], what: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(what, path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _each(pool: ThreadPoolExecutor, function: Callable, items: list) -> None:
+    """Call `function` on every item; raises one SetError for all that failed, at once where going on is hopeless."""
+    futures = [pool.submit(function, item) for item in items]
+    try:
+        for future in as_completed(futures):
+            if isinstance(error := future.exception(), Exception) and (
+                isinstance(error, Hopeless) or not isinstance(error, SetError)
+            ):
+                raise error
+    finally:
+        for future in futures:
+            future.cancel()
+    errors = [str(error) for future in futures if (error := future.exception())]
+    if len(errors) > ERRORS_SHOWN:
+        errors[ERRORS_SHOWN:] = [f"and {len(errors) - ERRORS_SHOWN} more files"]
+    if errors:
+        raise SetError("\n".join(errors))
+
+
+def _prune(roots: set[Path], kept: set[Path]) -> None:
+    for root in roots:
+        for path in sorted(root.rglob("*"), reverse=True):  # what is in a folder before the folder
+            if path.is_dir() and not path.is_symlink():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path not in kept:
+                path.unlink()
+
+
+def _suffix(url: str) -> str:
+    return Path(urlsplit(url).path).suffix

@@ -1,0 +1,101 @@
+"""What training and evaluation share: an experiment's network, and its images as tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from . import degradations, models, sets
+from .models.blocks import Network
+from .params import Experiment, Task
+from .training import Crops
+
+
+def network(experiment: Experiment, seed: int = 0) -> Network:
+    """The experiment's network, initialised from `seed`: built for the task's channels and scale.
+
+    Raises ModelError for an option or a scale that the model does not know.
+    """
+    degradation = degradations.build(**experiment.task.degradation)
+    options = dict(experiment.options)
+    if "colors" in inspect.signature(models.network_class(experiment.model)).parameters:
+        options["colors"] = experiment.task.colors
+    if degradation.scale != 1:
+        options["scale"] = degradation.scale
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.build(experiment.model, **options)
+
+
+def target(item: sets.Item, task: Task, crop: int | None = None) -> Tensor:
+    """The photograph as the task sees it: float32 ``(1, colors, H, W)`` in [0, 1], its central crop of side `crop`.
+
+    Gray tasks turn colour into gray by the task's rule; sides are cut to the multiple that the degradation needs.
+    """
+    pixels = _channels(sets.open_image(item.target), task)
+    return _tensor(_central(pixels, crop, degradations.build(**task.degradation).multiple))
+
+
+def degraded(item: sets.Item, task: Task, clean: Tensor, crop: int | None = None) -> Tensor:
+    """The degraded photograph that belongs to `clean`: the set's own where it has one, else one fixed realisation."""
+    if item.input is not None:
+        return _tensor(_central(_channels(sets.open_image(item.input), task), crop, 1))
+    degradation = degradations.build(**task.degradation)
+    return degradation(clean, degradations.noise_generator(item.set, item.name, task.degradation))
+
+
+def crops(task: Task, items: Sequence[sets.Item], side: int, device: str) -> Crops:
+    """The training images of a task in memory, ready to be cropped."""
+    degradation = degradations.build(**task.degradation)
+    clean = [target(item, task) for item in items]
+    inputs = None
+    if not degradation.fresh:
+        pairs = zip(items, clean, strict=True)
+        inputs = [degraded(item, task, image)[0] for item, image in pairs]
+    pixels = [(image[0] * 255).round().byte() for image in clean]
+    return Crops(pixels, inputs, degradation, side, device)
+
+
+def weights_file(folder: Path, seed: int) -> Path:
+    """Where a seed's averaged weights lie in an experiment's weights folder."""
+    return folder / f"seed_{seed}.safetensors"
+
+
+def trained(experiment: Experiment, folder: Path) -> dict[int, Network]:
+    """The experiment's networks with their trained weights from `folder`, by seed, ready to restore.
+
+    An anchor has one network, and nothing to load unless it names a public checkpoint.
+    """
+    networks = {}
+    for seed in experiment.seeds:
+        made = network(experiment, seed)
+        if experiment.recipe:
+            made.load_state_dict(load_file(weights_file(folder, seed)))
+        networks[seed] = made.eval()
+    return networks
+
+
+def _channels(pixels: np.ndarray, task: Task) -> np.ndarray:
+    if task.colors == 1 and pixels.ndim == 3:
+        return sets.to_gray(pixels, task.gray)
+    return np.repeat(pixels[:, :, None], 3, axis=2) if task.colors == 3 and pixels.ndim == 2 else pixels
+
+
+def _central(pixels: np.ndarray, crop: int | None, multiple: int) -> np.ndarray:
+    """Central crop of side `crop` where one is asked for, with sides that are multiples of `multiple`."""
+    height, width = (min(side, crop or side) // multiple * multiple for side in pixels.shape[:2])
+    if crop is None:
+        return pixels[:height, :width]
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def _tensor(pixels: np.ndarray) -> Tensor:
+    planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+    return torch.from_numpy(np.ascontiguousarray(planes)).float()[None] / 255

@@ -1,0 +1,130 @@
+"""Figures of the notebooks: one style, colour-blind safe, units on the axes, legible at a code host's width."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Image
+from matplotlib.figure import Figure
+
+#: Photographs are shown as JPEG: a noisy crop costs a seventh of its PNG.
+JPEG_QUALITY = 85
+
+WIDTH = 9.0  # inches; 900 pixels at the notebooks' resolution
+
+
+def style() -> None:
+    """Set the look of every figure; called once by each notebook that draws."""
+    sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95)
+    plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True})
+
+
+def show(figure: Figure, save: Path | None = None, photographs: bool = False) -> Image:
+    """The figure as an image for the notebook (JPEG where it holds photographs) and, with `save`, as a file too."""
+    form = "jpeg" if photographs else "png"
+    data = io.BytesIO()
+    options = {"pil_kwargs": {"quality": JPEG_QUALITY}} if photographs else {"metadata": {"Software": None}}
+    figure.savefig(data, format=form, **options)
+    plt.close(figure)
+    if save:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.with_suffix(".jpg" if photographs else ".png").write_bytes(data.getvalue())
+    return Image(data.getvalue(), format=form)
+
+
+def gallery(pictures: Mapping[str, np.ndarray], columns: int = 4, side: float = 2.2) -> Figure:
+    """Images (H, W[, 3]) in [0, 1], each under its title, without axes."""
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, (side + 0.35) * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (title, picture) in zip(axes.flat, pictures.items(), strict=False):
+        axis.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def training_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
+    """PSNR of the training crops against the step, one line per seed."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.8))
+    for label, log in logs.items():
+        axis.plot(log.step, log.psnr, marker=".", label=label)
+    axis.set(xlabel="step", ylabel="PSNR of training crops (dB)")
+    axis.legend(frameon=False)
+    return figure
+
+
+def differences(changes: pd.DataFrame, bounds: pd.DataFrame, labels: Mapping[str, str], spread: float) -> Figure:
+    """Per-photograph differences to the reference: every point, the mean, its interval where there is one.
+
+    changes: a row per photograph, a column per experiment, dB. bounds: `low`, `high` per experiment (NaN: no interval).
+    spread: what two trainings of one network differ by, shown as a band.
+    """
+    names = list(changes.columns)
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.42 * len(names)))
+    if np.isfinite(spread):
+        axis.axvspan(-spread, spread, color="0.88", zorder=0, label="spread over seeds")
+    axis.axvline(0, color="0.4", linewidth=1)
+    for row, name in enumerate(names):
+        values = changes[name].dropna()
+        axis.plot(values, np.full(len(values), row), "o", color="C0", alpha=0.45, markersize=5)
+        axis.plot(values.mean(), row, "D", color="C3", markersize=7, zorder=3)
+        low, high = bounds.loc[name, ["low", "high"]]
+        if np.isfinite(low):
+            axis.plot([low, high], [row, row], color="C3", linewidth=2.5, zorder=2)
+    axis.set_yticks(range(len(names)), [labels[name] for name in names])
+    axis.invert_yaxis()
+    axis.set_xlabel("difference of PSNR (dB); dots: photographs, diamond: mean, bar: 95 % interval")
+    return figure
+
+
+def attention(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: np.ndarray) -> Figure:
+    """Where chosen pixels look: the photograph with the points, then one weight map (H, W) per point over it."""
+    columns = len(points) + 1
+    figure, axes = plt.subplots(1, columns, figsize=(WIDTH, WIDTH / columns + 0.4))
+    axes[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
+    axes[0].set_title("photograph", fontsize=9)
+    for number, ((row, column), weights) in enumerate(zip(points, maps, strict=True), 1):
+        axes[0].text(column, row, str(number), color="C1", weight="bold", ha="center", va="center")
+        axes[number].imshow(photograph, cmap="gray", vmin=0, vmax=1, alpha=0.35)
+        axes[number].imshow(weights, cmap="magma", alpha=0.8 * (weights > 0))
+        axes[number].plot(column, row, "+", color="C2", markersize=12, markeredgewidth=2)
+        axes[number].set_title(f"pixel {number}", fontsize=9)
+    for axis in axes:
+        axis.set_axis_off()
+    return figure
+
+
+def heat(values: np.ndarray, label: str, photograph: np.ndarray | None = None) -> Figure:
+    """A map with its colour bar, beside the photograph that it belongs to."""
+    figure, axes = plt.subplots(1, 2 if photograph is not None else 1, figsize=(WIDTH * 0.7, 3.2), squeeze=False)
+    if photograph is not None:
+        axes[0, 0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
+    drawn = axes[0, -1].imshow(values, cmap="viridis")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.colorbar(drawn, ax=axes[0, -1], label=label)
+    return figure
+
+
+def against_similarity(gains: pd.DataFrame) -> Figure:
+    """Per-photograph gain (dB) against self-similarity, one colour per pair, with the rank correlation."""
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.75, 3.4))
+    axis.axhline(0, color="0.4", linewidth=1)
+    for pair, rows in gains.groupby("pair", sort=False):
+        correlation = rows.self_similarity.corr(rows.gain, method="spearman")
+        axis.plot(rows.self_similarity, rows.gain, "o", label=f"{pair} (rank correlation {correlation:+.2f})")
+        if len(rows) <= 12:
+            for row in rows.itertuples():
+                axis.annotate(
+                    row.image, (row.self_similarity, row.gain), fontsize=7, xytext=(3, 3), textcoords="offset points"
+                )
+    axis.set(xlabel="self-similarity of the photograph", ylabel="gain (dB)")
+    axis.legend(frameon=False, fontsize=8)
+    return figure

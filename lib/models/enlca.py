@@ -1,0 +1,303 @@
+r"""ENLCN: efficient non-local contrastive attention for super-resolution.
+
+Xia et al., "Efficient Non-Local Contrastive Attention for Image Super-Resolution", AAAI 2022, arXiv 2201.03794.
+
+Efficient non-local attention (ENLA) of every pixel to every pixel, with unit vectors amplified by k (the larger k, the
+fewer pixels get a share), and the softmax's kernel replaced by m positive random features:
+
+    q = √k θ(x)/|θ(x)|,  key = √k g(x)/|g(x)|,  v = f(x)                                 (1x1 convolutions, q·key in ±k)
+    exp(q·key) ≈ φ(q)·φ(key),  φ(u) = m^(-1/2) (exp(F u - |u|²/2) + 1e-4)
+    y_p = x_p + 0.1 φ(q_p)·(Σ_j φ(key_j) v_j^T) / (φ(q_p)·Σ_j φ(key_j))
+
+so that time and memory are linear in the number of pixels. F (m x d) stacks blocks of orthonormal rows, each row scaled
+by the length of another Gaussian vector. The contrastive loss (ENLCA) separates related from unrelated pixels. With T_i,
+row i of exp(q·key) sorted in descending order:
+
+    L_cl = mean_i max(0, margin - log( mean(T_i[positive ranks]) / (mean(T_i[negative ranks]) + 1e-6) ))
+
+Ranks: 0-14 and 50-64 in the released code ("official"); the fractions [0, n1) and [n2, n1 + n2) of all pixels with
+n1 = 2 %, n2 = 8 % in the paper ("paper"; that the negatives are as many as the positives is our reading).
+
+Ours: the loss needs neither the sorted nor the stored matrix. The scores of a block of rows are made, their top ranks
+selected (exp keeps the order, so scores are compared), and only the selected ones remembered; the gradient goes through
+these alone. Where an image has too few pixels for the ranks, see `ranks`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import MAX_SCORES, Network, Trunk, conv
+
+#: Tensors of the released checkpoints that no computation reads, frozen: a mean shift as two convolutions, whose
+#: constants blocks.Trunk holds. Kept for the count of the parameters.
+UNUSED = ("sub_mean", "add_mean")
+
+#: Smallest length of a vector before it is normalised, and the features' offset; both from the released code.
+SMALLEST_NORM = 5e-5
+OFFSET = 1e-4
+
+#: The released code draws new features every 640 of 1,000,000 iterations.
+REDRAW = 640 / 1_000_000
+
+#: Contrastive loss: released from epoch 100 of 1000 on.
+CONTRASTIVE_START = 0.1
+
+#: "paper": share of the pixels that are positive (n1), share that come before the negative ones (n2).
+FRACTIONS = (0.02, 0.08)
+
+
+class ENLCN(Trunk):
+    """EDSR's large trunk with an attention module before the first and after every 8th residual block.
+
+    every: residual blocks between two modules (8; the last comes after the last full group)
+    the other options: see blocks.Trunk and ENLCA
+
+    Any H, W >= 1.
+    """
+
+    def __init__(
+        self,
+        colors: int = 3,
+        scale: int = 4,
+        width: int = 256,
+        blocks: int = 32,
+        res_scale: float = 0.1,
+        every: int = 8,
+        k: float = 6.0,
+        features: int = 128,
+        orthogonal: bool = True,
+        redraw: float | None = REDRAW,
+        exact: bool = False,
+        contrastive: bool = True,
+        contrastive_ranks: str = "official",
+        contrastive_weight: float = 1e-3,
+        contrastive_start: float = CONTRASTIVE_START,
+        margin: float = 1.0,
+        image_skip: bool = False,
+        max_scores: int = MAX_SCORES,
+    ):
+        super().__init__(
+            colors,
+            width,
+            blocks,
+            scale=scale,
+            res_scale=res_scale,
+            attention=lambda width: ENLCA(
+                width,
+                k=k,
+                features=features,
+                orthogonal=orthogonal,
+                redraw=redraw,
+                exact=exact,
+                contrastive=contrastive,
+                contrastive_ranks=contrastive_ranks,
+                contrastive_weight=contrastive_weight,
+                contrastive_start=contrastive_start,
+                margin=margin,
+                branch_scale=res_scale,
+                max_scores=max_scores,
+            ),
+            positions=range(0, blocks + 1, every),
+            image_skip=image_skip,
+            mean_shift=True,
+        )
+        self.sub_mean, self.add_mean = (nn.Conv2d(3, 3, 1).requires_grad_(False) for _ in range(2))
+
+    def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """What the pixels of one image ``(1, colors, H, W)`` attend to; one leading entry per attention module.
+
+        features, exact: (modules, points, H, W), the weights of `points` by random features and by softmax
+        entropy_features, entropy_exact: (modules, H, W), entropy of each pixel's weights in nats, from 0 (one pixel) to
+            log(H W) (all alike)
+        """
+        seen = [module.weights(features, points) for module, features in self.attended(image)]
+        return {key: torch.stack([shown[key] for shown in seen]) for key in seen[0]}
+
+
+class ENLCA(Network):
+    """Efficient non-local contrastive attention ``(B, width, H, W)`` -> the same shape, identity included.
+
+    k: amplification factor, q·key is in [-k, k]
+    features: number m of random features
+    orthogonal: rows of F orthonormal in blocks before they are scaled; False: plain Gaussian features
+    redraw: fraction of the run after which F is drawn anew; None: F stays as it was made
+    exact: softmax(q key^T) v itself, which the features approximate
+    contrastive: whether there is a contrastive loss; computed in training mode only
+    contrastive_ranks: "official" or "paper" (top of this file)
+    contrastive_weight, margin: weight and margin of the loss
+    contrastive_start: finished fraction of the run at which the loss begins
+    branch_scale: factor of the attention branch
+    max_scores: largest number of scores that the loss holds at a time (at least one row: all pixels)
+
+    F is the buffer ``projection_matrix`` (m, width / 4): a part of the state dict, as test time uses the features of
+    training. Raises ValueError for an unknown name of ranks.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        k: float = 6.0,
+        features: int = 128,
+        orthogonal: bool = True,
+        redraw: float | None = REDRAW,
+        exact: bool = False,
+        contrastive: bool = True,
+        contrastive_ranks: str = "official",
+        contrastive_weight: float = 1e-3,
+        contrastive_start: float = CONTRASTIVE_START,
+        margin: float = 1.0,
+        branch_scale: float = 0.1,
+        max_scores: int = MAX_SCORES,
+    ):
+        super().__init__()
+        if contrastive_ranks not in ("official", "paper"):
+            raise ValueError(f"contrastive_ranks {contrastive_ranks!r} is not one of 'official', 'paper'")
+        inner = width // 4
+        self.theta, self.g, self.f = conv(width, inner, 1), conv(width, inner, 1), conv(width, width, 1)
+        self.k, self.orthogonal, self.redraw, self.exact, self.branch_scale = k, orthogonal, redraw, exact, branch_scale
+        self.contrastive, self.contrastive_ranks, self.margin = contrastive, contrastive_ranks, margin
+        self.contrastive_weight, self.contrastive_start = contrastive_weight, contrastive_start
+        self.max_scores = max_scores
+        # Draw number i of this module is a function of (seed, i): a run that resumes finds the same features.
+        self.seed, self.drawn = int(torch.randint(2**62, ())), 0
+        self.register_buffer("projection_matrix", random_features(features, inner, orthogonal, self._generator()))
+        self.contrasts = contrastive and contrastive_start <= 0
+        self.loss: Tensor | float = 0.0
+
+    def start_step(self, progress: float, generator: torch.Generator) -> None:
+        self.contrasts = self.contrastive and progress >= self.contrastive_start
+        number = int(progress / self.redraw) if self.redraw else 0
+        if number != self.drawn:
+            self.drawn = number
+            self.projection_matrix.copy_(
+                random_features(*self.projection_matrix.shape, self.orthogonal, self._generator())
+            )
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + self.drawn)
+
+    def auxiliary_loss(self) -> Tensor | float:
+        return self.loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, key, v = self.embed(x)
+        self.loss = self.contrastive_weight * self.contrastive_loss(q, key) if self.training and self.contrasts else 0.0
+        mixed = _softmax_attention(q, key, v) if self.exact else self.linear_attention(q, key, v)
+        return x + self.branch_scale * mixed.mT.unflatten(2, x.shape[2:])
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key ``(B, HW, width / 4)`` of length √k and value ``(B, HW, width)``."""
+        q, key, v = (layer(x).flatten(2).mT for layer in (self.theta, self.g, self.f))
+        amplified = (math.sqrt(self.k) * F.normalize(t, dim=2, eps=SMALLEST_NORM) for t in (q, key))
+        return *amplified, v
+
+    def phi(self, u: Tensor) -> Tensor:
+        """Random features ``(B, N, m)`` of vectors ``(B, N, d)`` of length √k."""
+        return (torch.exp(u @ self.projection_matrix.T - self.k / 2) + OFFSET) / math.sqrt(len(self.projection_matrix))
+
+    def linear_attention(self, q: Tensor, key: Tensor, v: Tensor) -> Tensor:
+        phi_q, phi_key = self.phi(q), self.phi(key)
+        mixed = phi_q @ (phi_key.mT @ v)
+        return mixed / (phi_q @ phi_key.sum(1)[:, :, None])
+
+    def contrastive_loss(self, q: Tensor, key: Tensor) -> Tensor:
+        positive, negative = ranks(self.contrastive_ranks, q.shape[1])
+        scores = _RankedScores.apply(q, key, positive, negative, self.max_scores)
+        related, unrelated = scores.exp().split((len(positive), len(negative)), 2)
+        return F.relu(self.margin - torch.log(related.mean(2) / (unrelated.mean(2) + 1e-6))).mean()
+
+    @torch.no_grad()
+    def weights(self, x: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """As ENLCN.mechanism, for features x ``(1, width, H, W)`` of this module."""
+        q, key, _ = (t[0] for t in self.embed(x))
+        phi_key = self.phi(key)
+        kernels = {"features": lambda u: self.phi(u) @ phi_key.T, "exact": lambda u: torch.exp(u @ key.T)}
+        chosen = torch.tensor([row * x.shape[3] + column for row, column in points])
+        shown = {}
+        for name, kernel in kernels.items():
+            blocks = [_shares(kernel(block)) for block in q.split(max(1, self.max_scores // len(q)))]
+            shown[name] = _shares(kernel(q[chosen])).unflatten(1, x.shape[2:])
+            shown[f"entropy_{name}"] = torch.cat([torch.special.entr(w).sum(1) for w in blocks]).view(x.shape[2:])
+        return shown
+
+
+#: Makes the module for the common trunk.
+attention = ENLCA
+
+
+def _shares(scores: Tensor) -> Tensor:
+    return scores / scores.sum(1, keepdim=True)
+
+
+def random_features(features: int, inner: int, orthogonal: bool, generator: torch.Generator) -> Tensor:
+    """F ``(features, inner)``: Gaussian rows, or blocks of up to `inner` orthonormal rows scaled by the lengths of
+    other Gaussian rows."""
+    gaussian = torch.randn(features, inner, generator=generator)
+    if not orthogonal:
+        return gaussian
+    blocks = torch.randn(math.ceil(features / inner), inner, inner, generator=generator)
+    rows = torch.linalg.qr(blocks).Q.mT.flatten(0, 1)[:features]
+    return rows * gaussian.norm(dim=1, keepdim=True)
+
+
+def ranks(rule: str, pixels: int) -> tuple[range, range]:
+    """Ranks of the positive and of the negative scores among `pixels`, each at least one.
+
+    Where an image has too few pixels, the negative ranks are moved down to the last ones and both are cut to at most
+    half of the pixels, so that they never overlap; a single pixel is both.
+    """
+    if rule == "official":
+        count, start = 15, 50
+    else:
+        count, start = (max(1, round(share * pixels)) for share in FRACTIONS)
+    count = max(1, min(count, pixels // 2))
+    start = min(start, pixels - count)
+    return range(count), range(start, start + count)
+
+
+def _softmax_attention(q: Tensor, key: Tensor, v: Tensor) -> Tensor:
+    missing = v.shape[2] - q.shape[2]  # the fused kernel wants one number of channels; zeros change no score
+    q, key = (F.pad(t, (0, missing)) for t in (q, key))
+    return F.scaled_dot_product_attention(q[:, None], key[:, None], v[:, None], scale=1.0)[:, 0]
+
+
+class _RankedScores(torch.autograd.Function):
+    """The scores q key^T ``(B, N, ranks)`` at the given descending ranks of each row, without the matrix.
+
+    q, key ``(B, N, d)``; the gradient goes to the pairs that were selected.
+    """
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+    def forward(ctx, q, key, positive, negative, max_scores):
+        wanted = torch.tensor([*positive, *negative], device=q.device)
+        values, chosen = [], []
+        rows = max(1, max_scores // key.shape[1])
+        for image, keys in zip(q, key, strict=True):
+            for block in image.split(rows):
+                top = (block @ keys.T).topk(negative.stop, 1)
+                values.append(top.values[:, wanted])
+                chosen.append(top.indices[:, wanted])
+        chosen = torch.cat(chosen).unflatten(0, q.shape[:2])
+        ctx.save_for_backward(q, key, chosen)
+        ctx.max_scores = max_scores
+        return torch.cat(values).unflatten(0, q.shape[:2])
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx, grad):
+        q, key, chosen = ctx.saved_tensors
+        to_q, to_key = torch.empty_like(q), torch.zeros_like(key)
+        rows = max(1, ctx.max_scores // (chosen.shape[2] * q.shape[2]))
+        for i in range(len(q)):
+            for block in torch.arange(q.shape[1], device=q.device).split(rows):
+                picked, weight = chosen[i, block], grad[i, block]
+                to_q[i, block] = (weight[:, None] @ key[i][picked])[:, 0]
+                to_key[i].index_add_(0, picked.flatten(), (weight[:, :, None] * q[i, block, None]).flatten(0, 1))
+        return to_q, to_key, None, None, None

@@ -1,0 +1,621 @@
+r"""IGNN: cross-scale internal graph neural network.
+
+Zhou et al., "Cross-Scale Internal Graph Neural Network for Image Super-Resolution", NeurIPS 2020 (arXiv 2006.16673), and
+the released code (sczhou/IGNN, 32bfa71).
+
+Every 3x3 patch q of the image I (stride 2) is matched with its k nearest patches n_1..n_k of the image made s times
+smaller, I↓s: nearest by the squared Euclidean distance of their embeddings E. Where n_t came from, I itself shows the
+same content s times larger: the 3s x 3s patch N_t of I's features x. These are pasted where q lies in the s times
+larger result, N_t adapted to q's mean and deviation (AdaPN), overlaps averaged,
+
+    P_t = fold_q( (N_t - μ_N) σ_q / σ_N + μ_q )              D_t = fold_q( Σ_positions |E_q - E_n| )
+
+and the k pasted images are mixed by learned functions (ECN) of the difference maps D_t, at both resolutions:
+
+    x_hr = Σ_t softmax_t(ECN_hr(D_t)) P_t                    x_lr = Σ_t softmax_t(ECN_lr(D_t)) DEN(P_t)
+
+Nothing is differentiated through the embedding and the choice of neighbours.
+
+Fast and exact. In cells of s x s pixels a pasted patch is 3 x 3 cells at stride 2, so (i) a map that is constant on
+every patch (D_t, μ_q) is constant on cells, and folding it is bilinear interpolation between the patches' centres:
+it is kept at the small resolution, where ECN, made of 1x1 convolutions, gives the same numbers; (ii) AdaPN's factor
+separates, σ_q / σ_N: the few patches that can be chosen are normalised once, (N - μ_N) / σ_N, not each chosen copy;
+(iii) cells are then copied straight to their place, for one of the nine positions at a time, and the backward pass
+reads them again: no expanded copy of the chosen patches is ever held. Distances ‖n‖² - 2 q·n (+ ‖q‖²) are computed for
+tiles of queries against the part of I↓s that their windows cover.
+
+Ours: I↓s is made inside; an image is continued by its mirror image to whole cells; with `neighbours` 0, or a branch left
+out, the fusing layers see the trunk's features alone; the module for the common trunk (see `attention`). The released
+code switches windowing off for good after the first small image; here it depends on the image alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import DIV2K_MEAN, MAX_SCORES, Network, ResBlock, Upsampler, conv, enlarge, mirror_pad
+
+#: Mean and standard deviation of ImageNet's colours, which VGG19 was trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: Added to a variance under its root, from the released code.
+SMALLEST_VARIANCE = 1e-5
+
+#: Queries of a tile along one side where windows are used: their windows then overlap by more than half.
+TILE = 16
+
+#: Names (parts of) of biases without effect: they add the same number to the scores of all neighbours before a softmax.
+INERT = ("edges_lr.1.body.2.bias", "edges_lr.2.bias", "edges_hr.1.body.2.bias", "edges_hr.2.bias")
+
+
+class IGNN(Network):
+    """Super-resolution by 2, 3 or 4; the graph spans a factor of 2, 3 and 2.
+
+    width, blocks: features, residual blocks (half before the graph, half after it)
+    neighbours: k; 0 leaves the graph out
+    window: side of the search window in patches of the smaller image; an image of no more patches is searched whole
+    adapn, edge_weights ("learned" by ECN or "uniform"), branch ("both", "lr" or "hr"): see GraphAggregation
+    embedding: what patches are compared by; "vgg19", "random": VGG19's first two convolutions, as published or as they
+        were initialised (what training the released code from scratch uses); "own": the trunk's features
+    vgg19_weights: file of a state dict with torchvision's names, ``features.0.weight`` and so on; None leaves the
+        embedding to a state dict that is loaded later
+    image_skip: the study's option for short trainings: add the input's bicubic enlargement to a last convolution that
+        starts at zero
+    max_scores: largest number of distances held at a time
+
+    Any H, W >= 1: to multiples of the graph's factor s, and to 2 s ceil(sqrt(k)) at least, an image is padded inside.
+    """
+
+    def __init__(
+        self,
+        colors: int = 3,
+        scale: int = 2,
+        width: int = 256,
+        blocks: int = 32,
+        neighbours: int = 5,
+        window: int = 30,
+        adapn: bool = True,
+        edge_weights: str = "learned",
+        branch: str = "both",
+        embedding: str = "vgg19",
+        vgg19_weights: str | Path | None = None,
+        image_skip: bool = False,
+        max_scores: int = MAX_SCORES,
+    ):
+        super().__init__()
+        if scale not in (2, 3, 4):
+            raise ValueError(f"scale {scale} is not one of 2, 3, 4")
+        check("embedding", embedding, ("vgg19", "random", "own"))
+        self.scale, self.image_skip = scale, image_skip
+        self.graph_scale = 3 if scale == 3 else 2
+        mean = torch.tensor(DIV2K_MEAN if colors == 3 else [0.0] * colors)
+        self.register_buffer("mean", mean.view(1, colors, 1, 1), persistent=False)
+
+        self.head = conv(colors, width)
+        self.body1 = nn.Sequential(*[residual(width) for _ in range(blocks // 2)])
+        self.embedding = self.aggregation = None
+        if neighbours:
+            self.embedding = None if embedding == "own" else Embedding()
+            self.aggregation = GraphAggregation(
+                width,
+                width if embedding == "own" else Embedding.width,
+                self.graph_scale,
+                neighbours,
+                window,
+                adapn,
+                edge_weights,
+                branch,
+                max_scores,
+            )
+        lr, hr = (neighbours > 0 and branch in ("both", side) for side in ("lr", "hr"))
+        self.fuse_lr = nn.Sequential(conv(width * (1 + lr), width), nn.ReLU(), conv(width, width))
+        self.body2 = nn.Sequential(*[residual(width) for _ in range(blocks - blocks // 2)], conv(width, width))
+        self.upsampler = Upsampler(width, self.graph_scale)
+        self.fuse_hr = nn.Sequential(conv(width * (1 + hr), width), nn.ReLU(), conv(width, width), nn.ReLU())
+        self.tail = nn.Sequential(*Upsampler(width, scale // self.graph_scale), conv(width, colors))
+
+        self.apply(initialise)
+        if image_skip:
+            nn.init.zeros_(self.tail[-1].weight)
+        if self.embedding is not None and embedding == "vgg19":
+            self.embedding.load(vgg19_weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        padded = self._pad(x)
+        features, lr, hr = self._matched(padded)
+        head, shallow = features
+        deep = self.body2(self.fuse_lr(joined(shallow, lr))) + head
+        deep = self.fuse_hr(joined(self.upsampler(deep), hr))
+        y = self.tail(deep)[:, :, : self.scale * height, : self.scale * width] / 255
+        return y + (enlarge(x, self.scale) if self.image_skip else self.mean)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        return pad_to_cells(x, self.graph_scale, self.aggregation.neighbours if self.aggregation else 1)
+
+    def _matched(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor | None, Tensor | None]:
+        """The features of the head and before the graph, and what the graph adds at both resolutions."""
+        head = self.head(255 * (x - self.mean))
+        shallow = self.body1(head)
+        if self.aggregation is None:
+            return (head, shallow), None, None
+        return (head, shallow), *self.aggregation(shallow, *self._embedded(x, shallow))
+
+    @torch.no_grad()
+    def _embedded(self, x: Tensor, shallow: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the image and of its smaller version."""
+        if self.embedding is None:
+            return shallow, downscale(shallow, self.graph_scale)
+        return self.embedding(x), self.embedding(downscale(x, self.graph_scale).clamp(0, 1))
+
+    @torch.no_grad()
+    def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """The matches of the patches at `points`; see GraphAggregation.mechanism. Without a graph, nothing."""
+        if self.aggregation is None:
+            return {}
+        x = self._pad(image)
+        shallow = self.body1(self.head(255 * (x - self.mean)))
+        return self.aggregation.mechanism(*self._embedded(x, shallow), points)
+
+
+def attention(
+    width: int,
+    neighbours: int = 5,
+    window: int = 30,
+    adapn: bool = True,
+    edge_weights: str = "learned",
+    graph_scale: int = 2,
+    max_scores: int = MAX_SCORES,
+) -> nn.Module:
+    """The graph for the common trunk, ours: x + x_lr, embedded by the features x themselves (see FeatureGraph)."""
+    return FeatureGraph(width, neighbours, window, adapn, edge_weights, graph_scale, max_scores)
+
+
+class FeatureGraph(nn.Module):
+    """The low-resolution branch of IGNN's graph on features alone: ``(B, width, H, W)`` to the same shape, x + x_lr.
+
+    Patches are compared by the features, the smaller copy is their bicubic downscaling. Any H, W >= 1, as in IGNN.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        neighbours: int = 5,
+        window: int = 30,
+        adapn: bool = True,
+        edge_weights: str = "learned",
+        graph_scale: int = 2,
+        max_scores: int = MAX_SCORES,
+    ):
+        super().__init__()
+        self.aggregation = GraphAggregation(
+            width, width, graph_scale, neighbours, window, adapn, edge_weights, "lr", max_scores
+        )
+        self.apply(initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = pad_to_cells(x, self.aggregation.scale, self.aggregation.neighbours)
+        added = self.aggregation(padded, *self._embedded(padded))[0]
+        return x + added[:, :, : x.shape[2], : x.shape[3]]
+
+    @torch.no_grad()
+    def _embedded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, downscale(x, self.aggregation.scale)
+
+    @torch.no_grad()
+    def mechanism(self, x: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """The matches of the patches at `points` of the features ``(1, width, H, W)``; see GraphAggregation."""
+        padded = pad_to_cells(x, self.aggregation.scale, self.aggregation.neighbours)
+        return self.aggregation.mechanism(*self._embedded(padded), points)
+
+
+class GraphAggregation(nn.Module):
+    """The graph and its aggregation (GraphAgg of the paper).
+
+    width, embedded: channels of the features and of the embeddings
+    scale: the factor s that the graph spans
+    adapn: adapt a pasted patch to the mean and deviation of the patch it was chosen for
+    edge_weights: "learned" (ECN) or "uniform", 1/k each; one neighbour needs none
+    branch: "lr", "hr" or "both" resolutions
+    """
+
+    def __init__(
+        self,
+        width: int,
+        embedded: int,
+        scale: int = 2,
+        neighbours: int = 5,
+        window: int = 30,
+        adapn: bool = True,
+        edge_weights: str = "learned",
+        branch: str = "both",
+        max_scores: int = MAX_SCORES,
+    ):
+        super().__init__()
+        check("edge_weights", edge_weights, ("learned", "uniform"))
+        check("branch", branch, ("both", "lr", "hr"))
+        if neighbours < 1 or window**2 < neighbours:
+            raise ValueError(f"neighbours {neighbours} must lie in 1..{window**2}, the patches of a window")
+        self.scale, self.neighbours, self.window = scale, neighbours, window
+        self.adapn, self.branch, self.max_scores = adapn, branch, max_scores
+        learned = edge_weights == "learned" and neighbours > 1
+        lr, hr = branch != "hr", branch != "lr"
+        self.den = patch_downsampling(width, scale) if lr else None
+        self.edges_lr = edge_network(embedded) if lr and learned else None
+        self.edges_hr = edge_network(embedded) if hr and learned else None
+
+    def forward(self, x: Tensor, embedded: Tensor, small: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Features ``(B, width, H, W)``, embeddings of the image ``(B, embedded, H, W)`` and of its smaller version.
+
+        H and W are multiples of s. Returns x_lr ``(B, width, H, W)`` and x_hr ``(B, width, sH, sW)``, None without it.
+        """
+        graph = build_graph(embedded, small, self.scale, self.neighbours, self.window, self.max_scores)
+        pasted = aggregate(x, graph.index, self.scale, self.adapn)
+        lr = hr = None
+        if self.branch != "hr":
+            down = self.den(pasted.flatten(0, 1)).unflatten(0, pasted.shape[:2])
+            lr = (down * self.weights(self.edges_lr, graph.difference)).sum(1)
+        if self.branch != "lr":
+            weights = self.weights(self.edges_hr, graph.difference).flatten(0, 1)
+            weights = F.interpolate(weights, scale_factor=self.scale, mode="nearest").unflatten(0, pasted.shape[:2])
+            hr = (pasted * weights).sum(1)
+        return lr, hr
+
+    def weights(self, edges: nn.Module | None, difference: Tensor) -> Tensor:
+        """Weights ``(B, k, 1, H, W)`` of the neighbours, from the difference maps."""
+        if edges is None:
+            return torch.full_like(difference[:, :, :1], 1 / self.neighbours)
+        return edges(difference.flatten(0, 1)).unflatten(0, difference.shape[:2]).softmax(1)
+
+    def mechanism(self, embedded: Tensor, small: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """The matches of the patches that cover the pixels `points` (row, column), nearest neighbour first.
+
+        query ``(P, 2)``: top left pixel of the 3x3 patch in the image
+        son ``(P, k, 2)``: of the 3x3 patches chosen in the smaller image, in its pixels
+        match ``(P, k, 2)``: of the 3s x 3s patches that they stand for, in the image's pixels
+        distance ``(P, k)``: squared Euclidean, between embeddings of patches
+        weight_lr, weight_hr ``(P, k)``: edge weights at the pixels, where the branch exists
+        """
+        graph = build_graph(embedded, small, self.scale, self.neighbours, self.window, self.max_scores)
+        rows, columns = torch.tensor(points, device=embedded.device).unbind(1)
+        i = (rows // 2).clamp(max=graph.index.shape[2] - 1)
+        j = (columns // 2).clamp(max=graph.index.shape[3] - 1)
+        chosen = graph.index[0, :, i, j].T
+        across = small.shape[3] // 2  # patches side by side in the smaller image
+        son = 2 * torch.stack([chosen // across, chosen % across], -1)
+        shown = {
+            "query": 2 * torch.stack([i, j], -1),
+            "son": son,
+            "match": self.scale * son,
+            "distance": graph.distance[0, :, i, j].T,
+        }
+        if self.branch != "hr":
+            shown["weight_lr"] = self.weights(self.edges_lr, graph.difference)[0, :, 0, rows, columns].T
+        if self.branch != "lr":
+            shown["weight_hr"] = self.weights(self.edges_hr, graph.difference)[0, :, 0, rows, columns].T
+        return shown
+
+
+class Graph(NamedTuple):
+    """For every query patch its k nearest patches of the smaller image.
+
+    index ``(B, k, m1, m2)``: number of the patch in the smaller image's grid, row by row, nearest first
+    distance ``(B, k, m1, m2)``: squared Euclidean distance of the embeddings
+    difference ``(B, k, C, H, W)``: D at the small resolution, one number per cell
+    """
+
+    index: Tensor
+    distance: Tensor
+    difference: Tensor
+
+
+@torch.no_grad()
+def build_graph(
+    embedded: Tensor, small: Tensor, scale: int, neighbours: int = 5, window: int = 30, max_scores: int = MAX_SCORES
+) -> Graph:
+    """Match the 3x3 patches of `embedded` ``(B, C, H, W)`` with those of `small` ``(B, C, H/s, W/s)``."""
+    with torch.autocast(embedded.device.type, enabled=False):
+        queries, sons = patches(to_rows(embedded.float()), 1), patches(to_rows(small.float()), 1)
+        distance, index = search(queries.flatten(3), sons.flatten(3), scale, neighbours, window, max_scores)
+        rows, flat = sons.flatten(0, 2), across_images(index, sons.shape[1] * sons.shape[2])
+        difference = [(rows[flat[:, t]] - queries).abs_().sum((3, 4, 5, 6)) for t in range(neighbours)]
+        difference = spread(torch.stack(difference, 1).flatten(0, 1), embedded.shape[2:])
+    return Graph(index, distance, difference.permute(0, 3, 1, 2).unflatten(0, (-1, neighbours)))
+
+
+def search(
+    queries: Tensor, sons: Tensor, scale: int, neighbours: int, window: int, max_scores: int
+) -> tuple[Tensor, Tensor]:
+    """Squared distances and numbers ``(B, k, m1, m2)`` of the sons nearest to the queries within their windows.
+
+    queries ``(B, m1, m2, F)``, sons ``(B, n1, n2, F)``.
+    """
+    batch, m1, m2, _ = queries.shape
+    n1, n2 = sons.shape[1:3]
+    whole = window >= n1 and window >= n2
+    height, width = (n1, n2) if whole else [min(window, n1, n2)] * 2
+    # As released: the window is centred on half the query's position, whatever s is.
+    tops = (torch.arange(m1) // 2 - window // scale).clamp(0, n1 - height)
+    lefts = (torch.arange(m2) // 2 - window // scale).clamp(0, n2 - width)
+    squares = sons.square().sum(3)
+    distance = queries.new_empty(batch, neighbours, m1, m2)
+    index = torch.empty(distance.shape, dtype=torch.long, device=queries.device)
+    side = tile_side(batch, (m1, m2), (n1, n2), (height, width), max_scores)
+    for i, j in tiles(m1, m2, side):
+        rows, columns = covered(tops[i], height), covered(lefts[j], width)
+        query = queries[:, i, j].flatten(1, 2)
+        scores = torch.baddbmm(
+            squares[:, rows, columns].flatten(1)[:, None],
+            query,
+            sons[:, rows, columns].flatten(1, 2).transpose(1, 2),
+            alpha=-2,
+        )  # (B, queries, sons)
+        if not whole:
+            outside = beyond(rows, tops[i], height)[:, None, :, None] | beyond(columns, lefts[j], width)[:, None]
+            scores.masked_fill_(outside.flatten(2).flatten(0, 1).to(scores.device), torch.inf)
+        nearest, chosen = scores.topk(neighbours, largest=False)
+        nearest += query.square().sum(2, keepdim=True)
+        across = columns.stop - columns.start
+        chosen = (rows.start + chosen // across) * n2 + columns.start + chosen % across
+        shape = distance[:, :, i, j].shape
+        distance[:, :, i, j] = nearest.transpose(1, 2).reshape(shape)
+        index[:, :, i, j] = chosen.transpose(1, 2).reshape(shape)
+    return distance.clamp_(min=0), index
+
+
+def tile_side(batch: int, queries: Sequence[int], sons: Sequence[int], window: Sequence[int], max_scores: int) -> int:
+    """Side of square tiles of queries that need no more than `max_scores` distances, halved until they do."""
+    side = max(queries) if tuple(window) == tuple(sons) else TILE
+
+    def scores() -> int:
+        axes = zip(queries, sons, window, strict=True)
+        return batch * math.prod(min(side, m) * min(w + (side + 1) // 2, n) for m, n, w in axes)
+
+    while side > 1 and scores() > max_scores:
+        side = -(-side // 2)
+    return side
+
+
+def tiles(rows: int, columns: int, side: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a grid into tiles of at most side x side."""
+    for i in range(0, rows, side):
+        for j in range(0, columns, side):
+            yield slice(i, min(i + side, rows)), slice(j, min(j + side, columns))
+
+
+def covered(first: Tensor, side: int) -> slice:
+    """What windows of `side` that begin at `first`, ascending, cover together."""
+    return slice(int(first[0]), int(first[-1]) + side)
+
+
+def beyond(part: slice, first: Tensor, side: int) -> Tensor:
+    """Which positions of `part` (columns) each window does not cover (rows)."""
+    position = torch.arange(part.start, part.stop)
+    return (position < first[:, None]) | (position >= first[:, None] + side)
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` as a contiguous ``(B, H, W, C)``."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def patches(x: Tensor, scale: int) -> Tensor:
+    """Patches of 3 x 3 cells of s x s pixels, at every second cell: ``(B, m1, m2, 3, 3, s, s, C)``, contiguous.
+
+    x ``(B, H, W, C)``, H and W multiples of s; a last cell of zeros makes up an even number of cells.
+    """
+    x = x.unflatten(2, (-1, scale)).unflatten(1, (-1, scale))  # (B, rows, s, columns, s, C)
+    rows, columns = x.shape[1], x.shape[3]
+    x = F.pad(x, (0, 0, 0, 0, 0, (columns + 1) % 2, 0, 0, 0, (rows + 1) % 2))
+    x = x.unfold(3, 3, 2).unfold(1, 3, 2)  # (B, m1, s, m2, s, C, 3 columns, 3 rows)
+    return x.permute(0, 1, 3, 7, 6, 2, 4, 5).contiguous()
+
+
+def across_images(index: Tensor, count: int) -> Tensor:
+    """Numbers of patches within each image as numbers within the batch; `count` patches per image."""
+    return index + count * torch.arange(len(index), device=index.device).view(-1, 1, 1, 1)
+
+
+def spread(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Fold patches that are constant: ``(B, m1, m2, C)`` to cells ``(B, *size, C)``, overlaps averaged.
+
+    Odd cells belong to one patch, even ones lie between two and get their mean, the outermost belong to one again.
+    """
+    inner = [2 * m - 1 for m in x.shape[1:3]]
+    cells = F.interpolate(x.permute(0, 3, 1, 2), inner, mode="bilinear", align_corners=True)
+    return F.pad(cells, (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)[:, : size[0], : size[1]]
+
+
+def aggregate(x: Tensor, index: Tensor, scale: int, adapn: bool = True) -> Tensor:
+    """Paste the features' patches that `index` ``(B, k, m1, m2)`` names: ``(B, k, C, sH, sW)``.
+
+    x ``(B, C, H, W)``: gradients flow to it as source and, with `adapn`, through the queries' mean and deviation.
+    """
+    features = to_rows(x)
+    source = patches(features, scale)
+    base = deviation = None
+    if adapn:
+        source, _, _ = normalised(source)
+        _, mean, deviation = normalised(patches(features, 1))
+        base, deviation = spread(mean, x.shape[2:]), deviation.contiguous()
+    index = across_images(index, source.shape[1] * source.shape[2])
+    table = source.permute(3, 4, 0, 1, 2, 5, 6, 7).flatten(2, 4).contiguous()  # (3, 3, patches, s, s, C)
+    pasted = Paste.apply(table, deviation, base, index, tuple(x.shape[2:]))
+    return pasted.flatten(4, 5).flatten(2, 3).permute(0, 1, 4, 2, 3)
+
+
+def normalised(patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches with mean 0 and deviation 1 in every channel; their means and deviations ``(B, m1, m2, C)``."""
+    axes = (3, 4, 5, 6)
+    variance, mean = torch.var_mean(patch, axes, keepdim=True)
+    deviation = (variance + SMALLEST_VARIANCE).sqrt()
+    return (patch - mean) / deviation, mean.squeeze(axes), deviation.squeeze(axes)
+
+
+class Paste(torch.autograd.Function):
+    """base + the fold of (deviation of the query) x (row of the table), overlaps averaged.
+
+    table ``(3, 3, N, s, s, C)``: the cells of N patches, by their place in the patch
+    deviation ``(B, m1, m2, C)``, base ``(B, H, W, C)``: of the queries, of the cells; both or neither
+    index ``(B, k, m1, m2)``: rows of the table; cells: (H, W)
+    Returns ``(B, k, H, s, W, s, C)``. Keeps its inputs alone: the backward pass reads the chosen rows again.
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, deviation: Tensor | None, base: Tensor | None, index: Tensor, cells: Sequence[int]):
+        ctx.save_for_backward(table, deviation, index)
+        scale, channels = table.shape[3], table.shape[5]
+        shape = (*index.shape[:2], cells[0], scale, cells[1], scale, channels)
+        if base is None:
+            pasted = table.new_zeros(shape)
+        else:
+            pasted = base[:, None, :, None, :, None].expand(shape).clone(memory_format=torch.contiguous_format)
+        for place, target, chosen, factor in places(table, deviation, index, pasted):
+            target.addcmul_(table[place][chosen], factor)
+        return pasted
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        table, deviation, index = ctx.saved_tensors
+        d_table = torch.zeros_like(table)
+        d_deviation = None if deviation is None else torch.zeros_like(deviation)
+        d_base = None if deviation is None else grad.sum((1, 3, 5))
+        for place, pasted, chosen, factor in places(table, deviation, index, grad):
+            d_table[place].index_add_(0, chosen.flatten(), (pasted * factor).flatten(0, 2))
+            if deviation is not None:
+                rows, columns = chosen.shape[1:]
+                share = factor[:, :, :, 0, 0] / deviation[:, :rows, :columns]
+                d_deviation[:, :rows, :columns] += share * (pasted * table[place][chosen]).sum((3, 4))
+        return d_table, d_deviation, d_base, None, None
+
+
+def places(table: Tensor, deviation: Tensor | None, index: Tensor, pasted: Tensor) -> Iterator[tuple]:
+    """The nine places of a cell in a patch, for one neighbour at a time.
+
+    Gives the place, the cells ``(B, rows, columns, s, s, C)`` of `pasted` in that place of some patch (a view), the rows
+    of the table that belong there, and what they are multiplied by: the cell's share in the overlap, times deviation.
+    """
+    m1, m2 = index.shape[2:]
+    for u in range(3):
+        for v in range(3):
+            down = share_of_patches(u, m1, pasted.shape[2], table)
+            across = share_of_patches(v, m2, pasted.shape[4], table)
+            rows, columns = len(down), len(across)
+            factor = (down[:, None] * across)[None, :, :, None, None, None]
+            if deviation is not None:
+                factor = factor * deviation[:, :rows, :columns, None, None]
+            view = pasted[:, :, u : u + 2 * rows - 1 : 2, :, v : v + 2 * columns - 1 : 2]
+            for t in range(index.shape[1]):
+                yield (u, v), view[:, t].permute(0, 1, 3, 2, 4, 5), index[:, t, :rows, :columns], factor
+
+
+def share_of_patches(place: int, count: int, cells: int, like: Tensor) -> Tensor:
+    """Along one axis, the share of each of `count` patches in its cell at `place` (0, 1, 2), where that is on the map."""
+    share = like.new_full((count,), 1 if place == 1 else 0.5)
+    if place != 1:
+        share[0 if place == 0 else -1] = 1
+    return share[: len(range(place, cells, 2))]
+
+
+class Embedding(nn.Module):
+    """VGG19's first two convolutions with their ReLUs (relu1_2), frozen: ``(B, 1 or 3, H, W)`` to ``(B, 64, H, W)``."""
+
+    width = 64
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = conv(3, self.width), conv(self.width, self.width)
+        self.requires_grad_(False)
+        self.loaded = True  # False while the weights are still to come
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def load(self, path: str | Path | None) -> None:
+        """Take torchvision's VGG19 weights from a file; None leaves NaN, to be replaced by ``load_state_dict``.
+
+        Raises ValueError, naming the file, where it is missing or holds other tensors.
+        """
+        if path is None:
+            self.loaded = False
+            for parameter in self.parameters():
+                nn.init.constant_(parameter, math.nan)
+            return
+        if not Path(path).is_file():
+            raise ValueError(
+                f"vgg19_weights {path}: no such file; get torchvision's vgg19 weights or another embedding"
+            )
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            for number, layer in ((0, self.conv1), (2, self.conv2)):
+                layer.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
+        except Exception as error:  # torch raises half a dozen kinds for a foreign or damaged file
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"vgg19_weights {path}: not a state dict of torchvision's vgg19 ({reason})") from None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.loaded and self.conv1.weight.isnan().any():
+            raise RuntimeError("embedding vgg19 has no weights: set vgg19_weights, or load a state dict")
+        self.loaded = True
+        x = (x - self.mean) / self.deviation
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+
+def edge_network(inputs: int, width: int = 64) -> nn.Sequential:
+    """ECN: difference maps to one score per cell."""
+    block = ResBlock(width, nn.ReLU(), res_scale=0.1)
+    block.body[0], block.body[2] = conv(width, width, 1), conv(width, width, 1)
+    return nn.Sequential(conv(inputs, width, 1), block, conv(width, 1, 1))
+
+
+def patch_downsampling(width: int, scale: int) -> nn.Sequential:
+    """DEN: pasted images to the resolution of the features."""
+    first = nn.Conv2d(width, width, 5, stride=scale, padding=2)
+    return nn.Sequential(first, nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width))
+
+
+def residual(width: int) -> ResBlock:
+    return ResBlock(width, nn.ReLU(), res_scale=0.1)
+
+
+def joined(x: Tensor, other: Tensor | None) -> Tensor:
+    return x if other is None else torch.cat([x, other], 1)
+
+
+def initialise(module: nn.Module) -> None:
+    """As released: Kaiming's normal distribution (fan in) times 0.1, zero biases; the frozen embedding too."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight)
+        with torch.no_grad():
+            module.weight.mul_(0.1)
+        nn.init.zeros_(module.bias)
+
+
+def pad_to_cells(x: Tensor, scale: int, neighbours: int) -> Tensor:
+    """Continue a map by its mirror image to multiples of `scale`, and until it has `neighbours` patches to choose from."""
+    smallest = 2 * scale * math.ceil(math.sqrt(neighbours))
+    height, width = (max(-(-size // scale) * scale, smallest) for size in x.shape[2:])
+    return mirror_pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+
+
+def downscale(x: Tensor, scale: int) -> Tensor:
+    """MATLAB's imresize by 1/scale: antialiased bicubic, borders continued with the edge pixel repeated."""
+    edge = 2 * scale  # the kernel's reach
+    for dim in (2, 3):
+        size = x.shape[dim]
+        position = torch.arange(-edge, size + edge, device=x.device).remainder(2 * size)
+        x = x.index_select(dim, torch.minimum(position, 2 * size - 1 - position))
+    x = F.interpolate(x, scale_factor=1 / scale, mode="bicubic", antialias=True)
+    return x[:, :, 2:-2, 2:-2]
+
+
+def check(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{option} {value!r} is not one of {', '.join(known)}")

@@ -1,0 +1,22 @@
+"""No restoration: the degraded input as it is, the anchor at the foot of every table."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import ModelError, blocks
+
+
+class Input(blocks.Network):
+    """Returns its input, ``(B, colors, H, W)`` -> the same.
+
+    Raises ModelError for a scale other than 1: an enlarged input is `bicubic`.
+    """
+
+    def __init__(self, scale: int = 1):
+        super().__init__()
+        if scale != 1:
+            raise ModelError(f"model 'input' has no scale {scale}: name model 'bicubic' for super-resolution")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

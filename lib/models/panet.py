@@ -1,0 +1,368 @@
+r"""PANet: pyramid attention for image restoration.
+
+Mei et al., "Pyramid Attention Networks for Image Restoration", arXiv 2004.13824 (IJCV 2023).
+
+Every pixel of the features x attends to every pixel of a pyramid z_s = resize(x, s), s = 1, .9, .8, .7, .6:
+
+    y_p = 1/4 Σ_d Σ_j w_{p+d, j+d} f(z)_j + identity_scale x_p
+    w_p = softmax over all pixels j of all levels of  10 S_pj / ‖K_j‖
+    S_pj = Σ_d q_{p+d} · g(z)_{j+d},      ‖K_j‖² = Σ_d |g(z)_{j+d}|²,      d in {-1, 0, 1}²
+
+with q = θ(x); θ, g, f are 1x1 convolutions with a PReLU each. 3x3 blocks are compared and 3x3 blocks are pasted. The
+released code compares and pastes unfolded blocks; the sums above are the same numbers from the pixel-wise products
+G_pj = q_p · k_j, because both the comparison and the paste are one operator,
+
+    box(X)_pj = Σ_d X_{p+d, j+d},      S = box(G),      y = box(w) f / 4,
+
+which is its own transpose (d runs over a symmetric set) and separates into three terms along the columns and three
+along the rows. So scores cost C/r multiply-adds per pair instead of 9 C/r, the paste C instead of 9 C, and the backward
+pass consists of the same pieces: dw = box(dy f^T) / 4 and dG = box(dS).
+
+Ours: the memory is bounded. The matrices exist for a few rows of queries at a time, with all keys; a backward pass
+computes them again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import MAX_SCORES, Trunk, conv
+
+#: Scores of one block on a CPU: a few blocks of float32 stay in its last cache.
+CACHED_SCORES = 2**20
+
+#: Tensors of the released checkpoints that no computation reads, frozen: a mean shift as two convolutions, whose
+#: constants blocks.Trunk holds. Kept for the count of the parameters.
+UNUSED = ("sub_mean", "add_mean")
+
+#: Smallest norm of a key block, from the released code.
+SMALLEST_NORM = 1e-4
+
+SCALES = (1, 0.9, 0.8, 0.7, 0.6)
+
+
+class PANet(Trunk):
+    """PANet (`scale` 1) and PA-EDSR (`scale` 2, 3, 4) of the released code.
+
+    scale 1: 80 blocks of 64 channels with one PReLU for all of them, no image residual, no mean shift; the embedding of
+        the attention has width / 2 channels.
+    scale > 1: EDSR's trunk, 32 blocks of 256 channels with ReLU and res_scale 0.1, mean shift; the embedding has
+        width / 8 channels, and the attention adds 0.1 times its input (the identity is scaled, not the branch).
+    width, blocks, reduction: None takes the numbers above
+    positions: where the attention modules are: "pre", "mid" (released) or "post", a list of these, or the number of
+        modules, which then cut the residual blocks into equal parts
+    scales, patch, softmax_scale, max_scores: see PyramidAttention
+
+    The smallest input has ceil(1 / min(scales)) pixels on each side (2 x 2 for the published scales).
+    """
+
+    def __init__(
+        self,
+        colors: int = 3,
+        scale: int = 1,
+        width: int | None = None,
+        blocks: int | None = None,
+        scales: Sequence[float] = SCALES,
+        patch: int = 3,
+        positions: str | Sequence[str] | int = "mid",
+        softmax_scale: float = 10.0,
+        reduction: int | None = None,
+        image_skip: bool = False,
+        max_scores: int = MAX_SCORES,
+    ):
+        enlarges = scale > 1
+        width = width or (256 if enlarges else 64)
+        blocks = blocks or (32 if enlarges else 80)
+        identity = 0.1 if enlarges else 1.0
+        reduction = reduction or (8 if enlarges else 2)
+        super().__init__(
+            colors,
+            width,
+            blocks,
+            scale=scale,
+            activation=nn.ReLU if enlarges else nn.PReLU,
+            tie_activation=not enlarges,
+            res_scale=0.1 if enlarges else 1.0,
+            attention=lambda width: PyramidAttention(
+                width, reduction, scales, patch, softmax_scale, identity, max_scores=max_scores
+            ),
+            positions=_positions(positions, blocks),
+            image_skip=image_skip,
+            mean_shift=enlarges,
+        )
+        self.scales = tuple(scales)
+        self.sub_mean, self.add_mean = (nn.Conv2d(3, 3, 1).requires_grad_(False) for _ in range(2))
+
+    def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """What `points` attend to, of one image ``(1, colors, H, W)``; one leading entry per attention module.
+
+        mass: (modules, levels), the share of the attention that each level gets, averaged over the image's pixels
+        map_<s> for each scale s: (modules, points, h_s, w_s), the weights of each point on the grid of level s; over
+            all levels they sum to 1. The grid covers the image: pixel (i, j) is at ((i + .5) H / h_s, (j + .5) W / w_s)
+        """
+        seen = [module.weights(features, points) for module, features in self.attended(image)]
+        maps = {
+            f"map_{scale:g}": torch.stack([shown[level] for _, shown in seen])
+            for level, scale in enumerate(self.scales)
+        }
+        return {"mass": torch.stack([mass for mass, _ in seen]), **maps}
+
+
+class PyramidAttention(nn.Module):
+    """Pyramid attention ``(B, width, H, W)`` -> the same shape, identity included (equations: top of this file).
+
+    reduction: width / channels of query and keys
+    scales: sizes of the pyramid's levels, floor(H s) x floor(W s), in (0, 1]; [1] is plain non-local attention
+    patch: side of the blocks that are compared and pasted: 3, or 1 for pixels. Pasted blocks overlap; their sum is
+        divided by 4 for patch 3 (the released code's number; nine of them overlap) and not at all for patch 1.
+    softmax_scale: factor of the scores in the softmax
+    identity_scale: factor of the identity
+    max_scores: largest number of scores in one of the few matrices held at a time (at least 3 for each key)
+
+    Raises ValueError for a patch other than 1 or 3 and for a scale outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        width: int,
+        reduction: int = 2,
+        scales: Sequence[float] = SCALES,
+        patch: int = 3,
+        softmax_scale: float = 10.0,
+        identity_scale: float = 1.0,
+        max_scores: int = MAX_SCORES,
+    ):
+        super().__init__()
+        if patch not in (1, 3):
+            raise ValueError(f"patch {patch} is not one of 1, 3")
+        if not scales or not all(0 < s <= 1 for s in scales):
+            raise ValueError(f"scales {list(scales)} do not all lie in (0, 1]")
+        self.theta = _embedding(width, width // reduction)
+        self.g = _embedding(width, width // reduction)
+        self.f = _embedding(width, width)
+        self.scales, self.patch, self.softmax_scale, self.identity_scale = (
+            tuple(scales),
+            patch,
+            softmax_scale,
+            identity_scale,
+        )
+        self.max_scores = max_scores
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = self.pyramid(x)
+        keys, values = [self.g(z) for z in levels], [self.f(z) for z in levels]
+        attend = _attend_pixels if self.patch == 1 else _attend_blocks
+        pasted = attend(self.theta(x), keys, values, self.softmax_scale, self.max_scores)
+        return pasted + self.identity_scale * x
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """x at every scale: bicubic, not antialiased, as in the released code."""
+        return [
+            x if s == 1 else F.interpolate(x, scale_factor=s, mode="bicubic", align_corners=False) for s in self.scales
+        ]
+
+    @torch.no_grad()
+    def weights(self, x: Tensor, points: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
+        """Attention on features x ``(1, width, H, W)``: the share of each level ``(levels,)``, averaged over all
+        pixels, and the weights of `points` on each level's grid, a list of ``(points, h_s, w_s)``."""
+        blocks = [F.unfold(self.g(z), self.patch, padding=self.patch // 2)[0] for z in self.pyramid(x)]
+        sizes = [z.shape[2:] for z in self.pyramid(x)]
+        keys = torch.cat(blocks, 1)
+        keys = self.softmax_scale * keys / keys.norm(dim=0).clamp_min(SMALLEST_NORM)
+        queries = F.unfold(self.theta(x), self.patch, padding=self.patch // 2)[0].T
+        counts = [block.shape[1] for block in blocks]
+        mass = torch.stack(
+            [
+                torch.stack([part.sum() for part in (chunk @ keys).softmax(1).split(counts, 1)])
+                for chunk in queries.split(max(1, self.max_scores // keys.shape[1]))
+            ]
+        )
+        chosen = (queries[[row * x.shape[3] + column for row, column in points]] @ keys).softmax(1).split(counts, 1)
+        return mass.sum(0) / len(queries), [w.unflatten(1, size) for w, size in zip(chosen, sizes, strict=True)]
+
+
+#: Makes the module for the common trunk.
+attention = PyramidAttention
+
+
+def _embedding(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(conv(inputs, outputs, 1), nn.PReLU())
+
+
+def _positions(positions: str | Sequence[str] | int, blocks: int) -> list[int]:
+    if isinstance(positions, int):
+        return [round(blocks * (i + 1) / (positions + 1)) for i in range(positions)]
+    places = {"pre": 0, "mid": blocks // 2, "post": blocks}
+    names = [positions] if isinstance(positions, str) else list(positions)
+    if not set(names) <= set(places):
+        raise ValueError(f"positions {names} are not all among {', '.join(places)}")
+    return sorted(places[name] for name in names)
+
+
+def _attend_pixels(query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float, max_scores: int) -> Tensor:
+    """patch 1: softmax attention with normalised keys, by PyTorch's fused kernel (which bounds its memory itself)."""
+    q, k, v = (torch.cat([part.flatten(2) for part in parts], 2).mT for parts in ([query], keys, values))
+    k = k / k.norm(dim=2, keepdim=True).clamp_min(SMALLEST_NORM)
+    missing = v.shape[2] - q.shape[2]  # the fused kernel wants one number of channels; zeros change no score
+    mixed = F.scaled_dot_product_attention(*(F.pad(t, (0, missing))[:, None] for t in (q, k)), v[:, None], scale=scale)
+    return mixed[:, 0].mT.unflatten(2, query.shape[2:])
+
+
+def _attend_blocks(query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float, max_scores: int) -> Tensor:
+    """patch 3. All levels' pixels in one list, each row of pixels followed by a zero that separates it from the next:
+    then a shift of (rows, columns) on a level's grid is one number in the list."""
+    sizes = [tuple(z.shape[2:]) for z in keys]
+    squares = [F.avg_pool2d(z.square().sum(1, keepdim=True), 3, 1, 1, divisor_override=1) for z in keys]
+    factor = [scale * z.clamp_min(SMALLEST_NORM**2).rsqrt() for z in squares]
+    keys, values = (torch.cat([F.pad(z, (0, 1)).flatten(2) for z in parts], 2) for parts in (keys, values))
+    factor = torch.cat([F.pad(z, (0, 1), value=1.0).flatten(2) for z in factor], 2)[:, 0]
+    mask = torch.cat([F.pad(query.new_zeros(size), (0, 1), value=-1e30).flatten() for size in sizes])
+    return _BlockAttention.apply(query, keys, factor, values, mask, sizes, max_scores) / 4
+
+
+class _BlockAttention(torch.autograd.Function):
+    """y = box(softmax(factor box(q k) + mask)) v for each image, by blocks of rows of queries.
+
+    query (B, c, H, W), keys (B, c, M), factor (B, M), values (B, C, M), mask (M,) -> (B, C, H, W), for M listed
+    pixels of levels with the given sizes.
+    """
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+    def forward(ctx, query, keys, factor, values, mask, sizes, max_scores):
+        ctx.save_for_backward(query, keys, factor, values, mask)
+        ctx.sizes, ctx.max_scores = sizes, max_scores
+        sweep = _Sweep(query, sizes, max_scores)
+        out = torch.empty_like(query[:, :1]).repeat(1, values.shape[1], 1, 1)
+        for i in range(len(query)):
+            q, v, y = sweep.pad(query[i]), values[i].T, sweep.pad(torch.zeros_like(out[i]))
+            for strip in sweep.strips():
+                paste = strip.box()
+                for block, _, weights in strip.weights(q, keys[i], factor[i], mask):
+                    y[block.behind] += (paste(weights, weights) @ v).view_as(y[block.behind])
+            out[i] = sweep.crop(y)
+        return out
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx, grad):
+        query, keys, factor, values, mask = ctx.saved_tensors
+        sweep = _Sweep(query, ctx.sizes, ctx.max_scores)
+        to_query, to_keys, to_factor, to_values = (torch.zeros_like(t) for t in (query, keys, factor, values))
+        for i in range(len(query)):
+            q, dy, dq = sweep.pad(query[i]), sweep.pad(grad[i]), sweep.pad(to_query[i])
+            for strip in sweep.strips():
+                paste, unpaste, unscore = strip.box(), strip.box(), strip.box()
+                work, pasted = strip.matrix(), strip.matrix()
+                for block, logits, weights in strip.weights(q, keys[i], factor[i], mask):
+                    torch.mm(dy[block.ahead].flatten(0, 1), values[i], out=work)
+                    dw = unpaste(work, work)
+                    dlogits = torch._softmax_backward_data(dw, weights, 1, dw.dtype)
+                    to_factor[i] += (logits.mul_(dlogits)).sum(0)
+                    ds = dlogits.mul_(factor[i])
+                    paste(weights, pasted)
+                    dg = unscore(ds, ds)
+                    to_values[i] += dy[block.behind].flatten(0, 1).T @ pasted
+                    to_keys[i] += q[block.behind].flatten(0, 1).T @ dg
+                    dq[block.behind] += (dg @ keys[i].T).view_as(dq[block.behind])
+            to_query[i] = sweep.crop(dq)
+        return to_query, to_keys, to_factor / factor, to_values, None, None, None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a strip in a padded image: those whose products are computed, and, two boxes later, those done."""
+
+    ahead: tuple[slice, slice]
+    behind: tuple[slice, slice]
+
+
+class _Sweep:
+    """How the queries of an image are cut: into strips of columns (one, if a row is not too long) and blocks of rows.
+
+    An image is padded with a column on each side and two rows above, as a box needs its neighbours and is known one row
+    later than its input.
+    """
+
+    def __init__(self, query: Tensor, sizes: Sequence[tuple[int, int]], max_scores: int):
+        self.height, self.width = query.shape[2:]
+        self.like, self.sizes, self.listed = query, sizes, sum(h * (w + 1) for h, w in sizes)
+        limit = max_scores if query.is_cuda else min(max_scores, CACHED_SCORES)
+        pixels = limit // self.listed
+        self.columns = self.width if pixels >= self.width + 2 else max(1, pixels - 2)
+        self.rows = min(max(1, pixels // (self.columns + 2)), self.height + 2)
+        self.blocks = math.ceil((self.height + 2) / self.rows)
+
+    def pad(self, image: Tensor) -> Tensor:
+        """(C, H, W) -> (rows, columns, C)."""
+        return F.pad(image.permute(1, 2, 0), (0, 0, 1, 1, 2, self.blocks * self.rows - self.height))
+
+    def crop(self, padded: Tensor) -> Tensor:
+        return padded[2 : 2 + self.height, 1:-1].permute(2, 0, 1)
+
+    def strips(self) -> Iterator[_Strip]:
+        for start in range(0, self.width, self.columns):
+            yield _Strip(self, start, min(self.columns, self.width - start) + 2)
+
+
+class _Strip:
+    def __init__(self, sweep: _Sweep, start: int, columns: int):
+        self.sweep, self.start, self.columns = sweep, start, columns
+
+    def matrix(self) -> Tensor:
+        return self.sweep.like.new_empty(self.sweep.rows * self.columns, self.sweep.listed)
+
+    def box(self) -> _Box:
+        return _Box(self.sweep.like, self.sweep.rows, self.columns, self.sweep.sizes)
+
+    def weights(
+        self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor
+    ) -> Iterator[tuple[_Block, Tensor, Tensor]]:
+        """Blocks with their logits and weights (rows * columns, M); weights are 0 outside the strip's own pixels."""
+        rows, columns = self.sweep.rows, slice(self.start, self.start + self.columns)
+        box, logits, weights = self.box(), self.matrix(), self.matrix()
+        for y in range(0, self.sweep.blocks * rows, rows):
+            block = _Block((slice(y + 2, y + 2 + rows), columns), (slice(y, y + rows), columns))
+            torch.mm(query[block.ahead].flatten(0, 1), keys, out=logits)
+            torch.addcmul(mask, box(logits, logits), factor, out=logits)
+            torch.softmax(logits, 1, out=weights)
+            grid = weights.view(rows, self.columns, -1)  # its first row is y - 1 of the image
+            grid[:, 0] = grid[:, -1] = grid[self.sweep.height + 1 - y :] = 0
+            if y == 0:
+                grid[0] = 0
+            yield block, logits, weights
+
+
+class _Box:
+    """box(X)_pj = Σ_d X_{p+d, j+d} of a matrix whose rows come in blocks; the result is one row of pixels behind."""
+
+    def __init__(self, like: Tensor, rows: int, columns: int, sizes: Sequence[tuple[int, int]]):
+        self.rows, self.sizes, self.listed = rows, sizes, sum(h * (w + 1) for h, w in sizes)
+        self.lines = like.new_zeros(rows + 2, columns * self.listed)  # two rows are kept from block to block
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        """Take the next rows, give the box of rows from one before them, in `out`, which may be x itself."""
+        for row in (0, 1):
+            self.lines[row] = self.lines[self.rows + row]
+        # Along the columns: the next pixel of both is the next row and the next column of the matrix.
+        x, lines, next_ = x.view(-1), self.lines[2:].view(-1), self.listed + 1
+        torch.add(x[:-next_], x[next_:], out=lines[:-next_])
+        lines[-next_:] = x[-next_:]
+        lines[next_:] += x[:-next_]
+        # Along the rows: the next row of both is `columns` rows and, within a level, its width in columns further.
+        above, here, below = (self.lines[i : i + self.rows].view(-1, self.listed) for i in range(3))
+        start = 0
+        for h, w in self.sizes:
+            level = slice(start, start + h * (w + 1))
+            a, b, c, o = (t[:, level] for t in (above, here, below, out))
+            torch.add(a[:, : -w - 1], b[:, w + 1 :], out=o[:, w + 1 :])
+            o[:, : w + 1] = b[:, : w + 1]
+            o[:, : -w - 1] += c[:, w + 1 :]
+            start = level.stop
+        return out

@@ -1,0 +1,97 @@
+"""`make repro`: profiles, their pins, and one study at a time, on top of `dvc repro`."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from .params import ROOT, Params, check
+
+#: A profile's pins: the lock of its stages and the hash of its images. The root holds those of the profile in force.
+PINS = ("dvc.lock", "data.dvc")
+
+
+class PipelineError(RuntimeError):
+    """The pipeline cannot be run as asked; one line."""
+
+
+def repro(profile: str | None, study: str | None) -> int:
+    """Bring a profile up to date, or one study of it; returns DVC's exit status.
+
+    Raises ParamsError before anything runs when params.yaml says something unknown.
+    """
+    params = Params(profile=profile)
+    check(params)
+    switch(params.profile)
+    status = _study(params, study) if study else _dvc("repro")
+    if status == 0:
+        keep_pins(params)
+    return status
+
+
+def _study(params: Params, name: str) -> int:
+    """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
+    experiments = params.study(name).experiments
+    stages = [f"{'anchor' if e in params.anchors else 'evaluate'}@{e}" for e in experiments]
+    status = _dvc("repro", *stages)
+    for stage in ("tables", f"report@{name}", "summary"):
+        status = status or _dvc("repro", "--single-item", stage)
+    return status
+
+
+def switch(profile: str) -> None:
+    """Make `profile` the one in force: its line in params.yaml and its pins in the root."""
+    current = Params().profile
+    if current == profile:
+        return
+    path = ROOT / "params.yaml"
+    path.write_text(re.sub(r"(?m)^profile: \S+", f"profile: {profile}", path.read_text(), count=1))
+    kept = _pins(profile)
+    for name in PINS:
+        if (kept / name).exists():
+            shutil.copyfile(kept / name, ROOT / name)
+        elif name == "dvc.lock":
+            (ROOT / name).unlink(missing_ok=True)
+
+
+def keep_pins(params: Params) -> None:
+    """Copy the root's pins beside the results that they belong to."""
+    kept = _pins(params.profile)
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in PINS:
+        shutil.copyfile(ROOT / name, kept / name)
+
+
+def _pins(profile: str) -> Path:
+    return ROOT / "results" / profile / "pins"
+
+
+def _dvc(*arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=ROOT, check=False).returncode
+
+
+def compare(revision: str = "HEAD") -> int:
+    """Print how far every measured image is from what `revision` holds; returns 1 where the sets of rows differ."""
+    params, different = Params(), 0
+    for path in sorted(params.results("evaluate").glob("*/images.csv")):
+        name = path.relative_to(ROOT).as_posix()
+        shown = subprocess.run(["git", "show", f"{revision}:{name}"], cwd=ROOT, capture_output=True, text=True)
+        if shown.returncode:
+            print(f"{path.parent.name}: not in {revision}")
+            different = 1
+            continue
+        keys = ["set", "image", "seed"]
+        old, new = pd.read_csv(io.StringIO(shown.stdout)).set_index(keys), pd.read_csv(path).set_index(keys)
+        if not old.index.equals(new.index):
+            print(f"{path.parent.name}: other images or seeds than in {revision}")
+            different = 1
+            continue
+        change = new.psnr - old.psnr
+        print(f"{path.parent.name}: mean {change.mean():+.4f} dB, largest {change.abs().max():.4f} dB")
+    return different

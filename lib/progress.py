@@ -1,0 +1,14 @@
+"""A line of progress that overwrites itself: live in the terminal, its last state in the executed notebook."""
+
+WIDTH = 110
+
+
+def show(line: object) -> None:
+    """Put `line` in the place of the one before it."""
+    print(f"\r{line!s:{WIDTH}}", end="", flush=True)
+
+
+def done(line: object) -> None:
+    """The line that stays; nothing in it may differ between two equal runs."""
+    show(line)
+    print(flush=True)

@@ -1,0 +1,258 @@
+"""Training: crops, loss, optimiser, schedule, averaged weights, exact resume.
+
+A step depends on the seed and its own number only, so that a run that was killed and started again from a checkpoint
+ends with the same weights as one that was not (bit-exact on CPU).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .degradations import Degradation
+from .params import Budget, Recipe
+
+LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
+OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+#: Rows of a training log; the terminal is told more often.
+LOG_ROWS = 40
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the message says why and what to do."""
+
+
+class Crops:
+    """Random aligned crops of a set of images, drawn and flipped by one gather each for the input and the target.
+
+    targets: uint8 images ``(C, H, W)``; inputs: their degraded versions, uint8 or float32 in [0, 1], or None where the
+    degradation is drawn anew for each crop. All pixels live in one flat tensor on `device`.
+    crop: side of a crop of the target; the input's is crop / scale.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Tensor],
+        inputs: Sequence[Tensor] | None,
+        degradation: Degradation,
+        crop: int,
+        device: torch.device | str = "cpu",
+    ):
+        self.degradation, self.device = degradation, device
+        self.scale = degradation.scale
+        if crop % self.scale:
+            raise TrainingError(f"crop {crop} is not a multiple of the scale {self.scale}")
+        self.side = crop // self.scale
+        small = [tuple(t.shape[1:]) for t in targets if min(t.shape[1:]) < crop]
+        if small:
+            raise TrainingError(f"a training image of {small[0]} pixels is smaller than the crop {crop}")
+        self.colors = targets[0].shape[0]
+        sizes = torch.tensor([[t.shape[1] // self.scale, t.shape[2] // self.scale] for t in targets])
+        self.sizes = sizes  # in input pixels
+        self.targets = _Flat(targets, device)
+        self.inputs = _Flat(inputs, device) if inputs is not None else None
+
+    def draw(self, batch: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Degraded and clean crops ``(batch, C, h, w)``, float32 in [0, 1], of training step `step`."""
+        generator = _generator(seed, step, "crops")
+        image = torch.randint(len(self.sizes), (batch,), generator=generator)
+        room = self.sizes[image] - self.side + 1
+        corner = (torch.rand(batch, 2, generator=generator) * room).long()
+        flips = torch.rand(batch, 3, generator=generator) < 0.5  # rows, columns, transpose
+        target = self.targets.gather(image, corner * self.scale, flips, self.side * self.scale)
+        if self.inputs is not None:
+            return self.inputs.gather(image, corner, flips, self.side), target
+        noise = _generator(seed, step, "degradation", self.device)
+        return self.degradation(target, noise), target
+
+
+class _Flat:
+    """Images of any sizes as one flat tensor, cropped by index arithmetic."""
+
+    def __init__(self, images: Sequence[Tensor], device: torch.device | str):
+        self.pixels = torch.cat([image.flatten() for image in images]).to(device)
+        starts = torch.tensor([0] + [image.numel() for image in images[:-1]]).cumsum(0)
+        shapes = torch.tensor([image.shape for image in images])
+        self.starts, self.strides, self.areas = starts, shapes[:, 2], shapes[:, 1] * shapes[:, 2]
+        self.colors, self.device = images[0].shape[0], device
+
+    def gather(self, image: Tensor, corner: Tensor, flips: Tensor, side: int) -> Tensor:
+        """Crops ``(B, C, side, side)``, flipped in rows and columns and then transposed where `flips` says so."""
+        line = torch.arange(side)
+        rows = torch.where(flips[:, :1], side - 1 - line, line) + corner[:, :1]  # (B, side)
+        columns = torch.where(flips[:, 1:2], side - 1 - line, line) + corner[:, 1:]
+        grid = rows[:, :, None] * self.strides[image, None, None] + columns[:, None, :]
+        grid = torch.where(flips[:, 2, None, None], grid.transpose(1, 2), grid)
+        planes = self.starts[image, None] + torch.arange(self.colors) * self.areas[image, None]
+        index = (planes[:, :, None, None] + grid[:, None]).to(self.device, non_blocking=True)
+        crops = self.pixels[index]
+        return crops.float().div_(255) if crops.dtype == torch.uint8 else crops
+
+
+def _generator(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """What is drawn for `purpose` in one step: PyTorch's CPU generator keeps 32 bits of a seed, hence the hash."""
+    digest = hashlib.sha256(f"{seed} {step} {purpose}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def schedule(spec: dict, progress: float) -> float:
+    """Learning rate at `progress` in [0, 1) of the run, as a fraction of its peak.
+
+    Names: `step` (times `factor` at each fraction in `at`), `cosine` (from `hold` on, down to `floor`); in the fraction
+    `warm_up` of the run the rate first rises linearly. Raises TrainingError for another name.
+    """
+    warm_up = spec.get("warm_up", 0)
+    if progress < warm_up:
+        return progress / warm_up
+    if spec["name"] == "step":
+        return spec["factor"] ** sum(progress >= at for at in spec["at"])
+    if spec["name"] == "cosine":
+        hold, floor = spec.get("hold", 0), spec.get("floor", 0)
+        done = max(0.0, (progress - hold) / (1 - hold))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+    raise TrainingError(f"unknown schedule {spec['name']!r}; known: cosine, step")
+
+
+@dataclass
+class Trained:
+    """What a training leaves: the averaged weights, and a row per log interval (step, loss, psnr in dB, lr)."""
+
+    weights: dict[str, Tensor]
+    log: list[dict]
+
+
+def train(
+    network: nn.Module,
+    crops: Crops,
+    recipe: Recipe,
+    budget: Budget,
+    seed: int,
+    checkpoint: Path,
+    *,
+    clock: Callable[[], float],
+    say: Callable[[str], None] = lambda line: None,
+    save_every: float = 60.0,
+) -> Trained:
+    """Train `network` in place and return its averaged weights (on the CPU) and log.
+
+    Resumes from `checkpoint` where it exists, saves to it every `save_every` seconds of `clock` and at the end; the
+    caller removes it once the result is safe. `say` gets a line of progress now and then.
+
+    Raises TrainingError where the loss is not finite, the checkpoint is another network's, or it cannot be saved.
+    """
+    device = crops.device
+    network.to(device).train()
+    average = copy.deepcopy(network).eval().requires_grad_(False)
+    options = {key: value for key, value in recipe.optimiser.items() if key != "name"}
+    optimiser = OPTIMISERS[recipe.optimiser["name"]](network.parameters(), lr=budget.lr, **options)
+    criterion = LOSSES[recipe.loss]
+    state = {"network": network, "average": average, "optimiser": optimiser}
+    start, log, sums, counted = _resume(checkpoint, state)
+    sums = sums.to(device)  # loss and squared error, summed since the last row of the log
+    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+    autocast = torch.autocast("cuda", torch.bfloat16, enabled=str(device).startswith("cuda"))
+
+    began = saved = told = clock()
+    ends = {round((row + 1) * budget.steps / LOG_ROWS) for row in range(LOG_ROWS)} | {budget.steps}
+    for step in range(start, budget.steps):
+        progress = step / budget.steps
+        for group in optimiser.param_groups:
+            group["lr"] = budget.lr * schedule(recipe.schedule, progress + 1 / budget.steps)
+        network.start_step(progress, _generator(seed, step, "network"))
+        degraded, target = crops.draw(budget.batch, seed, step)
+        with autocast:
+            restored = network(degraded)
+        loss = criterion(restored.float(), target) + network.auxiliary_loss()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+        optimiser.step()
+        # A short run's first weights say nothing: the horizon of the average grows to its full length.
+        _lerp(pairs, 1 - min(budget.ema, (1 + step) / (10 + step)))
+
+        with torch.no_grad():
+            sums += torch.stack([loss.detach(), F.mse_loss(restored.float(), target)])
+        counted += 1
+        now = clock()
+        if step + 1 in ends:
+            log.append(_row(step + 1, sums / counted, group["lr"]))
+            sums.zero_()
+            counted = 0
+        if now - told > 1 or step + 1 == budget.steps:
+            say(_line(step + 1, budget, log, (step + 1 - start) / max(now - began, 1e-9)))
+            told = now
+        if now - saved > save_every or step + 1 == budget.steps:
+            _save(checkpoint, state, step=step + 1, log=log, sums=sums.cpu(), counted=counted)
+            saved = now
+    weights = {key: value.detach().cpu().clone() for key, value in average.state_dict().items()}
+    return Trained(weights, log)
+
+
+def _lerp(pairs: Sequence[tuple[Tensor, Tensor]], weight: float) -> None:
+    with torch.no_grad():
+        moving = [(a, b) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in moving], [b for _, b in moving], weight)
+        for a, b in pairs:
+            if not a.is_floating_point():
+                a.copy_(b)
+
+
+def _row(step: int, means: Tensor, lr: float) -> dict:
+    loss, squared_error = means.tolist()
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} by step {step}; lower the profile's lr")
+    return {"step": step, "loss": loss, "psnr": -10 * math.log10(squared_error), "lr": lr}
+
+
+def _line(step: int, budget: Budget, log: Sequence[dict], rate: float) -> str:
+    last = log[-1] if log else {"loss": math.nan, "psnr": math.nan}
+    left = (budget.steps - step) / rate
+    return (
+        f"step {step}/{budget.steps}  loss {last['loss']:.5f}  PSNR {last['psnr']:.2f} dB"
+        f"  {rate * budget.batch:.1f} images/s  {left // 60:.0f} min {left % 60:02.0f} s left"
+    )
+
+
+def _save(path: Path, state: dict, **progress) -> None:
+    if not torch.isfinite(progress["sums"]).all():
+        raise TrainingError(f"the loss is not finite by step {progress['step']}; lower the profile's lr")
+    whole = {**{key: part.state_dict() for key, part in state.items()}, **progress}
+    write_whole(path, lambda temporary: torch.save(whole, temporary))
+
+
+def _resume(path: Path, state: dict) -> tuple[int, list[dict], Tensor, int]:
+    if not path.exists():
+        return 0, [], torch.zeros(2), 0
+    try:
+        saved = torch.load(path, weights_only=True)
+        for key, part in state.items():
+            part.load_state_dict(saved[key])
+        return saved["step"], saved["log"], saved["sums"], saved["counted"]
+    except Exception as error:  # torch raises half a dozen kinds for a foreign or damaged file
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise TrainingError(f"{path}: not a checkpoint of this network ({reason}); delete it to start anew") from None
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary file that then takes the place of `path`; a failure leaves `path` as it was.
+
+    Raises TrainingError, naming the file, when the disk is full or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: could not be saved ({str(error).splitlines()[0]}); free some space") from None

@@ -1,0 +1,107 @@
+"""params.yaml is checked whole: every error is one line that names the culprit."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lib.params import ROOT, Params, ParamsError, check, fingerprint
+
+TEXT = (ROOT / "params.yaml").read_text()
+
+
+def params(tmp_path: Path, text: str = TEXT, profile: str | None = None) -> Params:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    return Params(path, profile)
+
+
+def edited(old: str, new: str) -> str:
+    assert old in TEXT
+    return TEXT.replace(old, new, 1)
+
+
+def test_the_studys_own_file_is_sound():
+    known = Params()
+    check(known)
+    for name in [*known.experiments, *known.anchors]:
+        assert known.experiment(name).name == name
+
+
+def test_an_experiment_is_resolved_for_its_profile(tmp_path):
+    run = params(tmp_path).experiment("dagl_gray_denoise_25-nl")
+    assert run.options["attention"] == "nl" and run.options["width"] == 16
+    assert run.task.train == ("sample/train",) and run.task.degradation["sigma"] == 25
+    assert run.seeds == (1,) and run.difference == "nl"
+    assert params(tmp_path).experiment("dagl_gray_denoise_25").seeds == (1, 2, 3)
+
+
+def test_adding_an_experiment_is_adding_lines(tmp_path):
+    text = edited(
+        "\nexperiments:\n",
+        "\nexperiments:\n  dagl_gray_denoise_25-heads_9:\n"
+        "    {model: dagl, task: gray_denoise_25, recipe: dagl, options: {heads: 9}}\n",
+    )
+    assert params(tmp_path, text).experiment("dagl_gray_denoise_25-heads_9").options["heads"] == 9
+
+
+ERRORS = {
+    "profile": ("profile: quick", "profile: quik", "unknown profile 'quik'"),
+    "top level": ("\nrecipes:", "\nrecipies: {}\nrecipes:", "unknown key 'recipies' in the top level; did you mean"),
+    "task of experiment": (
+        "{model: edsr, task: gray_denoise_25",
+        "{model: edsr, task: gray_denoize_25",
+        "unknown task 'gray_denoize_25' in experiments.edsr_gray_denoise_25; did you mean 'gray_denoise_25'",
+    ),
+    "recipe": ("recipe: dagl, repeat", "recipe: dagle, repeat", "unknown recipe 'dagle'"),
+    "key of experiment": ("repeat: true}", "repaet: true}", "unknown key 'repaet' in experiments.edsr_gray_denoise_25"),
+    "key of task": ("    measured: gray", "    mesured: gray", "unknown key 'mesured' in tasks.gray_denoise_25"),
+    "key of recipe": ("    loss: mse", "    los: mse", "unknown key 'los' in recipes.dagl"),
+    "type": ("    border: 0", "    border: none", "tasks.gray_denoise_25.border is 'none'; it must be of type int"),
+    "name": (
+        "  edsr_gray_denoise_25: {model: edsr",
+        "  ersr_gray_denoise_25: {model: edsr",
+        "the name 'ersr_gray_denoise_25' must be edsr_gray_denoise_25",
+    ),
+    "experiment of study": ("- edsr_gray_denoise_25\n", "- edsr_gray\n", "unknown experiment 'edsr_gray' in studies."),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_names_its_key_in_one_line(tmp_path, case):
+    old, new, message = ERRORS[case]
+    with pytest.raises(ParamsError, match=re.escape(message)) as raised:
+        params(tmp_path, edited(old, new))
+    assert "\n" not in str(raised.value) and "params.yaml" in str(raised.value)
+
+
+BUILD_ERRORS = {
+    "model": ("{model: nlm, task", "{model: nlmm, task", "nlmm"),
+    "option": ("options: {attention: nl}", "options: {atention: nl}", "unknown option 'atention' of model 'dagl'"),
+    "degradation": ("{name: gaussian_noise, sigma: 25}", "{name: gausian_noise, sigma: 25}", "gausian_noise"),
+    "set": ("test: [sample/test]", "test: [sampel/test]", "sampel/test"),
+}
+
+
+@pytest.mark.parametrize("case", BUILD_ERRORS)
+def test_check_knows_models_options_degradations_and_sets(tmp_path, case):
+    old, new, message = BUILD_ERRORS[case]
+    with pytest.raises(ParamsError, match=re.escape(message)) as raised:
+        check(params(tmp_path, edited(old, new)))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path):
+    with pytest.raises(ParamsError, match=r"params.yaml: not YAML"):
+        params(tmp_path, "profile: [")
+    with pytest.raises(ParamsError, match="No such file"):
+        Params(tmp_path / "absent.yaml")
+
+
+def test_a_fingerprint_follows_what_training_depends_on_only(tmp_path):
+    name = "dagl_gray_denoise_25-nl"
+    base = fingerprint(params(tmp_path).experiment(name))
+    other_test = params(tmp_path, edited("test: [sample/test]", "test: [set12]")).experiment(name)
+    other_sigma = params(tmp_path, edited("sigma: 25}", "sigma: 15}")).experiment(name)
+    assert fingerprint(other_test) == base != fingerprint(other_sigma)
+    assert fingerprint(params(tmp_path).experiment(name), "another code") != base

@@ -1,0 +1,203 @@
+"""Training: what a crop is, what a step does, and that an interrupted run ends like an uninterrupted one."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+
+import pytest
+import torch
+
+from lib import degradations
+from lib.models import build
+from lib.params import Budget, Recipe
+from lib.training import Crops, TrainingError, schedule, train, write_whole
+
+RECIPE = Recipe("mse", {"name": "adam"}, {"name": "cosine", "warm_up": 0.1})
+BUDGET = Budget(steps=30, batch=4, crop=16, lr=2e-3, ema=0.9)
+
+
+def photographs(*sizes, colors=1):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(256, (colors, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+
+
+def crops(images=None, **options):
+    noise = degradations.build("gaussian_noise", sigma=25)
+    return Crops(images or photographs((40, 50), (33, 21)), None, noise, options.get("crop", 16))
+
+
+def network():
+    torch.manual_seed(0)
+    return build("edsr", colors=1, width=4, blocks=1, image_skip=True)
+
+
+def run(path, steps=None, **options):
+    budget = Budget(steps or BUDGET.steps, BUDGET.batch, BUDGET.crop, BUDGET.lr, BUDGET.ema)
+    return train(network(), crops(), options.pop("recipe", RECIPE), budget, 1, path, clock=time.monotonic, **options)
+
+
+def test_crops_are_flips_and_rotations_of_parts_of_the_images():
+    image = photographs((9, 11), colors=3)[0]
+    drawn = Crops([image], None, degradations.build("gaussian_noise", sigma=0), 4)
+    variants = set()
+    for step in range(200):
+        degraded, target = drawn.draw(1, seed=1, step=step)
+        assert torch.equal(degraded, target)
+        pixels = (target[0] * 255).round().byte()
+        found = [
+            (top, left, turns, mirrored)
+            for top in range(6)
+            for left in range(8)
+            for turns in range(4)
+            for mirrored in (False, True)
+            if torch.equal(_turned(image[:, top : top + 4, left : left + 4], turns, mirrored), pixels)
+        ]
+        assert found
+        variants.add(found[0][2:])
+    assert len(variants) == 8
+
+
+def _turned(x, turns, mirrored):
+    x = torch.rot90(x, turns, (1, 2))
+    return x.flip(2) if mirrored else x
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_input_and_target_are_crops_of_the_same_place(scale):
+    small = photographs((20, 14), (11, 30))
+    large = [image.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for image in small]
+    drawn = Crops(large, small, degradations.build("bicubic", scale=scale), 6 * scale)
+    for step in range(20):
+        degraded, target = drawn.draw(3, 1, step)
+        assert degraded.shape[2:] == (6, 6)
+        assert torch.equal(target, degraded.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
+
+
+def test_noise_is_drawn_anew_and_depends_on_seed_and_step_only():
+    drawn = crops()
+    first, again = drawn.draw(4, 1, 7), drawn.draw(4, 1, 7)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], drawn.draw(4, 1, 8)[0])
+    assert not torch.equal(first[0], drawn.draw(4, 2, 7)[0])
+
+
+def test_an_image_smaller_than_the_crop_is_refused():
+    with pytest.raises(TrainingError, match="smaller than the crop 48"):
+        crops(crop=48)
+
+
+def test_schedules():
+    step = {"name": "step", "at": [0.5, 0.75], "factor": 0.1}
+    assert [schedule(step, at) for at in (0, 0.49, 0.5, 0.8)] == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = {"name": "cosine", "warm_up": 0.1, "hold": 0.2, "floor": 0.2}
+    assert [schedule(cosine, at) for at in (0.05, 0.15, 0.6, 1)] == pytest.approx([0.5, 1, 0.6, 0.2])
+    with pytest.raises(TrainingError, match="unknown schedule 'cosinus'; known: cosine, step"):
+        schedule({"name": "cosinus"}, 0.5)
+
+
+def test_it_learns(tmp_path):
+    ramp = torch.linspace(40, 200, 64).byte().expand(1, 64, 64).contiguous()
+    budget = Budget(steps=150, batch=4, crop=16, lr=5e-3, ema=0.9)
+    result = train(network(), crops([ramp]), RECIPE, budget, 1, tmp_path / "c.pt", clock=time.monotonic)
+    assert result.log[-1]["psnr"] > result.log[0]["psnr"] + 6
+
+
+def test_the_same_run_twice_gives_the_same_weights(tmp_path):
+    first, second = run(tmp_path / "a.pt"), run(tmp_path / "b.pt")
+    assert first.log == second.log
+    assert all(torch.equal(first.weights[key], second.weights[key]) for key in first.weights)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path):
+    whole = run(tmp_path / "whole.pt")
+    ticks = count()
+
+    def stop(line):
+        if next(ticks) == 12:
+            raise KeyboardInterrupt
+
+    options = {"say": stop, "save_every": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), crops(), RECIPE, BUDGET, 1, tmp_path / "part.pt", clock=count(0, 2).__next__, **options)
+    assert 0 < torch.load(tmp_path / "part.pt", weights_only=True)["step"] < BUDGET.steps
+    resumed = run(tmp_path / "part.pt")
+    assert resumed.log == whole.log
+    assert all(torch.equal(whole.weights[key], resumed.weights[key]) for key in whole.weights)
+
+
+SCRIPT = """
+import sys, time, torch
+torch.set_num_threads(1)
+sys.path[:0] = ["tests"]
+from pathlib import Path
+from test_training import BUDGET, RECIPE, Budget, crops, network, train
+budget = Budget(400, BUDGET.batch, BUDGET.crop, BUDGET.lr, BUDGET.ema)
+result = train(network(), crops(), RECIPE, budget, 1, Path(sys.argv[1]), clock=time.monotonic, save_every=0.02)
+torch.save(result.weights, sys.argv[2])
+"""
+
+
+def test_kill_9_loses_nothing(tmp_path):
+    def start(name):
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / f"{name}.ckpt", tmp_path / f"{name}.pt"])
+
+    assert start("whole").wait() == 0
+    killed = start("killed")
+    while not (tmp_path / "killed.ckpt").exists():
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed.pt").exists()
+    assert torch.load(tmp_path / "killed.ckpt", weights_only=True)["step"] < 400
+    assert start("killed").wait() == 0
+    whole, resumed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_an_infinite_loss_stops_with_its_step(tmp_path):
+    broken = network()
+    with torch.no_grad():
+        broken.tail.bias.fill_(math.inf)
+    with pytest.raises(TrainingError, match=r"the loss is (inf|nan) by step \d+; lower the profile's lr"):
+        train(broken, crops(), RECIPE, BUDGET, 1, tmp_path / "c.pt", clock=time.monotonic)
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path):
+    run(tmp_path / "c.pt")
+    other = build("edsr", colors=1, width=8, blocks=1)
+    with pytest.raises(TrainingError, match=r"c\.pt: not a checkpoint of this network .*delete it to start anew"):
+        train(other, crops(), RECIPE, BUDGET, 1, tmp_path / "c.pt", clock=time.monotonic)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "c.pt").write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match=r"c\.pt: not a checkpoint"):
+        run(tmp_path / "c.pt")
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"whole")
+
+    def fill(temporary):
+        temporary.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(TrainingError, match="weights: could not be saved .*No space left on device.*; free some space"):
+        write_whole(path, fill)
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_really_full_disk_stops_training_and_leaves_no_half_file(tmp_path):
+    script = SCRIPT.replace("import sys", "import resource, sys").replace(
+        "result =", "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nresult ="
+    )
+    command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + script]
+    ended = subprocess.run([*command, tmp_path / "c.ckpt", tmp_path / "w.pt"], capture_output=True, text=True)
+    assert ended.returncode == 1 and "could not be saved" in ended.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
