@@ -15,10 +15,10 @@ import csv
 import importlib.resources
 import io
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -90,16 +90,17 @@ def download(
     job.progress.expect(len(entries), sum(entry.bytes for entry in entries))
     # one download at a time into one folder, whose last step removes what does not belong there
     with job.fetcher.lock("downloads", downloads), ThreadPoolExecutor(workers) as pool:
-        kept = {downloads / entry.path for entry in entries}
-        _each(pool, job.bring, entries)
         remarks: list[str] = []
-        for reference in references:
-            if not registry.lists(reference):
-                files = job.find(reference, own, remarks)
-                _each(pool, job.convert, files)
-                job.check(reference, [target for _, target in files])
-                kept.update(target for _, target in files)
-        _prune({downloads / entry.path.parts[0] for part in registry.entries.values() for entry in part[:1]}, kept)
+        # the user's part first: what only the user can mend is said before hours of transfer
+        others = {r: job.find(r, own, remarks) for r in references if not registry.lists(r)}
+        _each(pool, job.bring, entries)
+        for reference, files in others.items():
+            _each(pool, job.convert, files)
+            job.check(reference, {target for _, target in files})
+        kept = {downloads / entry.path for entry in entries}
+        kept.update(target for files in others.values() for _, target in files)
+        roots = {"images", *(listed[0].path.parts[0] for listed in registry.entries.values())}
+        _prune({downloads / root for root in roots}, kept)
     return remarks
 
 
@@ -132,7 +133,7 @@ class _Job:
             return cached, "the published file"
         if self.mirror and (found := self.mirror.find(entry)):
             return found, "the mirror's file"
-        report = lambda done: self.progress.report(entry.path, done)  # noqa: E731
+        report = partial(self.progress.report, entry.path)
         self.fetcher.fetch(entry.url, cached, str(entry), entry.sha256, entry.bytes, report)
         return cached, "the published file"
 
@@ -190,7 +191,7 @@ class _Job:
                            "that each decodes")  # fmt: skip
         if not folder.is_dir():
             self.progress.expect(0, manual.bytes)
-            report = lambda done: self.progress.report(archive, done)  # noqa: E731
+            report = partial(self.progress.report, archive)
             self.fetcher.fetch(manual.archive, archive, what, manual.sha256, manual.bytes, report)
             with self.fetcher.lock("set", folder):
                 if not folder.is_dir():
@@ -210,10 +211,10 @@ class _Job:
             _write(target, lambda out: np.save(out, array), f"{source}")
         self.progress.report(target, 0, files=1)
 
-    def check(self, reference: str, targets: list[Path]) -> None:
+    def check(self, reference: str, targets: set[Path]) -> None:
         """Sizes of a set that the registry does not list: as its table says, and the same in both of a pair."""
         manual = self.registry.manual.get(reference)
-        for path in targets:
+        for path in sorted(targets):
             shape = open_image(path).shape
             if manual and manual.height and shape[:2] != (manual.height, manual.width):
                 raise SetError(f"set {reference}: {path.stem} has {shape[0]} x {shape[1]} pixels (rows x columns), not "
@@ -281,7 +282,7 @@ def decode(source: Path, what: str, channels: int | None = None) -> np.ndarray:
             array = np.asarray(ImageOps.exif_transpose(image).convert(kind))
     except SetError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow meets damage with almost any of them
         raise SetError(f"{what}: truncated or no image ({' '.join(str(error).split())})") from None
     if channels == 1 and array.ndim == 3:
         return np.ascontiguousarray(array[..., 0])
@@ -356,18 +357,25 @@ def _write(path: Path, write: Callable[[io.BufferedIOBase], object], what: str) 
         temporary.unlink(missing_ok=True)
 
 
-def _each(pool: ThreadPoolExecutor, function: Callable, items: list) -> None:
+def _each(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> None:
     """Call `function` on every item; raises one SetError for all that failed, at once where going on is hopeless."""
-    futures = [pool.submit(function, item) for item in items]
+    stop = threading.Event()
+
+    def call(item: object) -> None:
+        try:
+            if not stop.is_set():
+                function(item)
+        except Hopeless:
+            stop.set()
+            raise
+
+    futures = [pool.submit(call, item) for item in items]
     try:
         for future in as_completed(futures):
-            if isinstance(error := future.exception(), Exception) and (
-                isinstance(error, Hopeless) or not isinstance(error, SetError)
-            ):
+            if (error := future.exception()) and (isinstance(error, Hopeless) or not isinstance(error, SetError)):
                 raise error
     finally:
-        for future in futures:
-            future.cancel()
+        stop.set()
     errors = [str(error) for future in futures if (error := future.exception())]
     if len(errors) > ERRORS_SHOWN:
         errors[ERRORS_SHOWN:] = [f"and {len(errors) - ERRORS_SHOWN} more files"]

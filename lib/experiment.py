@@ -98,4 +98,4 @@ def _central(pixels: np.ndarray, crop: int | None, multiple: int) -> np.ndarray:
 
 def _tensor(pixels: np.ndarray) -> Tensor:
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
-    return torch.from_numpy(np.ascontiguousarray(planes)).float()[None] / 255
+    return torch.from_numpy(planes.astype(np.float32))[None] / 255

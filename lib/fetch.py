@@ -96,8 +96,10 @@ class Fetcher:
             except _Again as again:
                 in_vain = 0 if part.exists() and part.stat().st_size > before else in_vain + 1
                 if in_vain > self.retries:
-                    kind = Hopeless if again.unreachable else SetError
-                    raise kind(f"{what}: {url}: {again} ({in_vain} tries in vain)") from None
+                    text = f"{what}: {url}: {again} ({in_vain} tries in vain)"
+                    if again.unreachable:
+                        raise Hopeless(f"{text}; without a network, name a mirror (see README)") from None
+                    raise SetError(text) from None
                 time.sleep(self.backoff * 2 ** max(in_vain - 1, 0) if again.wait is None else again.wait)
 
     def _transfer(self, url: str, part: Path, what: str, size: int, report: Callable) -> bool:

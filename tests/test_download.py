@@ -77,8 +77,10 @@ class World:
         return Registry(self.folder)
 
     def download(self, *references, **options):
-        options = {"fetcher": Fetcher(self.cache, timeout=5, retries=1, backoff=0.01), "own": self.own, **options}
-        return download(references, self.downloads, self.cache, registry=self.registry, **options)
+        """`download` into this folder with this registry, unless `options` say otherwise."""
+        fetcher = Fetcher(self.cache, timeout=5, retries=1, backoff=0.01)
+        options = {"registry": self.registry, "fetcher": fetcher, "own": self.own, **options}
+        return download(references, self.downloads, self.cache, **options)
 
     def fails(self, *references, kind=SetError, lines=1, **options) -> str:
         with pytest.raises(kind) as error:
@@ -146,8 +148,10 @@ def test_manifests_of_what_was_downloaded_are_read_back(world):
     assert np.array_equal(pair.load()[1], COLOR[:, ::-1])
     assert mine.pixels_sha256 == sets.pixels_sha256(COLOR)
     assert mine.input_sha256 == sets.pixels_sha256(COLOR[::-1])
+    before = mine.target.stat().st_ino
     world.download("one", "two", "own/mine")
     assert (world.downloads / "test" / "t.csv").exists()  # not swept away with old images
+    assert mine.target.stat().st_ino == before  # decoded to the same, not written again
 
 
 def test_an_image_that_shows_a_test_set_is_not_trained_on(world):
@@ -206,7 +210,10 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(world, monkeypatch):
     path = world.downloads / "images/one/a.npy"
     path.write_bytes(b"old")
 
+    tries = []
+
     def full(file, array):
+        tries.append(file)
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -214,19 +221,23 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(world, monkeypatch):
     assert "set one: a: no space left for" in world.fails("one", kind=Hopeless)
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
+    for i in range(20):
+        world.add("three", str(i), GRAY)
+    tries.clear()
+    world.fails("three", kind=Hopeless, workers=1)
+    assert len(tries) < 20  # the others would fare no better
 
 
 def test_two_downloads_at_once_into_one_folder(world, site):
-    errors = []
+    errors, registry = [], world.registry
 
-    def one(*references):
+    def one():
         try:
-            world.download(*references)
+            download(["one", "two"], world.downloads, world.cache, registry=registry)
         except BaseException as error:
             errors.append(error)
 
-    world.registry  # noqa: B018 - written once, before the threads read it
-    threads = [threading.Thread(target=one, args=("one", "two")) for _ in range(4)]
+    threads = [threading.Thread(target=one) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -302,6 +313,16 @@ def test_a_mirror_serves_images_by_their_pixels(world, copy, site, by_url):
     assert np.array_equal(world.image("one/b"), GRAY)
     assert all(path.startswith("/mirror/") for path, _ in site.log)
     assert bool(site.log) == by_url
+
+
+def test_the_cache_goes_before_the_mirror(world, copy, site):
+    for row in world.rows:
+        row["url"] = row["url"].replace("/gone/", "/one/")
+    world.download("one")
+    world.download("two")
+    site.log.clear()
+    world.download("one", mirror=f"{site.url}/mirror")
+    assert [path for path, _ in site.log] == ["/mirror/registry.csv"]
 
 
 def test_what_a_mirror_does_not_have_comes_from_its_address(world, copy, site):
@@ -417,6 +438,7 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(GRAY)]}
         ("x.docx", b"text", "is no image file"),
         (".hidden", b"", "has no images"),
     ],
+    ids=range(12),
 )
 def test_what_cannot_be_used_is_refused_by_name(world, name, content, words):
     path = world.mine(f"mine/{name}", content)

@@ -53,7 +53,7 @@ ERRORS = {
         "{model: edsr, task: gray_denoize_25",
         "unknown task 'gray_denoize_25' in experiments.edsr_gray_denoise_25; did you mean 'gray_denoise_25'",
     ),
-    "recipe": ("recipe: dagl, repeat", "recipe: dagle, repeat", "unknown recipe 'dagle'"),
+    "recipe": ("recipe: common, repeat", "recipe: comon, repeat", "unknown recipe 'comon'"),
     "key of experiment": ("repeat: true}", "repaet: true}", "unknown key 'repaet' in experiments.edsr_gray_denoise_25"),
     "key of task": ("    measured: gray", "    mesured: gray", "unknown key 'mesured' in tasks.gray_denoise_25"),
     "key of recipe": ("    loss: mse", "    los: mse", "unknown key 'los' in recipes.dagl"),

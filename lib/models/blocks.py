@@ -181,8 +181,9 @@ class NonLocal(nn.Module):
     """Non-local module, with one head or several: x + out(softmax(q k^T) v), no 1/sqrt(d).
 
     q, k, v are 1x1 convolutions to `inner` channels, split over `heads`; `out` is 1x1 back to `width`. The form of
-    DAGL's Table 5 rows NL (1 head of 64) and MHNL (4 heads of 16). Exact and bounded in memory: PyTorch's fused
-    attention never stores the score matrix.
+    DAGL's Table 5 rows NL (1 head of 64) and MHNL (4 heads of 16). Ours, the paper being silent: `out` starts at zero,
+    so that the module starts as the identity (Wang et al., "Non-local Neural Networks", CVPR 2018). Exact and bounded
+    in memory: PyTorch's fused attention never stores the score matrix.
     """
 
     def __init__(self, width: int, inner: int = 64, heads: int = 1):
@@ -192,6 +193,8 @@ class NonLocal(nn.Module):
         self.heads = heads
         self.query, self.key, self.value = (conv(width, inner, 1) for _ in range(3))
         self.out = conv(inner, width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = [

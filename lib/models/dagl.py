@@ -2,12 +2,48 @@
 
 Mou, Zhang, Wu, "Dynamic Attentive Graph Learning for Image Restoration", ICCV 2021 (arXiv 2109.06620), and the released
 code (jianzhangcs/DAGL, 7ebfe6c) where it differs.
+
+A head turns its input x into edge features (3x3 convolution) and node features (1x1 convolution) of 16 channels.
+Queries i are p x p patches on a grid of the given stride, neighbours j are the patches around every pixel:
+
+    S_ij = <Q_i, K_j>                       Q, K = ReLU(linear(patches of the edge features)), 16 p^2 -> 4 p^2
+    T_i  = gamma_i mean_j S_ij - beta_i     gamma, beta: p x p convolutions of x with the grid's stride
+    A_ij = ReLU(S_ij - T_i)                 an edge where A_ij > 0: the number of neighbours is each query's own
+    P_i  = sum_j w_ij V_j                   V: patches of the node features
+
+and the P_i are pasted back and divided by the number of patches that cover a pixel. The weights have two forms:
+
+    official    w_ij = [A_ij > 0] exp(10 S_ij A_ij) / sum_l exp(10 S_il A_il), l over all keys, neighbours or not
+    paper       w_ij = [A_ij > 0] exp(A_ij) / sum_l [A_il > 0] exp(A_il), l over the neighbours alone
+
+A query without neighbours gives a patch of zeros. As in the released code, beta is subtracted, gamma and beta see x
+itself and not the edge features, queries are cut with one padding (`same_padding`) and pasted with another (p // 2), so
+that they move by up to two pixels, and one slope is shared by the activations of the trunk.
+
+Ours, where the paper is silent:
+- `no_threshold` k: T = 0 for the k keys with the largest S, no edge elsewhere; a score of zero is no edge.
+- `no_graph_attention`: w = 1 / (number of neighbours). Choosing neighbours has no gradient, so all that serves the
+  matching (edge features, Q, K, gamma, beta) keeps its initial values.
+- `weights="paper"`: a softmax over the neighbours alone does not see T, so gamma and beta keep their initial values.
+
+How it is computed, exactly and without ever holding an unfolded 16 p^2-channel image or all scores:
+- A linear layer on patches is a p x p convolution of the edge features.
+- mean_j S_ij = <Q_i, mean_j K_j>: T is known before S.
+- 10 S ReLU(S - T) = S' ReLU(S' - T') with S' = sqrt(10) S and T' = sqrt(10) T: the factor goes into Q and beta.
+- Pixel row y of the output lies in the patches of the few query rows r with |y - s r| <= p // 2. Adding their weights,
+  each shifted by its own row offset, before multiplying by the values,
+
+      sum_r sum_j w_r(j) v(j + y - s r) = sum_l G_y(l) v(l),    G_y(l) = sum_r w_r(l - (y - s r)),
+
+  takes s p instead of p^2 multiply-adds per score and channel (1.75 times fewer for p = 7, s = 4) and leaves patches of
+  one row and p columns. The same holds for its two derivatives.
+- Scores are made block by block, and again in the backward pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,290 +55,29 @@ from .blocks import MAX_SCORES, NonLocal, ResBlock, Trunk, conv
 #: Channels of a head's edge and node features.
 HEAD = 16
 
-#: Names (parts of) of the released checkpoints' tensors that no computation reads; kept for the parameter count, frozen.
-UNUSED = ("add_mean", "unused")
-
-#: Neighbours per query when `no_threshold` is True.
+#: Neighbours per query for `no_threshold=True`; ours.
 NEIGHBOURS = 16
 
+#: Modules of the released network that no computation reads: in the checkpoints and the parameter count, never trained.
+UNUSED = ("add_mean", "unused")
 
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros (before, after) one axis so that a convolution gives ceil(size / stride) outputs (TensorFlow's "same")."""
-    total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
-    return total // 2, total - total // 2
+#: Modules of a stage that an option leaves without a gradient.
+UNTRAINED = {"no_graph_attention": ("edge", "query", "key", "threshold"), "paper": ("threshold",)}
 
-
-def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """`same_padding` of the last two axes."""
-    return F.pad(x, (*same_padding(x.shape[3], kernel, stride), *same_padding(x.shape[2], kernel, stride)))
-
-
-class Graph(NamedTuple):
-    """How scores become weights, and which query patches overlap which rows."""
-
-    patch: int
-    stride: int
-    neighbours: int  # 0: dynamic threshold
-    average: bool
-    weights: str
-    max_scores: int
-
-    @property
-    def plain(self):
-        return self.stride > self.patch // 2
-
-
-class Aggregate(torch.autograd.Function):
-    """Patches of `value`, mixed for every query by the graph's weights and pasted (summed where they overlap)."""
-
-    @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
-    def forward(ctx, query, key, value, gamma, beta, graph):
-        ctx.graph = graph
-        ctx.save_for_backward(query, key, value, gamma, beta)
-        keys, values = key.flatten(2), unfold_columns(value, graph.patch)
-        strips = value.new_empty(value.shape[0], values.shape[1], query.shape[1], value.shape[2])
-        space = Space(query)
-        for items, columns in blocks(graph, query, keys):
-            weight = edges(
-                graph, space, query[items, columns], keys[items], *limits(gamma, beta, items, columns)
-            ).weight
-            for phase in range(min(graph.stride, value.shape[2])):
-                mixed = mix(graph, space, weight, phase, value.shape[2:])
-                product = values[items] @ mixed.flatten(1, 2).transpose(1, 2)
-                strips[items, :, columns, phase :: graph.stride] = product.unflatten(2, mixed.shape[1:3])
-        return fold_columns(strips, value.shape[2:], graph)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    @torch.amp.custom_bwd(device_type="cuda")
-    def backward(ctx, grad):
-        graph = ctx.graph
-        query, key, value, gamma, beta = ctx.saved_tensors
-        keys, values = key.flatten(2), unfold_columns(value, graph.patch)
-        grad_strips = cut_columns(grad, graph)
-        grad_query, grad_keys, grad_values = torch.zeros_like(query), torch.zeros_like(keys), torch.zeros_like(values)
-        grad_gamma, grad_beta = (None, None) if gamma is None else (torch.zeros_like(gamma), torch.zeros_like(beta))
-        space = Space(query)
-        for items, columns in blocks(graph, query, keys):
-            q, k = query[items, columns], keys[items]
-            found = edges(graph, space, q, k, *limits(gamma, beta, items, columns))
-            grad_weight = space.take("grad_weight", found.weight.shape)
-            if not graph.plain:
-                grad_weight.zero_()
-            for phase in range(min(graph.stride, value.shape[2])):
-                mixed = mix(graph, space, found.weight, phase, value.shape[2:])
-                strip = grad_strips[items, :, columns, phase :: graph.stride].flatten(2)
-                grad_values[items].baddbmm_(strip, mixed.flatten(1, 2))
-                if phase == 0 and graph.plain:
-                    torch.bmm(strip.transpose(1, 2), values[items], out=grad_weight.flatten(1, 2))
-                    continue
-                grad_mixed = torch.bmm(strip.transpose(1, 2), values[items], out=mixed.flatten(1, 2)).view_as(mixed)
-                for mine, theirs in overlaps(graph, phase, found.weight.shape[2], value.shape[2:]):
-                    grad_weight[theirs] += grad_mixed[mine]
-            if graph.average:
-                continue
-            grad_logits = grad_weight.mul_(found.weight)
-            grad_logits.addcmul_(found.weight, grad_logits.sum(3, keepdim=True), value=-1)
-            if graph.weights == "official":
-                if gamma is not None:
-                    grad_limit = (
-                        torch.mul(grad_logits, found.score, out=mixed if mixed.shape == found.score.shape else None)
-                        .sum(3, keepdim=True)
-                        .neg_()
-                    )
-                grad_score = grad_logits.mul_(found.score.add_(found.edge))
-                if gamma is not None:
-                    mean = found.mean
-                    grad_gamma[items, columns] = (grad_limit * mean).squeeze(3)
-                    grad_beta[items, columns] = -grad_limit.squeeze(3)
-                    grad_score += grad_limit * gamma[items, columns, :, None] / keys.shape[2]
-            else:
-                grad_score = grad_logits
-            grad_score = grad_score.flatten(1, 2)
-            grad_query[items, columns] = (grad_score @ k.transpose(1, 2)).view_as(q)
-            grad_keys[items].baddbmm_(q.flatten(1, 2).transpose(1, 2), grad_score)
-        grad_value = F.fold(grad_values, value.shape[2:], (1, graph.patch), padding=(0, graph.patch // 2))
-        return grad_query, grad_keys.view_as(key), grad_value, grad_gamma, grad_beta, None
-
-
-class Space:
-    """Block-sized buffers that are used again for every block."""
-
-    def __init__(self, like):
-        self.like, self.buffers = like, {}
-
-    def take(self, name, shape):
-        size = math.prod(shape)
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = self.like.new_empty(size)
-        return self.buffers[name][:size].view(shape)
-
-
-def blocks(graph, query, keys):
-    n, wq, hq, _ = query.shape
-    one = hq * keys.shape[2]
-    if wq * one <= graph.max_scores:
-        step = max(1, graph.max_scores // (wq * one))
-        for i in range(0, n, step):
-            yield slice(i, i + step), slice(0, wq)
-    else:
-        step = max(1, graph.max_scores // one)
-        for i in range(n):
-            for c in range(0, wq, step):
-                yield slice(i, i + 1), slice(c, c + step)
-
-
-def limits(gamma, beta, items, columns):
-    return (None, None) if gamma is None else (gamma[items, columns], beta[items, columns])
-
-
-def unfold_columns(value, patch):
-    return F.unfold(value, (1, patch), padding=(0, patch // 2))
-
-
-def fold_columns(strips, size, graph):
-    """(B, 16 p, Wq, H) -> (B, 16, H, W)"""
-    p, s = graph.patch, graph.stride
-    return F.fold(strips.flatten(2), (size[1], size[0]), (p, 1), padding=(p // 2, 0), stride=(s, 1)).transpose(2, 3)
-
-
-def cut_columns(grad, graph):
-    p, s = graph.patch, graph.stride
-    return F.unfold(grad.transpose(2, 3), (p, 1), padding=(p // 2, 0), stride=(s, 1)).unflatten(2, (-1, grad.shape[2]))
-
-
-class Edges(NamedTuple):
-    weight: Tensor
-    edge: Tensor
-    score: Tensor
-    mean: Tensor | None
-
-
-def edges(graph, space, query, keys, gamma, beta):
-    n, c, hq, d = query.shape
-    shape = (n, c, hq, keys.shape[2])
-    score, edge, weight = (space.take(name, shape) for name in ("score", "edge", "weight"))
-    torch.bmm(query.flatten(1, 2), keys, out=score.flatten(1, 2))
-    mean = None
-    if graph.neighbours:
-        top = score.topk(min(graph.neighbours, score.shape[3]), dim=3)
-        edge.zero_().scatter_(3, top.indices, top.values)
-    else:
-        mean = query @ keys.mean(2)[:, None, :, None]
-        limit = gamma[..., None] * mean - beta[..., None]
-        torch.sub(score, limit, out=edge).clamp_min_(0)
-    if graph.average:
-        torch.gt(edge, 0, out=weight)
-        weight /= weight.sum(3, keepdim=True).clamp_min_(1)
-        return Edges(weight, edge, score, mean)
-    logits = torch.mul(score, edge, out=weight) if graph.weights == "official" else edge
-    torch.softmax(logits, 3, out=weight)
-    torch.ops.aten.threshold_backward(weight, edge, 0, grad_input=weight)
-    if graph.weights == "paper":
-        weight /= weight.sum(3, keepdim=True).clamp_min_(1e-30)
-    return Edges(weight, edge, score, mean)
-
-
-def overlaps(graph, phase, rows, size):
-    """Output rows of a phase, key rows -> query rows."""
-    p, s, (height, width) = graph.patch // 2, graph.stride, size
-    count = len(range(phase, height, s))
-    whole = height * width
-    for step in range(-((p - phase) // s), (phase + p) // s + 1):
-        shift = (phase - s * step) * width
-        first, last = max(0, -step), min(count, rows - step)
-        if first < last and abs(shift) < whole:
-            mine = (..., slice(first, last), slice(max(0, shift), whole + min(0, shift)))
-            theirs = (..., slice(first + step, last + step), slice(max(0, -shift), whole + min(0, -shift)))
-            yield mine, theirs
-
-
-def mix(graph, space, weight, phase, size):
-    if phase == 0 and graph.plain:
-        return weight
-    mixed = space.take("mixed", (*weight.shape[:2], len(range(phase, size[0], graph.stride)), weight.shape[3])).zero_()
-    for mine, theirs in overlaps(graph, phase, weight.shape[2], size):
-        mixed[mine] += weight[theirs]
-    return mixed
-
-
-class MGFAM(nn.Module):
-    def __init__(
-        self,
-        width: int = 64,
-        heads: int = 4,
-        patch: int = 7,
-        stride: int = 4,
-        no_threshold: int | bool | None = None,
-        no_graph_attention: bool = False,
-        weights: str = "official",
-        max_scores: int = MAX_SCORES,
-    ):
-        super().__init__()
-        if patch % 2 == 0 or not 1 <= stride <= patch // 2 + 1:
-            raise ValueError(
-                f"patch {patch} must be odd and stride {stride} in 1..{patch // 2 + 1}, else pixels get no patch"
-            )
-        if weights not in ("official", "paper"):
-            raise ValueError(f"weights {weights!r} is not one of official, paper")
-        self.heads, self.patch, self.stride = heads, patch, stride
-        self.neighbours = NEIGHBOURS if no_threshold is True else no_threshold or 0
-        self.average, self.weights, self.max_scores = no_graph_attention, weights, max_scores
-        inner, embedded = heads * HEAD, heads * 4 * patch**2
-        self.edge = conv(width, inner, 3)
-        self.node = conv(width, inner, 1)
-        self.query = nn.Conv2d(inner, embedded, patch, stride, groups=heads)
-        self.key = nn.Conv2d(inner, embedded, patch, padding=patch // 2, groups=heads)
-        self.threshold = None if self.neighbours else nn.Conv2d(width, 2 * heads, patch, stride)
-        self.fuse = conv(inner, width, 1)
-        self.unused = conv(HEAD, heads * width, 1).requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        p, s = self.patch, self.stride
-        graph = Graph(p, s, self.neighbours, self.average, self.weights, self.max_scores)
-        edge, node = self.edge(x).chunk(self.heads, 1), self.node(x).chunk(self.heads, 1)
-        gamma = beta = [None] * self.heads
-        if self.threshold is not None:
-            gamma, beta = self.threshold(pad_same(x, p, s)).transpose(2, 3).unflatten(1, (2, -1)).unbind(1)
-            gamma, beta = gamma.unbind(1), beta.mul(10**0.5 if self.weights == "official" else 1).unbind(1)
-        wq, wk = self.query.weight.chunk(self.heads), self.key.weight.chunk(self.heads)
-        bq, bk = self.query.bias.chunk(self.heads), self.key.bias.chunk(self.heads)
-        out = []
-        root = 10**0.5 if self.weights == "official" else 1
-        for h in range(self.heads):
-            query = (
-                F.relu(F.conv2d(pad_same(edge[h], p, s), wq[h], bq[h], stride=s))
-                .mul(root)
-                .permute(0, 3, 2, 1)
-                .contiguous()
-            )
-            key = F.relu(F.conv2d(edge[h], wk[h], bk[h], padding=p // 2))
-            out.append(Aggregate.apply(query, key, node[h].contiguous(), gamma[h], beta[h], graph))
-        ones = x.new_ones(1, p * p, query.shape[1] * query.shape[2])
-        count = F.fold(ones, x.shape[2:], p, padding=p // 2, stride=s)
-        return x + self.fuse(torch.cat(out, 1) / count)
-
-
-class CES(nn.Module):
-    """Stages of attention with residual blocks between them, each with its own PReLU."""
-
-    def __init__(self, width: int, stages: Sequence[nn.Module], stage_blocks: int):
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*[ResBlock(width, nn.PReLU()) for _ in range(stage_blocks)]) for _ in stages[1:]
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stages[0](x)
-        for blocks, stage in zip(self.blocks, self.stages[1:], strict=True):
-            x = stage(blocks(x))
-        return x
+#: Scores per block that suit the caches of a CPU; `max_scores` is the bound.
+CPU_SCORES = 2**20
 
 
 class DAGL(Trunk):
-    """The network."""
+    """DAGL for denoising, demosaicing and compression artefacts, at the input's size; any H, W >= 1.
+
+    Published: 64 channels, 16 residual blocks (32 for demosaicing), and after half of them three stages of four heads
+    with four residual blocks between consecutive stages. `attention` is "graph", or "nl" or "mhnl" for non-local modules
+    with one head of 64 or four of 16 channels in place of the stages (Table 5). `no_threshold` (Table 5, "w/o THD")
+    is the number of neighbours, `no_graph_attention` is Table 5's "w/o GAT".
+
+    Raises ValueError for options that contradict each other or lie outside their range.
+    """
 
     def __init__(
         self,
@@ -321,26 +96,53 @@ class DAGL(Trunk):
         image_skip: bool = False,
         max_scores: int = MAX_SCORES,
     ):
-        makers = {
-            "graph": lambda: MGFAM(width, heads, patch, stride, no_threshold, no_graph_attention, weights, max_scores),
-            "nl": lambda: NonLocal(width),
-            "mhnl": lambda: NonLocal(width, heads=4),
+        makers: dict[str, Callable[[int], nn.Module]] = {
+            "graph": lambda width: MGFAM(
+                width, heads, patch, stride, no_threshold, no_graph_attention, weights, max_scores
+            ),
+            "nl": NonLocal,
+            "mhnl": lambda width: NonLocal(width, heads=4),
         }
         if attention not in makers:
             raise ValueError(f"attention {attention!r} is not one of {', '.join(makers)}")
+        if attention != "graph" and (no_threshold or no_graph_attention):
+            raise ValueError(f"no_threshold and no_graph_attention belong to attention 'graph', not to {attention!r}")
+        if stages < 1:
+            raise ValueError(f"stages {stages} is not at least 1")
         super().__init__(
             colors,
             width,
             blocks,
             activation=nn.PReLU,
             tie_activation=True,
-            attention=lambda width: CES(width, [makers[attention]() for _ in range(stages)], stage_blocks),
+            attention=lambda width: CES(width, [makers[attention](width) for _ in range(stages)], stage_blocks),
             positions=(blocks // 2,),
             feature_skip=False,
             image_residual=True,
             image_skip=image_skip,
         )
         self.add_mean = nn.Conv2d(3, 3, 1).requires_grad_(False)
+
+    @torch.no_grad()
+    def mechanism(
+        self, image: Tensor, points: Sequence[tuple[int, int]], stage: int = 0, head: int = 0
+    ) -> dict[str, Tensor]:
+        """The graph of one head of one stage; nothing for the non-local forms.
+
+        queries: (points, 2), row and column of the centre of the query patch nearest to each point
+        weights: (points, H, W), its weights, zero where there is no edge
+        kept: (N_q rows, N_q columns), the number of neighbours of every query
+        """
+        module = next(part for part in self.body if isinstance(part, CES)).stages[stage]
+        if not isinstance(module, MGFAM):
+            return {}
+        inputs: list[Tensor] = []
+        hook = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        try:
+            self(image)
+        finally:
+            hook.remove()
+        return module.show(inputs[0], points, head)
 
 
 def attention(
@@ -353,5 +155,349 @@ def attention(
     weights: str = "official",
     max_scores: int = MAX_SCORES,
 ) -> nn.Module:
-    """One M-GFAM stage for the common trunk."""
+    """One stage for the common trunk; its options as in `DAGL`."""
     return MGFAM(width, heads, patch, stride, no_threshold, no_graph_attention, weights, max_scores)
+
+
+class CES(nn.Module):
+    """The stages with residual blocks between consecutive ones, each block with its own slope."""
+
+    def __init__(self, width: int, stages: Sequence[nn.Module], stage_blocks: int):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*[ResBlock(width, nn.PReLU()) for _ in range(stage_blocks)]) for _ in stages[1:]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages[0](x)
+        for blocks, stage in zip(self.blocks, self.stages[1:], strict=True):
+            x = stage(blocks(x))
+        return x
+
+
+class MGFAM(nn.Module):
+    """A stage (multi-head graph feature aggregation): x + fuse(all heads), ``(B, width, H, W)`` to the same.
+
+    The tensors of the heads are stacked along the output channels, head after head; `threshold` has the gammas of all
+    heads, then the betas. Row d of a head's linear layer is output channel d of its part of `query` or `key`.
+
+    Raises ValueError for a patch that is even, a stride that leaves pixels uncovered and an unknown form of weights.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        heads: int = 4,
+        patch: int = 7,
+        stride: int = 4,
+        no_threshold: int | bool | None = None,
+        no_graph_attention: bool = False,
+        weights: str = "official",
+        max_scores: int = MAX_SCORES,
+    ):
+        super().__init__()
+        neighbours = NEIGHBOURS if no_threshold is True else int(no_threshold or 0)
+        if patch % 2 == 0:
+            raise ValueError(f"patch {patch} is not odd")
+        if not 1 <= stride <= patch // 2 + 1:
+            raise ValueError(
+                f"stride {stride} is not in 1..{patch // 2 + 1}, where patches of {patch} cover every pixel"
+            )
+        if weights not in ("official", "paper"):
+            raise ValueError(f"weights {weights!r} is not one of official, paper")
+        if neighbours < 0 or max_scores < 1:
+            raise ValueError(f"no_threshold {no_threshold} or max_scores {max_scores} is negative")
+        self.heads = heads
+        self.graph = Graph(patch, stride, neighbours, no_graph_attention, weights, max_scores)
+        inner, embedded = heads * HEAD, heads * 4 * patch**2
+        self.edge = conv(width, inner, 3)
+        self.node = conv(width, inner, 1)
+        self.query = nn.Conv2d(inner, embedded, patch, stride, groups=heads)
+        self.key = nn.Conv2d(inner, embedded, patch, padding=patch // 2, groups=heads)
+        self.threshold = None if neighbours else nn.Conv2d(width, 2 * heads, patch, stride)
+        self.fuse = conv(inner, width, 1)
+        self.unused = conv(HEAD, heads * width, 1).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One head after the other: without gradients only one head's keys exist at a time, and on CPUs a convolution
+        # without groups is faster.
+        nodes = self.node(x).chunk(self.heads, 1)
+        pasted = [Aggregate.apply(*match, node, self.graph) for match, node in zip(self.match(x), nodes, strict=True)]
+        return x + self.fuse(torch.cat(pasted, 1) / self.graph.coverage(x))
+
+    def match(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
+        """Per head: queries ``(B, columns, rows, 4 p^2)``, keys ``(B, 4 p^2, H, W)``, gammas, betas ``(B, columns, rows)``.
+
+        The query grid is column-major because blocks of queries are whole columns.
+        """
+        patch, stride = self.graph.patch, self.graph.stride
+        root = math.sqrt(10) if self.graph.weights == "official" else 1.0
+        gammas = betas = (None,) * self.heads
+        if self.threshold is not None:
+            limits = self.threshold(pad_same(x, patch, stride)).transpose(2, 3).unflatten(1, (2, self.heads))
+            gammas, betas = limits[:, 0].unbind(1), (root * limits[:, 1]).unbind(1)
+        layers = [tensor.chunk(self.heads) for layer in (self.query, self.key) for tensor in (layer.weight, layer.bias)]
+        for edge, gamma, beta, wq, bq, wk, bk in zip(
+            self.edge(x).chunk(self.heads, 1), gammas, betas, *layers, strict=True
+        ):
+            query = F.relu(F.conv2d(pad_same(edge, patch, stride), wq, bq, stride=stride), inplace=True)
+            key = F.relu(F.conv2d(edge, wk, bk, padding=patch // 2), inplace=True)
+            yield (root * query).permute(0, 3, 2, 1).contiguous(), key, gamma, beta
+
+    def show(self, x: Tensor, points: Sequence[tuple[int, int]], head: int) -> dict[str, Tensor]:
+        """`DAGL.mechanism` for the input ``(1, width, H, W)`` of this stage."""
+        graph, size = self.graph, x.shape[2:]
+        query, key, gamma, beta = list(self.match(x))[head]
+        keys, space = key.flatten(2), Space(query)
+        kept = torch.empty(query.shape[:3], dtype=torch.long, device=x.device)
+        for where in graph.blocks(query, keys):
+            kept[where] = (edges(graph, space, query, keys, gamma, beta, where).strength > 0).sum(3)
+        # centre of query n along an axis: start + n * stride
+        start = torch.tensor([graph.patch // 2 - same_padding(n, graph.patch, graph.stride)[0] for n in size])
+        last = torch.tensor(kept.shape[:0:-1]) - 1
+        nearest = ((torch.tensor(points) - start) / graph.stride).round().long().clamp_min(0).minimum(last)
+        chosen = [
+            edges(
+                graph, space, query, keys, gamma, beta, (slice(0, 1), slice(c, c + 1), slice(r, r + 1))
+            ).weight.clone()
+            for r, c in nearest.tolist()
+        ]
+        weights = torch.cat(chosen).view(-1, *size)
+        return {"queries": start + nearest * graph.stride, "weights": weights, "kept": kept[0].T}
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros (before, after) an axis so that a convolution gives ceil(size / stride) outputs (TensorFlow's "same")."""
+    total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
+    return total // 2, total - total // 2
+
+
+def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """`same_padding` of the last two axes."""
+    return F.pad(x, (*same_padding(x.shape[3], kernel, stride), *same_padding(x.shape[2], kernel, stride)))
+
+
+Block = tuple[slice, slice, slice]  # images, columns and rows of the query grid
+
+
+class Graph(NamedTuple):
+    """How scores become weights and how patches overlap."""
+
+    patch: int
+    stride: int
+    neighbours: int  # 0: as many as the threshold leaves
+    average: bool
+    weights: str
+    max_scores: int
+
+    def blocks(self, query: Tensor, keys: Tensor) -> Iterator[Block]:
+        """Blocks of at most `max_scores` scores, or of one query.
+
+        Several images, else several columns, else, at the price of adding up rows of the output twice, part of a column.
+        """
+        images, columns, rows, _ = query.shape
+        limit = self.max_scores if query.is_cuda else min(self.max_scores, CPU_SCORES)
+        row_step = min(rows, max(1, self.max_scores // keys.shape[2]))
+        column_step = min(columns, max(1, limit // (row_step * keys.shape[2]))) if row_step == rows else 1
+        image_step = max(1, limit // (columns * rows * keys.shape[2])) if column_step == columns else 1
+        for i in range(0, images, image_step):
+            for c in range(0, columns, column_step):
+                for r in range(0, rows, row_step):
+                    yield (
+                        slice(i, min(i + image_step, images)),
+                        slice(c, min(c + column_step, columns)),
+                        slice(r, min(r + row_step, rows)),
+                    )
+
+    def coverage(self, x: Tensor) -> Tensor:
+        """Number of patches over each pixel of ``x``, ``(1, 1, H, W)``."""
+        size, patch, stride = x.shape[2:], self.patch, self.stride
+        queries = math.prod(math.ceil(n / stride) for n in size)
+        return F.fold(x.new_ones(1, patch**2, queries), size, patch, padding=patch // 2, stride=stride)
+
+    def unfold_values(self, value: Tensor) -> Tensor:
+        """``(B, 16, H, W)`` to patches of one row and p columns around every pixel ``(B, 16 p, H W)``."""
+        return F.unfold(value, (1, self.patch), padding=(0, self.patch // 2))
+
+    def fold_values(self, values: Tensor, size: Sequence[int]) -> Tensor:
+        """Transpose of `unfold_values`."""
+        return F.fold(values, size, (1, self.patch), padding=(0, self.patch // 2))
+
+    def fold_strips(self, strips: Tensor, width: int) -> Tensor:
+        """Paste, at every pixel row, patches of one row and p columns: ``(B, 16 p, columns, H)`` to ``(B, 16, H, W)``."""
+        size, kernel = (width, strips.shape[3]), (self.patch, 1)
+        pasted = F.fold(strips.flatten(2), size, kernel, padding=(self.patch // 2, 0), stride=(self.stride, 1))
+        return pasted.transpose(2, 3)
+
+    def unfold_strips(self, image: Tensor) -> Tensor:
+        """Transpose of `fold_strips`."""
+        kernel, padding = (self.patch, 1), (self.patch // 2, 0)
+        strips = F.unfold(image.transpose(2, 3), kernel, padding=padding, stride=(self.stride, 1))
+        return strips.unflatten(2, (-1, image.shape[2]))
+
+    def phases(self, rows: slice, size: Sequence[int]) -> Iterator[Phase]:
+        """The output rows that the patches of the query rows `rows` touch, by their remainder modulo the stride."""
+        half, stride, (height, width) = self.patch // 2, self.stride, size
+        for phase in range(min(stride, height)):
+            steps = range(
+                -((half - phase) // stride), (half + phase) // stride + 1
+            )  # query row - output row, in strides
+            start = max(0, rows.start - steps[-1])
+            stop = min(len(range(phase, height, stride)), rows.stop - steps[0])
+            terms = []
+            for step in steps:
+                first, last = max(start, rows.start - step), min(stop, rows.stop - step)
+                shift = (phase - stride * step) * width
+                if first < last and abs(shift) < height * width:
+                    into = (slice(first - start, last - start), slice(max(0, shift), height * width + min(0, shift)))
+                    of = slice(first + step - rows.start, last + step - rows.start)
+                    terms.append(((..., *into), (..., of, slice(max(0, -shift), height * width + min(0, -shift)))))
+            if terms:
+                out = slice(phase + stride * start, phase + stride * (stop - 1) + 1, stride)
+                yield Phase(out, stop - start, terms, phase == 0 and len(steps) == 1)
+
+
+class Phase(NamedTuple):
+    """Every stride-th row of the output, and the sum of shifted weights G that they need."""
+
+    out: slice  # rows of the output
+    count: int  # their number
+    terms: list[tuple[tuple, tuple]]  # G[..., rows, keys] += weight[..., rows, keys] for these indices
+    plain: bool  # G is the weight itself
+
+
+class Space:
+    """Buffers by name that every block uses again."""
+
+    def __init__(self, like: Tensor):
+        self.like = like
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = self.like.new_empty(size)
+        return self.buffers[name][:size].view(shape)
+
+
+class Edges(NamedTuple):
+    """One block of the graph, all ``(images, columns, rows, keys)``; `mean` of the scores has one key."""
+
+    score: Tensor
+    strength: Tensor  # A
+    weight: Tensor
+    mean: Tensor | None
+
+
+def edges(
+    graph: Graph, space: Space, query: Tensor, keys: Tensor, gamma: Tensor | None, beta: Tensor | None, where: Block
+) -> Edges:
+    """Scores, edges and weights of the block `where`, in buffers of `space`."""
+    query, keys = query[where], keys[where[0]]
+    shape = (*query.shape[:3], keys.shape[2])
+    score, strength, weight = (space(name, *shape) for name in ("score", "strength", "weight"))
+    torch.bmm(query.flatten(1, 2), keys, out=score.flatten(1, 2))
+    mean = None
+    if graph.neighbours:
+        nearest = score.topk(min(graph.neighbours, shape[3]), dim=3)
+        strength.zero_().scatter_(3, nearest.indices, nearest.values)
+    else:
+        mean = query @ keys.mean(2)[:, None, :, None]
+        torch.sub(score, gamma[where][..., None] * mean - beta[where][..., None], out=strength).clamp_min_(0)
+    if graph.average:
+        torch.gt(strength, 0, out=weight)
+        return Edges(score, strength, weight.div_(weight.sum(3, keepdim=True).clamp_min_(1)), mean)
+    official = graph.weights == "official"
+    torch.softmax(torch.mul(score, strength, out=space("sum", *shape)) if official else strength, 3, out=weight)
+    torch.ops.aten.threshold_backward(
+        weight, strength, 0, grad_input=weight
+    )  # zero where there is no edge, in one pass
+    if not official:  # no edge had logit 0, less than any neighbour: the neighbours' share is at least one of all keys
+        weight.div_(weight.sum(3, keepdim=True).clamp_min_(torch.finfo(weight.dtype).tiny))
+    return Edges(score, strength, weight, mean)
+
+
+def add_rows(space: Space, weight: Tensor, phase: Phase) -> Tensor:
+    """G of the module's docstring for the rows of one phase, ``(images, columns, rows, keys)``."""
+    if phase.plain:
+        return weight
+    total = space("sum", *weight.shape[:2], phase.count, weight.shape[3]).zero_()
+    for into, of in phase.terms:
+        total[into] += weight[of]
+    return total
+
+
+class Aggregate(torch.autograd.Function):
+    """Sum of the pasted patches P_i for one head: ``(B, 16, H, W)`` from `MGFAM.match`'s tensors and the node features.
+
+    In float32 at least, under autocast too: a score's rounding is multiplied by the score itself.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, gamma, beta, value, graph):
+        ctx.graph, size = graph, value.shape[2:]
+        ctx.save_for_backward(query, key, gamma, beta, value)
+        query, key, gamma, beta, value = at_least_float32(query, key, gamma, beta, value)
+        with torch.autocast(value.device.type, enabled=False):
+            keys, values, space = key.flatten(2), graph.unfold_values(value), Space(query)
+            strips = value.new_zeros(*values.shape[:2], query.shape[1], size[0])
+            for where in graph.blocks(query, keys):
+                weight = edges(graph, space, query, keys, gamma, beta, where).weight
+                images, columns, rows = where
+                for phase in graph.phases(rows, size):
+                    total = add_rows(space, weight, phase)
+                    patches = values[images] @ total.flatten(1, 2).transpose(1, 2)
+                    strips[images, :, columns, phase.out] += patches.unflatten(2, total.shape[1:3])
+            return graph.fold_strips(strips, size[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        graph, size = ctx.graph, grad.shape[2:]
+        query, key, gamma, beta, value, grad = at_least_float32(*ctx.saved_tensors, grad)
+        threshold = gamma is not None and graph.weights == "official"
+        with torch.autocast(grad.device.type, enabled=False):
+            keys, values, space = key.flatten(2), graph.unfold_values(value), Space(query)
+            strips = graph.unfold_strips(grad)
+            grad_values, grad_query, grad_keys = (torch.zeros_like(t) for t in (values, query, keys))
+            grad_gamma, grad_beta = (torch.zeros_like(gamma), torch.zeros_like(beta)) if threshold else (None, None)
+            for where in graph.blocks(query, keys):
+                images, columns, rows = where
+                found = edges(graph, space, query, keys, gamma, beta, where)
+                grad_weight = space("grad_weight", *found.weight.shape).zero_()
+                for phase in graph.phases(rows, size):
+                    total = add_rows(space, found.weight, phase)
+                    strip = strips[images, :, columns, phase.out].flatten(2)
+                    grad_values[images].baddbmm_(strip, total.flatten(1, 2))
+                    grad_total = grad_weight if phase.plain else total
+                    torch.bmm(strip.transpose(1, 2), values[images], out=grad_total.flatten(1, 2))
+                    if not phase.plain:
+                        for into, of in phase.terms:
+                            grad_weight[of] += grad_total[into]
+                if graph.average:
+                    continue
+                # Both softmaxes: dL = w (dw - sum w dw), for being a neighbour has no gradient; then L = S A or L = A.
+                grad_score = grad_weight.mul_(found.weight)
+                grad_score.addcmul_(found.weight, grad_score.sum(3, keepdim=True), value=-1)
+                if threshold:  # dL/dT = -S
+                    product = torch.mul(grad_score, found.score, out=space("sum", *found.score.shape))
+                    grad_limit = -product.sum(3, keepdim=True)
+                if graph.weights == "official":  # dL/dS = A + S
+                    grad_score *= found.score.add_(found.strength)
+                if threshold:
+                    grad_gamma[where] = (grad_limit * found.mean)[..., 0]
+                    grad_beta[where] = -grad_limit[..., 0]
+                    grad_score += grad_limit * gamma[where][..., None] / keys.shape[2]
+                grad_score = grad_score.flatten(1, 2)
+                grad_query[where] = (grad_score @ keys[images].transpose(1, 2)).view_as(grad_query[where])
+                grad_keys[images].baddbmm_(query[where].flatten(1, 2).transpose(1, 2), grad_score)
+            grad_value = graph.fold_values(grad_values, size)
+        if graph.average:
+            return None, None, None, None, grad_value, None
+        return grad_query, grad_keys.view_as(key), grad_gamma, grad_beta, grad_value, None
+
+
+def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors, in float32 if they were narrower."""
+    return [t if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]

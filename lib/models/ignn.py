@@ -260,14 +260,19 @@ class GraphAggregation(nn.Module):
         graph = build_graph(embedded, small, self.scale, self.neighbours, self.window, self.max_scores)
         pasted = aggregate(x, graph.index, self.scale, self.adapn)
         lr = hr = None
+        difference = self.fold(graph.difference, x.shape[2:])
         if self.branch != "hr":
             down = self.den(pasted.flatten(0, 1)).unflatten(0, pasted.shape[:2])
-            lr = (down * self.weights(self.edges_lr, graph.difference)).sum(1)
+            lr = (down * self.weights(self.edges_lr, difference)).sum(1)
         if self.branch != "lr":
-            weights = self.weights(self.edges_hr, graph.difference).flatten(0, 1)
+            weights = self.weights(self.edges_hr, difference).flatten(0, 1)
             weights = F.interpolate(weights, scale_factor=self.scale, mode="nearest").unflatten(0, pasted.shape[:2])
             hr = (pasted * weights).sum(1)
         return lr, hr
+
+    def fold(self, difference: Tensor, size: Sequence[int]) -> Tensor:
+        """Difference maps ``(B, k, embedded, H, W)`` of a graph."""
+        return spread(difference.flatten(0, 1), size).permute(0, 3, 1, 2).unflatten(0, difference.shape[:2])
 
     def weights(self, edges: nn.Module | None, difference: Tensor) -> Tensor:
         """Weights ``(B, k, 1, H, W)`` of the neighbours, from the difference maps."""
@@ -285,6 +290,7 @@ class GraphAggregation(nn.Module):
         weight_lr, weight_hr ``(P, k)``: edge weights at the pixels, where the branch exists
         """
         graph = build_graph(embedded, small, self.scale, self.neighbours, self.window, self.max_scores)
+        difference = self.fold(graph.difference, embedded.shape[2:])
         rows, columns = torch.tensor(points, device=embedded.device).unbind(1)
         i = (rows // 2).clamp(max=graph.index.shape[2] - 1)
         j = (columns // 2).clamp(max=graph.index.shape[3] - 1)
@@ -298,18 +304,18 @@ class GraphAggregation(nn.Module):
             "distance": graph.distance[0, :, i, j].T,
         }
         if self.branch != "hr":
-            shown["weight_lr"] = self.weights(self.edges_lr, graph.difference)[0, :, 0, rows, columns].T
+            shown["weight_lr"] = self.weights(self.edges_lr, difference)[0, :, 0, rows, columns].T
         if self.branch != "lr":
-            shown["weight_hr"] = self.weights(self.edges_hr, graph.difference)[0, :, 0, rows, columns].T
+            shown["weight_hr"] = self.weights(self.edges_hr, difference)[0, :, 0, rows, columns].T
         return shown
 
 
 class Graph(NamedTuple):
-    """For every query patch its k nearest patches of the smaller image.
+    """For every query patch its k nearest patches of the smaller image, nearest first.
 
-    index ``(B, k, m1, m2)``: number of the patch in the smaller image's grid, row by row, nearest first
+    index ``(B, k, m1, m2)``: number of the patch in the smaller image's grid, row by row
     distance ``(B, k, m1, m2)``: squared Euclidean distance of the embeddings
-    difference ``(B, k, C, H, W)``: D at the small resolution, one number per cell
+    difference ``(B, k, m1, m2, C)``: absolute differences of the embeddings, summed over a patch's positions
     """
 
     index: Tensor
@@ -323,12 +329,13 @@ def build_graph(
 ) -> Graph:
     """Match the 3x3 patches of `embedded` ``(B, C, H, W)`` with those of `small` ``(B, C, H/s, W/s)``."""
     with torch.autocast(embedded.device.type, enabled=False):
-        queries, sons = patches(to_rows(embedded.float()), 1), patches(to_rows(small.float()), 1)
+        queries, sons = (
+            patches(to_rows(t.float()), 1).flatten(4).movedim(0, 3).contiguous() for t in (embedded, small)
+        )
         distance, index = search(queries.flatten(3), sons.flatten(3), scale, neighbours, window, max_scores)
         rows, flat = sons.flatten(0, 2), across_images(index, sons.shape[1] * sons.shape[2])
-        difference = [(rows[flat[:, t]] - queries).abs_().sum((3, 4, 5, 6)) for t in range(neighbours)]
-        difference = spread(torch.stack(difference, 1).flatten(0, 1), embedded.shape[2:])
-    return Graph(index, distance, difference.permute(0, 3, 1, 2).unflatten(0, (-1, neighbours)))
+        difference = [take(rows, chosen).sub_(queries).abs_().sum(3) for chosen in flat.unbind(1)]
+    return Graph(index, distance, torch.stack(difference, 1))
 
 
 def search(
@@ -408,15 +415,15 @@ def to_rows(x: Tensor) -> Tensor:
 
 
 def patches(x: Tensor, scale: int) -> Tensor:
-    """Patches of 3 x 3 cells of s x s pixels, at every second cell: ``(B, m1, m2, 3, 3, s, s, C)``, contiguous.
+    """Patches of 3 x 3 cells of s x s pixels, at every second cell: ``(9, B, m1, m2, s, s, C)``, contiguous.
 
-    x ``(B, H, W, C)``, H and W multiples of s; a last cell of zeros makes up an even number of cells.
+    x ``(B, H, W, C)``, H and W multiples of s; a last row or column of zeros makes up an even number of cells. The nine
+    places of a cell in its patch come first, row by row.
     """
-    x = x.unflatten(2, (-1, scale)).unflatten(1, (-1, scale))  # (B, rows, s, columns, s, C)
-    rows, columns = x.shape[1], x.shape[3]
-    x = F.pad(x, (0, 0, 0, 0, 0, (columns + 1) % 2, 0, 0, 0, (rows + 1) % 2))
-    x = x.unfold(3, 3, 2).unfold(1, 3, 2)  # (B, m1, s, m2, s, C, 3 columns, 3 rows)
-    return x.permute(0, 1, 3, 7, 6, 2, 4, 5).contiguous()
+    x = F.pad(x, (0, 0, 0, scale * (x.shape[2] // scale % 2 == 0), 0, scale * (x.shape[1] // scale % 2 == 0)))
+    x = x.unflatten(2, (-1, scale)).unflatten(1, (-1, scale)).permute(0, 1, 3, 2, 4, 5)  # (B, rows, columns, s, s, C)
+    last = [cells - 2 for cells in x.shape[1:3]]
+    return torch.stack([x[:, u : last[0] + u : 2, v : last[1] + v : 2] for u in range(3) for v in range(3)])
 
 
 def across_images(index: Tensor, count: int) -> Tensor:
@@ -429,9 +436,11 @@ def spread(x: Tensor, size: Sequence[int]) -> Tensor:
 
     Odd cells belong to one patch, even ones lie between two and get their mean, the outermost belong to one again.
     """
-    inner = [2 * m - 1 for m in x.shape[1:3]]
-    cells = F.interpolate(x.permute(0, 3, 1, 2), inner, mode="bilinear", align_corners=True)
-    return F.pad(cells, (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)[:, : size[0], : size[1]]
+    for dim in (1, 2):
+        cell = torch.arange(size[dim - 1], device=x.device)
+        before, after = ((cell - 1) // 2).clamp(min=0), (cell // 2).clamp(max=x.shape[dim] - 1)
+        x = (x.index_select(dim, before) + x.index_select(dim, after)) / 2
+    return x
 
 
 def aggregate(x: Tensor, index: Tensor, scale: int, adapn: bool = True) -> Tensor:
@@ -439,31 +448,39 @@ def aggregate(x: Tensor, index: Tensor, scale: int, adapn: bool = True) -> Tenso
 
     x ``(B, C, H, W)``: gradients flow to it as source and, with `adapn`, through the queries' mean and deviation.
     """
-    features = to_rows(x)
-    source = patches(features, scale)
+    size, features = x.shape[2:], to_rows(x)
     base = deviation = None
     if adapn:
-        source, _, _ = normalised(source)
-        _, mean, deviation = normalised(patches(features, 1))
-        base, deviation = spread(mean, x.shape[2:]), deviation.contiguous()
-    index = across_images(index, source.shape[1] * source.shape[2])
-    table = source.permute(3, 4, 0, 1, 2, 5, 6, 7).flatten(2, 4).contiguous()  # (3, 3, patches, s, s, C)
-    pasted = Paste.apply(table, deviation, base, index, tuple(x.shape[2:]))
+        mean, deviation, _ = statistics(patches(features, 1))
+        base = spread(mean, size)
+    table = son_table(features, scale, adapn)
+    index = across_images(index, table.shape[1] // len(x))
+    pasted = Paste.apply(table, deviation, base, index, tuple(size))
     return pasted.flatten(4, 5).flatten(2, 3).permute(0, 1, 4, 2, 3)
 
 
-def normalised(patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches with mean 0 and deviation 1 in every channel; their means and deviations ``(B, m1, m2, C)``."""
-    axes = (3, 4, 5, 6)
-    variance, mean = torch.var_mean(patch, axes, keepdim=True)
-    deviation = (variance + SMALLEST_VARIANCE).sqrt()
-    return (patch - mean) / deviation, mean.squeeze(axes), deviation.squeeze(axes)
+def son_table(features: Tensor, scale: int, normalised: bool) -> Tensor:
+    """The patches that can be chosen, of all images: ``(9, N, s, s, C)``."""
+    table = patches(features, scale)
+    if normalised:
+        _, deviation, centred = statistics(table)
+        table = centred / deviation[..., None, None, :]
+    return table.flatten(1, 3)
+
+
+def statistics(patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and deviations ``(B, m1, m2, C)`` of patches ``(9, B, m1, m2, s, s, C)``, and the patches less their mean."""
+    count = patch.shape[0] * patch.shape[4] * patch.shape[5]
+    mean = patch.sum(0).flatten(3, 4).sum(3) / count
+    centred = patch - mean[..., None, None, :]
+    variance = centred.square().sum(0).flatten(3, 4).sum(3) / (count - 1)
+    return mean, (variance + SMALLEST_VARIANCE).sqrt(), centred
 
 
 class Paste(torch.autograd.Function):
     """base + the fold of (deviation of the query) x (row of the table), overlaps averaged.
 
-    table ``(3, 3, N, s, s, C)``: the cells of N patches, by their place in the patch
+    table ``(9, N, s, s, C)``: the cells of N patches, by their place in the patch
     deviation ``(B, m1, m2, C)``, base ``(B, H, W, C)``: of the queries, of the cells; both or neither
     index ``(B, k, m1, m2)``: rows of the table; cells: (H, W)
     Returns ``(B, k, H, s, W, s, C)``. Keeps its inputs alone: the backward pass reads the chosen rows again.
@@ -472,57 +489,74 @@ class Paste(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table: Tensor, deviation: Tensor | None, base: Tensor | None, index: Tensor, cells: Sequence[int]):
         ctx.save_for_backward(table, deviation, index)
-        scale, channels = table.shape[3], table.shape[5]
+        scale, channels = table.shape[2], table.shape[4]
         shape = (*index.shape[:2], cells[0], scale, cells[1], scale, channels)
         if base is None:
             pasted = table.new_zeros(shape)
         else:
             pasted = base[:, None, :, None, :, None].expand(shape).clone(memory_format=torch.contiguous_format)
-        for place, target, chosen, factor in places(table, deviation, index, pasted):
-            target.addcmul_(table[place][chosen], factor)
+        for place, own, cells_there, share in places(index.shape[2:], cells, table):
+            factor = factor_of(share, deviation, own, table)
+            for t, chosen in enumerate(index.unbind(1)):
+                there(pasted, t, cells_there).addcmul_(take(table[place], chosen[own]), factor)
         return pasted
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         table, deviation, index = ctx.saved_tensors
-        d_table = torch.zeros_like(table)
-        d_deviation = None if deviation is None else torch.zeros_like(deviation)
-        d_base = None if deviation is None else grad.sum((1, 3, 5))
-        for place, pasted, chosen, factor in places(table, deviation, index, grad):
-            d_table[place].index_add_(0, chosen.flatten(), (pasted * factor).flatten(0, 2))
+        d_table, d_base, d_deviation = torch.zeros_like(table), None, None
+        if deviation is not None:
+            d_base = grad.sum(1).sum(4).sum(2)
+            d_deviation = torch.zeros_like(deviation)
+        for place, own, cells_there, share in places(index.shape[2:], grad.shape[2:6:2], table):
+            factor = factor_of(share, deviation, own, table)
+            product = 0
+            for t, chosen in enumerate(index.unbind(1)):
+                part = there(grad, t, cells_there).contiguous()
+                if deviation is not None:
+                    product = take(table[place], chosen[own]).mul_(part).add_(product)
+                d_table[place].index_add_(0, chosen[own].flatten(), part.mul_(factor).flatten(0, 2))
             if deviation is not None:
-                rows, columns = chosen.shape[1:]
-                share = factor[:, :, :, 0, 0] / deviation[:, :rows, :columns]
-                d_deviation[:, :rows, :columns] += share * (pasted * table[place][chosen]).sum((3, 4))
+                d_deviation[own] += product.flatten(3, 4).sum(3) * share
         return d_table, d_deviation, d_base, None, None
 
 
-def places(table: Tensor, deviation: Tensor | None, index: Tensor, pasted: Tensor) -> Iterator[tuple]:
-    """The nine places of a cell in a patch, for one neighbour at a time.
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows[index]`` for an index of any shape, as a copy of whole rows."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
-    Gives the place, the cells ``(B, rows, columns, s, s, C)`` of `pasted` in that place of some patch (a view), the rows
-    of the table that belong there, and what they are multiplied by: the cell's share in the overlap, times deviation.
+
+def factor_of(share: Tensor, deviation: Tensor | None, own: Sequence[slice], table: Tensor) -> Tensor:
+    """share x deviation to multiply ``(B, rows, columns, s, s, C)`` with; written out along one s, which vectorises."""
+    factor = share if deviation is None else share * deviation[own]
+    return factor[..., None, None, :].expand(*factor.shape[:-1], 1, *table.shape[3:]).contiguous()
+
+
+def places(grid: Sequence[int], cells: Sequence[int], like: Tensor) -> Iterator[tuple]:
+    """The nine places of a cell in a patch: number, the patches (of ``(B, m1, m2)``) that have a cell there on the map,
+    these cells (of ``(H, W)``), and these patches' share in them ``(m1, m2, 1)``.
     """
-    m1, m2 = index.shape[2:]
-    for u in range(3):
-        for v in range(3):
-            down = share_of_patches(u, m1, pasted.shape[2], table)
-            across = share_of_patches(v, m2, pasted.shape[4], table)
-            rows, columns = len(down), len(across)
-            factor = (down[:, None] * across)[None, :, :, None, None, None]
-            if deviation is not None:
-                factor = factor * deviation[:, :rows, :columns, None, None]
-            view = pasted[:, :, u : u + 2 * rows - 1 : 2, :, v : v + 2 * columns - 1 : 2]
-            for t in range(index.shape[1]):
-                yield (u, v), view[:, t].permute(0, 1, 3, 2, 4, 5), index[:, t, :rows, :columns], factor
+    for place in range(9):
+        (rows, map_rows, down), (columns, map_columns, across) = (
+            along_axis(number, count, size, like)
+            for number, count, size in zip(divmod(place, 3), grid, cells, strict=True)
+        )
+        share = (down[:, None] * across)[:, :, None]
+        yield place, (slice(None), rows, columns), (map_rows, map_columns), share
 
 
-def share_of_patches(place: int, count: int, cells: int, like: Tensor) -> Tensor:
-    """Along one axis, the share of each of `count` patches in its cell at `place` (0, 1, 2), where that is on the map."""
+def along_axis(place: int, count: int, cells: int, like: Tensor) -> tuple[slice, slice, Tensor]:
+    """`places` along one axis: half of a patch's outer cells is its neighbour's, except at the ends of the map."""
     share = like.new_full((count,), 1 if place == 1 else 0.5)
     if place != 1:
         share[0 if place == 0 else -1] = 1
-    return share[: len(range(place, cells, 2))]
+    present = min(count, len(range(place, cells, 2)))
+    return slice(present), slice(place, place + 2 * present - 1, 2), share[:present]
+
+
+def there(pasted: Tensor, neighbour: int, cells: Sequence[slice]) -> Tensor:
+    """Cells ``(B, rows, columns, s, s, C)`` of one neighbour's map in ``(B, k, H, s, W, s, C)``, a view."""
+    return pasted[:, neighbour, cells[0], :, cells[1]].permute(0, 1, 3, 2, 4, 5)
 
 
 class Embedding(nn.Module):

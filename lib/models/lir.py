@@ -18,7 +18,9 @@ and the identity by learned numbers:
     AF(x) = Σ_{i<8} α_i K_i * x + α_8 (x - G * x) + β x = K * x - α_8 G * x,   K = Σ_{i<8} α_i K_i + (α_8 + β) δ
 
 so eight convolutions and the identity are one, and the 15 x 15 Gaussian separates into a column and a row. The backward
-pass needs x and dy alone, because <dy, G * x> = <G^T * dy, x> and G^T * dy is part of dx anyway.
+pass needs x and dy alone: dx = K^T dy - α_8 G^T dy, and dα_8 = <dy, x - G x> has <dy, G x> = <G^T dy, x>. With its
+reflected borders G is a symmetric matrix times C, which halves the outermost rows and columns (they have one mirror
+image, the others two): G^T = C G C^-1 is the same blur.
 
 Ours: the padding of any image to whole patches (by its mirror image), and the mirror image also where a map is too
 small for PyTorch's reflect padding: images from 128 x 128 in multiples of 32 are computed as released. The released
@@ -228,10 +230,45 @@ class AdaptiveFilter(nn.Module):
         return torch.einsum("i,ijk->jk", mixture, self.operators)
 
     def forward(self, x: Tensor) -> Tensor:
-        sharp = depthwise(x, self.kernel(), padding=1)
-        column = depthwise(mirror_pad(x, (0, 0, REACH, REACH)), self.gaussian[:, None])
-        blurred = depthwise(mirror_pad(column, (REACH, REACH, 0, 0)), self.gaussian[None, :])
-        return torch.addcmul(sharp, self.alpha[8], blurred, value=-1)
+        with torch.autocast(x.device.type, enabled=False):
+            kernel, weight, gaussian = (t.to(x.dtype) for t in (self.kernel(), self.alpha[8], self.gaussian))
+            return Filter.apply(x.contiguous(memory_format=torch.channels_last), kernel, weight, gaussian)
+
+
+class Filter(torch.autograd.Function):
+    """K * x - weight G * x for ``(B, C, H, W)``, a 3x3 kernel K, and the separable Gaussian's line; keeps x alone."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: Tensor, weight: Tensor, gaussian: Tensor) -> Tensor:
+        ctx.save_for_backward(x, kernel, weight, gaussian)
+        blurred = blur(x, gaussian).mul_(weight)
+        return depthwise(x, kernel, padding=1).sub_(blurred)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel, weight, gaussian = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        blurred = scale_edges_(blur(scale_edges_(grad.clone(), 2), gaussian), 0.5)
+        d_weight = -(blurred * x).sum()
+        kernels = kernel.expand(x.shape[1], 1, 3, 3)
+        d_x, d_kernels, _ = torch.ops.aten.convolution_backward(
+            grad, x, kernels, None, [1, 1], [1, 1], [1, 1], False, [0, 0], x.shape[1], [True, True, False]
+        )
+        return d_x.sub_(blurred.mul_(weight)), d_kernels.sum((0, 1)), d_weight, None
+
+
+def blur(x: Tensor, line: Tensor) -> Tensor:
+    """Convolve with the outer product of `line` with itself, the image continued by reflection."""
+    reach = len(line) // 2
+    x = depthwise(mirror_pad(x, (0, 0, reach, reach)), line[:, None])
+    return depthwise(mirror_pad(x, (reach, reach, 0, 0)), line[None, :])
+
+
+def scale_edges_(x: Tensor, factor: float) -> Tensor:
+    """Multiply the outermost rows and the outermost columns, in place."""
+    for edge in (x[:, :, :1], x[:, :, -1:], x[..., :1], x[..., -1:]):
+        edge.mul_(factor)
+    return x
 
 
 class MergedFilter(nn.Module):

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -229,140 +228,171 @@ def _attend_blocks(query: Tensor, keys: list[Tensor], values: list[Tensor], scal
 class _BlockAttention(torch.autograd.Function):
     """y = box(softmax(factor box(q k) + mask)) v for each image, by blocks of rows of queries.
 
-    query (B, c, H, W), keys (B, c, M), factor (B, M), values (B, C, M), mask (M,) -> (B, C, H, W), for M listed
-    pixels of levels with the given sizes.
+    query (B, c, H, W), keys (B, c, M), factor (B, M), values (B, C, M), mask (M,) -> (B, C, H, W), for M listed pixels
+    of levels with the given sizes.
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
     def forward(ctx, query, keys, factor, values, mask, sizes, max_scores):
         ctx.save_for_backward(query, keys, factor, values, mask)
-        ctx.sizes, ctx.max_scores = sizes, max_scores
-        sweep = _Sweep(query, sizes, max_scores)
-        out = torch.empty_like(query[:, :1]).repeat(1, values.shape[1], 1, 1)
-        for i in range(len(query)):
-            q, v, y = sweep.pad(query[i]), values[i].T, sweep.pad(torch.zeros_like(out[i]))
-            for strip in sweep.strips():
-                paste = strip.box()
-                for block, _, weights in strip.weights(q, keys[i], factor[i], mask):
-                    y[block.behind] += (paste(weights, weights) @ v).view_as(y[block.behind])
-            out[i] = sweep.crop(y)
-        return out
+        ctx.sweep = sweep = _Sweep(query, sizes, max_scores)
+        q, v = sweep.pad(query), values.mT.contiguous()
+        y = q.new_zeros(*q.shape[:3], values.shape[1])
+        for strip in sweep.strips(query):
+            pasted = strip.matrix()
+            paste = _Box(strip.weights, pasted, strip, sizes)
+            for i in range(len(q)):
+                paste.reset()
+                for ahead, behind in strip.run(q[i], keys[i], factor[i], mask):
+                    paste()
+                    y[i][behind] += (pasted @ v[i]).view_as(y[i][behind])
+        return sweep.crop(y)
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx, grad):
         query, keys, factor, values, mask = ctx.saved_tensors
-        sweep = _Sweep(query, ctx.sizes, ctx.max_scores)
-        to_query, to_keys, to_factor, to_values = (torch.zeros_like(t) for t in (query, keys, factor, values))
-        for i in range(len(query)):
-            q, dy, dq = sweep.pad(query[i]), sweep.pad(grad[i]), sweep.pad(to_query[i])
-            for strip in sweep.strips():
-                paste, unpaste, unscore = strip.box(), strip.box(), strip.box()
-                work, pasted = strip.matrix(), strip.matrix()
-                for block, logits, weights in strip.weights(q, keys[i], factor[i], mask):
-                    torch.mm(dy[block.ahead].flatten(0, 1), values[i], out=work)
-                    dw = unpaste(work, work)
-                    dlogits = torch._softmax_backward_data(dw, weights, 1, dw.dtype)
-                    to_factor[i] += (logits.mul_(dlogits)).sum(0)
-                    ds = dlogits.mul_(factor[i])
-                    paste(weights, pasted)
-                    dg = unscore(ds, ds)
-                    to_values[i] += dy[block.behind].flatten(0, 1).T @ pasted
-                    to_keys[i] += q[block.behind].flatten(0, 1).T @ dg
-                    dq[block.behind] += (dg @ keys[i].T).view_as(dq[block.behind])
-            to_query[i] = sweep.crop(dq)
-        return to_query, to_keys, to_factor / factor, to_values, None, None, None
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Some rows of a strip in a padded image: those whose products are computed, and, two boxes later, those done."""
-
-    ahead: tuple[slice, slice]
-    behind: tuple[slice, slice]
+        sweep, sizes = ctx.sweep, ctx.sweep.sizes
+        q, dy = sweep.pad(query), sweep.pad(grad)
+        dq = torch.zeros_like(q)
+        dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
+        for strip in sweep.strips(query):
+            dw, pasted = strip.matrix(), strip.matrix()
+            paste, unpaste = _Box(strip.weights, pasted, strip, sizes), _Box(dw, dw, strip, sizes)
+            unscore = _Box(dw, dw, strip, sizes)
+            for i in range(len(q)):
+                for box in (paste, unpaste, unscore):
+                    box.reset()
+                for ahead, behind in strip.run(q[i], keys[i], factor[i], mask):
+                    torch.mm(dy[i][ahead].flatten(0, 1), values[i], out=dw)
+                    unpaste()
+                    # Softmax: w (dw - sum w dw); then the factor, which multiplied the scores.
+                    dw.mul_(strip.weights)
+                    dlogits = dw.addcmul_(strip.weights, dw.sum(1, keepdim=True), value=-1)
+                    dfactor[i] += strip.logits.mul_(dlogits).sum(0)
+                    dlogits.mul_(factor[i])
+                    unscore()
+                    paste()
+                    dvalues[i].addmm_(dy[i][behind].flatten(0, 1).T, pasted)
+                    dkeys[i].addmm_(q[i][behind].flatten(0, 1).T, dw)
+                    dq[i][behind] += (dw @ keys[i].T).view_as(dq[i][behind])
+        return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None
 
 
 class _Sweep:
     """How the queries of an image are cut: into strips of columns (one, if a row is not too long) and blocks of rows.
 
-    An image is padded with a column on each side and two rows above, as a box needs its neighbours and is known one row
+    An image is padded by a column on each side and by two rows above: a box needs its neighbours, and is known one row
     later than its input.
     """
 
     def __init__(self, query: Tensor, sizes: Sequence[tuple[int, int]], max_scores: int):
         self.height, self.width = query.shape[2:]
-        self.like, self.sizes, self.listed = query, sizes, sum(h * (w + 1) for h, w in sizes)
-        limit = max_scores if query.is_cuda else min(max_scores, CACHED_SCORES)
-        pixels = limit // self.listed
-        self.columns = self.width if pixels >= self.width + 2 else max(1, pixels - 2)
-        self.rows = min(max(1, pixels // (self.columns + 2)), self.height + 2)
+        self.sizes, self.listed = sizes, sum(h * (w + 1) for h, w in sizes)
+        limit = max_scores // self.listed
+        self.columns = self.width if limit >= self.width + 2 else max(1, limit - 2)
+        if not query.is_cuda:
+            limit = min(max_scores, CACHED_SCORES) // self.listed
+        self.rows = min(max(1, limit // (self.columns + 2)), self.height + 2)
         self.blocks = math.ceil((self.height + 2) / self.rows)
 
-    def pad(self, image: Tensor) -> Tensor:
-        """(C, H, W) -> (rows, columns, C)."""
-        return F.pad(image.permute(1, 2, 0), (0, 0, 1, 1, 2, self.blocks * self.rows - self.height))
+    def pad(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, rows, columns, C)."""
+        return F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 2, self.blocks * self.rows - self.height))
 
     def crop(self, padded: Tensor) -> Tensor:
-        return padded[2 : 2 + self.height, 1:-1].permute(2, 0, 1)
+        return padded[:, 2 : 2 + self.height, 1:-1].permute(0, 3, 1, 2)
 
-    def strips(self) -> Iterator[_Strip]:
+    def strips(self, like: Tensor) -> Iterator[_Strip]:
         for start in range(0, self.width, self.columns):
-            yield _Strip(self, start, min(self.columns, self.width - start) + 2)
+            yield _Strip(self, start, min(self.columns, self.width - start) + 2, like)
 
 
 class _Strip:
-    def __init__(self, sweep: _Sweep, start: int, columns: int):
-        self.sweep, self.start, self.columns = sweep, start, columns
+    """Matrices (rows * columns, M) for the queries of a strip."""
+
+    def __init__(self, sweep: _Sweep, start: int, columns: int, like: Tensor):
+        self.sweep, self.start, self.columns, self.like = sweep, start, columns, like
+        self.logits, self.weights = self.matrix(), self.matrix()
+        self.score = _Box(self.logits, self.logits, self, sweep.sizes)
 
     def matrix(self) -> Tensor:
-        return self.sweep.like.new_empty(self.sweep.rows * self.columns, self.sweep.listed)
+        return self.like.new_empty(self.sweep.rows * self.columns, self.sweep.listed)
 
-    def box(self) -> _Box:
-        return _Box(self.sweep.like, self.sweep.rows, self.columns, self.sweep.sizes)
+    def run(self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor) -> Iterator[tuple]:
+        """Leave the logits and weights of one block after the other, of one image, in the matrices of that name.
 
-    def weights(
-        self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor
-    ) -> Iterator[tuple[_Block, Tensor, Tensor]]:
-        """Blocks with their logits and weights (rows * columns, M); weights are 0 outside the strip's own pixels."""
+        A weight outside the strip's own pixels is 0. Yields the indices of the block's pixels in the padded image: those
+        whose products have been made, and, two boxes later, those that are done.
+        """
         rows, columns = self.sweep.rows, slice(self.start, self.start + self.columns)
-        box, logits, weights = self.box(), self.matrix(), self.matrix()
+        grid = self.weights.view(rows, self.columns, -1)
+        self.score.reset()
         for y in range(0, self.sweep.blocks * rows, rows):
-            block = _Block((slice(y + 2, y + 2 + rows), columns), (slice(y, y + rows), columns))
-            torch.mm(query[block.ahead].flatten(0, 1), keys, out=logits)
-            torch.addcmul(mask, box(logits, logits), factor, out=logits)
-            torch.softmax(logits, 1, out=weights)
-            grid = weights.view(rows, self.columns, -1)  # its first row is y - 1 of the image
-            grid[:, 0] = grid[:, -1] = grid[self.sweep.height + 1 - y :] = 0
+            ahead, behind = (slice(y + 2, y + 2 + rows), columns), (slice(y, y + rows), columns)
+            torch.mm(query[ahead].flatten(0, 1), keys, out=self.logits)
+            self.score()
+            torch.addcmul(mask, self.logits, factor, out=self.logits)
+            torch.softmax(self.logits, 1, out=self.weights)
+            grid[:, 0] = 0
+            grid[:, -1] = 0
+            grid[self.sweep.height + 1 - y :] = 0  # grid[0] is row y - 1 of the image
             if y == 0:
                 grid[0] = 0
-            yield block, logits, weights
+            yield ahead, behind
 
 
 class _Box:
-    """box(X)_pj = Σ_d X_{p+d, j+d} of a matrix whose rows come in blocks; the result is one row of pixels behind."""
+    """box(X)_pj = Σ_d X_{p+d, j+d} of a matrix whose rows come in blocks: takes the block in `x` and leaves in `out`,
+    which may be `x`, the boxes of the pixels that are one row before it.
 
-    def __init__(self, like: Tensor, rows: int, columns: int, sizes: Sequence[tuple[int, int]]):
-        self.rows, self.sizes, self.listed = rows, sizes, sum(h * (w + 1) for h, w in sizes)
-        self.lines = like.new_zeros(rows + 2, columns * self.listed)  # two rows are kept from block to block
+    Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it.
+    """
 
-    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        """Take the next rows, give the box of rows from one before them, in `out`, which may be x itself."""
-        for row in (0, 1):
-            self.lines[row] = self.lines[self.rows + row]
-        # Along the columns: the next pixel of both is the next row and the next column of the matrix.
-        x, lines, next_ = x.view(-1), self.lines[2:].view(-1), self.listed + 1
-        torch.add(x[:-next_], x[next_:], out=lines[:-next_])
-        lines[-next_:] = x[-next_:]
-        lines[next_:] += x[:-next_]
-        # Along the rows: the next row of both is `columns` rows and, within a level, its width in columns further.
-        above, here, below = (self.lines[i : i + self.rows].view(-1, self.listed) for i in range(3))
-        start = 0
-        for h, w in self.sizes:
-            level = slice(start, start + h * (w + 1))
-            a, b, c, o = (t[:, level] for t in (above, here, below, out))
-            torch.add(a[:, : -w - 1], b[:, w + 1 :], out=o[:, w + 1 :])
-            o[:, : w + 1] = b[:, : w + 1]
-            o[:, : -w - 1] += c[:, w + 1 :]
-            start = level.stop
-        return out
+    def __init__(self, x: Tensor, out: Tensor, strip: _Strip, sizes: Sequence[tuple[int, int]]):
+        rows, listed = strip.sweep.rows, x.shape[1]
+        line = strip.columns * listed
+        self.lines = x.new_empty(rows + 2, line)
+        if rows == 1:  # the lines change places
+            places = [[self.lines[(turn + i) % 3] for i in range(3)] for turn in range(3)]
+        else:  # the last two lines are copied
+            places = [[self.lines[i : i + rows] for i in range(3)]]
+        self.kept = None if rows == 1 else (self.lines[:2], self.lines[rows:])
+        self.turns, self.turn = [_sums(x, out, *place, sizes) for place in places], 0
+
+    def reset(self) -> None:
+        self.lines.zero_()
+
+    def __call__(self) -> None:
+        if self.kept:
+            self.kept[0].copy_(self.kept[1])
+        for first, second, both, start, starts, last, most in self.turns[self.turn]:
+            torch.add(first, second, out=both)
+            starts.copy_(start)
+            most.add_(last)
+        self.turn = (self.turn + 1) % len(self.turns)
+
+
+def _sums(x: Tensor, out: Tensor, above: Tensor, here: Tensor, below: Tensor, sizes: Sequence) -> list[tuple]:
+    """The sums of three terms that make a box, as views into the buffers."""
+    listed = x.shape[1]
+    # Along the columns: the next pixel of both lists is one row and one column further in the matrix.
+    flat = x.view(1, -1)
+    sums = [_three(flat, flat, flat, below.view(1, -1), listed + 1)]
+    # Along the rows: the rows are in three lines; within a level the next one is its width + 1 columns further.
+    start = 0
+    for h, w in sizes:
+        level = slice(start, start + h * (w + 1))
+        sums.append(_three(*(t.view(-1, listed)[:, level] for t in (above, here, below, out)), w + 1))
+        start = level.stop
+    return sums
+
+
+def _three(before: Tensor, here: Tensor, after: Tensor, out: Tensor, shift: int) -> tuple[Tensor, ...]:
+    """out[:, j] = before[:, j - shift] + here[:, j] + after[:, j + shift], what lies outside being 0."""
+    return (
+        *(here[:, shift:], before[:, :-shift], out[:, shift:]),
+        *(here[:, :shift], out[:, :shift]),
+        *(after[:, shift:], out[:, :-shift]),
+    )

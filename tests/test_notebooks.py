@@ -1,0 +1,46 @@
+"""Notebook sources are stripped and small; executed copies stay within their size."""
+
+import json
+
+import pytest
+
+from lib.params import ROOT, Params
+
+SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXECUTED = sorted((ROOT / "results").glob("*/**/*.ipynb"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_sources_are_stripped_and_cells_short(path):
+    cells = json.loads(path.read_text())["cells"]
+    assert cells[0]["cell_type"] == "markdown" and "".join(cells[0]["source"]).startswith("# ")
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            assert len(cell["source"]) <= 16
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_executed_copies_are_whole_and_within_their_size(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells)
+    assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
+    limit = 150_000 if path.stem in ("train", "evaluate") else 1_000_000
+    assert path.stat().st_size < limit
+
+
+def test_quick_results_stay_under_15_mb():
+    files = [p for p in (ROOT / "results/quick").rglob("*") if p.is_file() and "weights" not in p.parts]
+    assert sum(path.stat().st_size for path in files) < 15_000_000
+
+
+def test_results_belong_to_experiments_that_exist():
+    params = Params(profile="quick")
+    known = {*params.experiments, *params.anchors}
+    for stage in ("train", "evaluate", "weights"):
+        assert {path.name for path in params.results(stage).glob("*") if path.is_dir()} <= known
+
+
+def test_every_study_has_a_report():
+    for study in Params().studies:
+        assert (ROOT / "notebooks" / f"report_{study}.ipynb").exists()

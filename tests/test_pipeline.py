@@ -1,0 +1,235 @@
+"""The pipeline itself, in a temporary clone with a tiny profile: run twice, extended, broken, switched."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.params import ROOT
+
+TINY = """
+  tiny:
+    sets: {train: [sample/train], test: [sample/test]}
+    seeds: [1, 2]
+    evaluation: {crop: 24, tile: 24, overlap: 4, self_ensemble: false}
+    models:
+      edsr: {width: 4, blocks: 1, image_skip: true}
+      dagl: {width: 4, blocks: 2, heads: 1, stages: 1, patch: 3, stride: 2, image_skip: true}
+    training:
+      gray_denoise_25: {steps: 4, batch: 2, crop: 12, lr: 1.0e-3, ema: 0.9}
+"""
+KEPT = ("dagl_gray_denoise_25", "dagl_gray_denoise_25-no_graph_attention", "edsr_gray_denoise_25")
+
+
+class Clone:
+    """A clone of the checkout, with its uncommitted changes, whose params.yaml a test may edit."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        )
+        for name in listed.stdout.splitlines():
+            if not name.startswith("results/") and (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        (folder / "dvc.lock").unlink(missing_ok=True)
+        self.shell("git init -q . && git add -A && git -c user.name=t -c user.email=t@t commit -qm start")
+
+    def shell(self, command: str, check: bool = True) -> subprocess.CompletedProcess:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+        ended = subprocess.run(
+            command, shell=True, cwd=self.folder, env=environment, capture_output=True, text=True, errors="replace"
+        )
+        assert not check or ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+        return ended
+
+    def repro(self, options: str = "") -> list[str]:
+        """Run the study; returns the stages that ran."""
+        return re.findall(r"Running stage '([^']+)'", self.shell(f"python -m lib repro {options}").stdout)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        text = (self.folder / name).read_text()
+        assert old in text
+        (self.folder / name).write_text(text.replace(old, new, 1))
+
+    def changed(self) -> set[str]:
+        """Stages that DVC holds to be out of date."""
+        return set(json.loads(self.shell("dvc status --json").stdout or "{}"))
+
+
+def tiny(text: str) -> str:
+    """params.yaml with the tiny profile in force and only a few of its experiments and the one study."""
+    text = text.replace("profile: quick", "profile: tiny", 1).replace("\nprofiles:\n", f"\nprofiles:{TINY}", 1)
+    head = text.partition("\nanchors:\n")[0]
+    anchors = "  input_gray_denoise_25: {model: input, task: gray_denoise_25}\n"
+    experiments = (
+        "  edsr_gray_denoise_25: {model: edsr, task: gray_denoise_25, recipe: common, repeat: true}\n"
+        "  dagl_gray_denoise_25: {model: dagl, task: gray_denoise_25, recipe: common}\n"
+        "  dagl_gray_denoise_25-no_graph_attention:\n"
+        "    {model: dagl, task: gray_denoise_25, recipe: common, options: {no_graph_attention: true}}\n"
+    )
+    names = "".join(f"      - {name}\n" for name in (*KEPT, "input_gray_denoise_25"))
+    claims = "".join(f"      - [{KEPT[0]}, {name}]\n" for name in KEPT[1:])
+    study = f"  dagl_ablation:\n    experiments:\n{names}    claims:\n{claims}"
+    return f"{head}\nanchors:\n{anchors}\nexperiments:\n{experiments}\nstudies:\n{study}"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    path = clone.folder / "params.yaml"
+    path.write_text(tiny(path.read_text()))
+    ran = clone.repro()
+    assert {f"train@{name}" for name in KEPT} <= set(ran) and "report@dagl_ablation" in ran and "summary" in ran
+    clone.shell("git add -A && git -c user.name=t -c user.email=t@t commit -qm results")
+    return clone
+
+
+def test_one_command_makes_every_result(clone):
+    results = clone.folder / "results/tiny"
+    for name in KEPT:
+        assert (results / "evaluate" / name / "images.csv").exists()
+        assert (results / "weights" / name / "seed_1.safetensors").exists()
+    assert (results / "weights" / KEPT[2] / "seed_2.safetensors").exists()
+    report = json.loads((results / "report/dagl_ablation/report_dagl_ablation.ipynb").read_text())
+    assert any("image/png" in output.get("data", {}) for cell in report["cells"] for output in cell.get("outputs", []))
+    assert (results / "pins/dvc.lock").read_text() == (clone.folder / "dvc.lock").read_text()
+    assert not list((clone.folder / "checkpoints").glob("*"))
+
+
+def test_a_second_run_runs_nothing_and_leaves_git_clean(clone):
+    assert clone.repro() == []
+    assert clone.shell("git status --porcelain").stdout == ""
+
+
+def test_git_holds_results_but_neither_images_nor_weights(clone):
+    tracked = clone.shell("git ls-files").stdout
+    assert "results/tiny/evaluate/edsr_gray_denoise_25/images.csv" in tracked
+    assert "safetensors" not in tracked and ".npy" not in tracked and "machine/" not in tracked
+
+
+def test_the_lock_vouches_for_results_without_images_or_weights(clone, tmp_path):
+    clone.shell(f"git clone -q . {tmp_path / 'bare'}")
+    bare = Clone.__new__(Clone)
+    bare.folder = tmp_path / "bare"
+    assert "Running stage" not in bare.shell("dvc repro --allow-missing --dry").stdout
+    bare.edit("lib/training.py", '"""Training', '"""The training')
+    assert "train@edsr_gray_denoise_25" in bare.shell("dvc repro --allow-missing --dry").stdout
+
+
+def test_training_again_gives_the_same_results(clone):
+    clone.shell("dvc repro --force --single-item train@edsr_gray_denoise_25")
+    clone.shell("dvc repro --force --single-item evaluate@edsr_gray_denoise_25")
+    assert clone.shell("git status --porcelain").stdout == ""
+
+
+def test_code_reaches_the_stages_that_use_it_and_no_others(clone):
+    lib = clone.folder / "lib"
+    for name, touched, untouched in [
+        ("figures.py", "evaluate@edsr_gray_denoise_25", "train@edsr_gray_denoise_25"),
+        ("models/dagl.py", "train@dagl_gray_denoise_25", "train@edsr_gray_denoise_25"),
+        ("published.csv", "tables", "evaluate@edsr_gray_denoise_25"),
+        ("models/edsr.py", "train@edsr_gray_denoise_25", "train@dagl_gray_denoise_25"),
+    ]:
+        before = (lib / name).read_text()
+        (lib / name).write_text(before + "\n")
+        changed = clone.changed()
+        (lib / name).write_text(before)
+        assert touched in changed and untouched not in changed
+    assert clone.changed() == set()
+
+
+def test_what_a_training_notebook_imports_is_what_its_stage_depends_on():
+    """Every module of lib that training loads is a dependency, or hands on values that DVC tracks."""
+    tracked_by_value = {"lib", "lib.params", "lib.progress", "lib.runner"}
+    source = json.loads((ROOT / "notebooks/train.ipynb").read_text())
+    imports = [line for cell in source["cells"] for line in cell["source"] if line.startswith(("import ", "from "))]
+    code = "".join(imports) + "\nimport sys; print(*[m for m in sys.modules if m.partition('.')[0] == 'lib'])"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    depends = (ROOT / "dvc.yaml").read_text().partition("  train:")[2].partition("  evaluate:")[0]
+    files = {re.sub(r"(/__init__)?\.py", "", name).replace("/", ".") for name in re.findall(r"lib/\S+\.py", depends)}
+    assert set(loaded.split()) - tracked_by_value <= files
+
+
+def test_adding_an_experiment_runs_it_alone(clone):
+    clone.edit(
+        "params.yaml",
+        "\nexperiments:\n",
+        "\nexperiments:\n  dagl_gray_denoise_25-heads_2:\n"
+        "    {model: dagl, task: gray_denoise_25, recipe: common, options: {heads: 2}}\n",
+    )
+    clone.edit("params.yaml", f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - dagl_gray_denoise_25-heads_2\n")
+    new = "dagl_gray_denoise_25-heads_2"
+    expected = [f"train@{new}", f"evaluate@{new}", "tables", "report@dagl_ablation", "summary"]
+    assert sorted(clone.repro()) == sorted(expected)
+    assert new in (clone.folder / "results/tiny/tables/dagl_ablation/rows.csv").read_text()
+    clone.shell("git checkout -q . && git clean -fdq")
+
+
+def test_a_mistake_is_reported_before_anything_runs(clone):
+    clone.edit("params.yaml", "{model: edsr, task: gray_denoise_25", "{model: edsr, task: gray_denoize_25")
+    ended = clone.shell("python -m lib repro", check=False)
+    assert ended.returncode == 1 and "Running stage" not in ended.stdout
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: params.yaml: unknown task 'gray_denoize_25'")
+    assert clone.shell("dvc repro", check=False).returncode != 0
+    clone.shell("git checkout -q .")
+
+
+def test_a_failing_notebook_prints_one_line_and_keeps_its_traceback(clone):
+    clone.edit("lib/training.py", "    device = crops.device\n", "    raise TrainingError('the loss is nan')\n")
+    ended = clone.shell("python -m lib run train edsr_gray_denoise_25", check=False)
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert ended.returncode == 1
+    assert errors == [
+        "error: TrainingError: the loss is nan (traceback in results/tiny/train/edsr_gray_denoise_25/train.ipynb)"
+    ]
+    assert "Traceback" in (clone.folder / "results/tiny/train/edsr_gray_denoise_25/train.ipynb").read_text()
+    clone.shell("git checkout -q .")
+
+
+def test_a_stage_whose_code_changes_while_it_runs_fails(clone):
+    source = clone.folder / "lib/degradations.py"
+    clone.edit(
+        "lib/training.py",
+        "    device = crops.device\n",
+        f"    device = crops.device\n    open({str(source)!r}, 'a').write(chr(10))\n",
+    )
+    ended = clone.shell("python -m lib run train edsr_gray_denoise_25", check=False)
+    assert ended.returncode == 1 and "its code changed while it ran; run it again" in ended.stderr
+    clone.shell("git checkout -q .")
+
+
+def test_profiles_switch_there_and_back(clone):
+    path = clone.folder / "params.yaml"
+    kept = path.read_text()
+    lock = (clone.folder / "dvc.lock").read_text()
+    code = "from lib import pipeline; pipeline.switch({!r})"
+    clone.shell(f'python -c "{code.format("quick")}"')
+    assert "profile: quick" in path.read_text() and not (clone.folder / "dvc.lock").exists()
+    clone.shell(f'python -c "{code.format("tiny")}"')
+    assert path.read_text() == kept and (clone.folder / "dvc.lock").read_text() == lock
+    assert clone.repro() == []
+
+
+def test_one_study_alone(clone):
+    shutil.rmtree(clone.folder / "results/tiny/report")
+    assert clone.repro("--study dagl_ablation") == ["report@dagl_ablation"]
+    assert clone.shell("git status --porcelain").stdout == ""
+
+
+def test_results_of_another_machine_are_compared_in_db(clone):
+    path = clone.folder / "results/tiny/evaluate/edsr_gray_denoise_25/images.csv"
+    text = path.read_text()
+    first = re.search(r",(\d+\.\d+),", text)[1]
+    path.write_text(text.replace(first, f"{float(first) + 0.5:.4f}", 1))
+    shown = clone.shell("python -m lib compare").stdout
+    assert "edsr_gray_denoise_25: mean +0.0312 dB, largest 0.5000 dB" in shown
+    assert "dagl_gray_denoise_25: mean +0.0000 dB" in shown
+    clone.shell("git checkout -q .")

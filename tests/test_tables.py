@@ -1,0 +1,93 @@
+"""Numbers to tables, intervals and verdicts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import tables
+
+
+def images(means: dict[str, float], photographs=8, seeds=(1, 2, 3), noise=0.0, spread=0.0) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "experiment": name,
+            "set": "set",
+            "image": f"image{photograph}",
+            "seed": seed,
+            "psnr": mean + photograph + spread * seed + noise * rng.standard_normal(),
+            "ssim": 0.9,
+            "self_similarity": photograph / 10,
+        }
+        for name, mean in means.items()
+        for seed in seeds
+        for photograph in range(photographs)
+    )
+
+
+def test_a_clear_difference_holds_or_contradicts():
+    rows = images({"a": 30.0, "b": 29.0}, noise=0.05)
+    found = tables.claims(rows, (("a", "b"), ("b", "a")), pd.DataFrame({"psnr": {"a": 31.0, "b": 30.5}}))
+    assert list(found.verdict) == [tables.HOLDS, tables.CONTRADICTED]
+    assert found.measured[0] == pytest.approx(1, abs=0.1) and found.published[0] == pytest.approx(0.5)
+    assert found.low[0] < found.measured[0] < found.high[0]
+
+
+def test_a_difference_within_the_seeds_spread_is_not_resolved():
+    rows = images({"a": 30.0, "b": 29.8}, spread=0.2)
+    assert tables.seed_spread(rows) == pytest.approx(0.4)
+    assert list(tables.claims(rows, (("a", "b"),), pd.DataFrame({"psnr": {}})).verdict) == [tables.UNRESOLVED]
+
+
+def test_photographs_that_disagree_leave_a_claim_unresolved():
+    rows = images({"a": 30.0, "b": 29.9}, noise=1.0)
+    assert list(tables.claims(rows, (("a", "b"),), pd.DataFrame({"psnr": {}})).verdict) == [tables.UNRESOLVED]
+
+
+@pytest.mark.parametrize(("photographs", "seeds"), [(7, 3), (8, 2)])
+def test_too_little_draws_no_interval_and_asks_every_photograph(photographs, seeds):
+    assert tables.interval(np.ones(photographs), seeds) is None
+    assert tables.verdict(np.full(photographs, 0.5), seeds, spread=0.1) == tables.HOLDS
+    assert tables.verdict([*np.full(photographs - 1, 0.5), -0.1], seeds, spread=0.1) == tables.UNRESOLVED
+
+
+def test_the_interval_is_students():
+    values = np.arange(10.0)
+    low, high = tables.interval(values, seeds=3)
+    half = 2.2621571628 * values.std(ddof=1) / 10**0.5
+    assert (low, high) == pytest.approx((4.5 - half, 4.5 + half))
+
+
+def test_seeds_of_a_photograph_are_averaged_first():
+    rows = images({"a": 30.0}, photographs=2, spread=1.0)
+    assert tables.photographs(rows)["a"].tolist() == pytest.approx([32, 33])
+
+
+def test_rows_that_were_not_run_stay_in_the_table():
+    rows = images({"a": 30.0})
+    table = tables.compare(rows, ("a", "b"))
+    assert list(table.index) == ["a", "b"] and table.seeds["b"] == 0 and np.isnan(table.psnr["b"])
+    found = tables.claims(rows, (("a", "b"),), pd.DataFrame({"psnr": {}}))
+    assert list(found.verdict) == [tables.NOT_RUN]
+    assert "were not run: a over b" in tables.finding(found, 0.1)
+
+
+def test_collecting_reads_what_exists(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    images({"a": 30.0}).drop(columns="experiment").to_csv(folder / "images.csv", index=False)
+    (folder / "cost.json").write_text('{"parameters": 5}')
+    assert set(tables.collect(tmp_path, ("a", "b")).experiment) == {"a"}
+    assert tables.collect_costs(tmp_path, ("a", "b")).parameters.to_dict() == {"a": 5}
+    assert tables.collect(tmp_path, ("b",)).empty
+
+
+def test_gains_stand_beside_self_similarity():
+    rows = images({"a_t-x": 30.0, "b_t": 29.0})
+    found = tables.gains(rows, (("a_t-x", "b_t"), ("a_t-x", "absent")))
+    assert found.gain.tolist() == pytest.approx([1.0] * 8) and found.self_similarity[3] == 0.3
+
+
+def test_labels_are_for_readers():
+    assert tables.label("dagl_gray_denoise_25-no_threshold") == "dagl: no threshold"
+    assert tables.label("edsr_gray_denoise_25") == "edsr"
