@@ -53,8 +53,8 @@ class Degradation:
 
     def generator(self, images: str, image: str, realisation: int = 0) -> Generator:
         """See `noise_generator`."""
-        what = [type(self).__name__, {key: _plain(value) for key, value in self.drawn().items()}]
-        key = json.dumps([images, image, what, realisation], sort_keys=True)
+        options = {key: _plain(value) for key, value in self.drawn().items()}
+        key = json.dumps([images, image, _name(self), options, realisation], sort_keys=True)
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
         return torch.Generator().manual_seed(seed)
 
@@ -159,7 +159,7 @@ class Jpeg(Degradation):
         8 x 8 grid at a random place, as in a crop from a compressed photograph
 
     The quantisation tables are those of ITU-T T.81 Annex K scaled by the IJG rule: each entry t becomes
-    floor((t S + 50) / 100) in 1..255, S = 5000 / quality below 50, else 200 - 2 quality. MATLAB's imwrite has the same.
+    floor((t S + 50) / 100) in 1..255, S = floor(5000 / quality) below 50, else 200 - 2 quality; as MATLAB's imwrite.
     Gray is compressed as one component; colour as YCbCr with chroma at half size (4:2:0), Pillow's default.
     """
 
@@ -441,12 +441,14 @@ def _store_range(degradation: Degradation, option: str, low: float, high: float)
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high for v in values)
     if not numbers or len(values) > 2 or (len(values) != 1 and values != sorted(values)) or not values:
-        name = next(key for key, kind in DEGRADATIONS.items() if kind is type(degradation))
-        raise DegradationError(
-            f"{name}: {option} is {value!r}; it must be a number from {low} to {high}, or [low, high] in that range"
-        )
+        known = f"a number from {low} to {high}, or [low, high] in that range"
+        raise DegradationError(f"{_name(degradation)}: {option} is {value!r}; it must be {known}")
     stored = float(values[0]) if len(values) == 1 else (float(values[0]), float(values[1]))
     object.__setattr__(degradation, option, stored)
+
+
+def _name(degradation: Degradation) -> str:
+    return next(name for name, kind in DEGRADATIONS.items() if kind is type(degradation))
 
 
 def _check_choice(name: str, option: str, value: str, known: Sequence[str]) -> None:

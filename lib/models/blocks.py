@@ -203,3 +203,10 @@ class NonLocal(nn.Module):
         ]
         mixed = F.scaled_dot_product_attention(*tokens, scale=1.0)
         return x + self.out(mixed.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
+
+
+#: The non-local modules that a trunk can be given by name.
+NON_LOCAL: dict[str, Callable[[int], nn.Module]] = {
+    "nl": lambda width: NonLocal(width),
+    "mhnl": lambda width: NonLocal(width, heads=4),
+}

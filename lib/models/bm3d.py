@@ -35,10 +35,11 @@ class BM3D(blocks.Network):
         self.sigma, self._package = sigma, bm3d
 
     def forward(self, x: Tensor) -> Tensor:
-        images = np.moveaxis(x.detach().cpu().double().numpy(), 1, 3)
-        return torch.from_numpy(np.stack([self._denoise(image) for image in images])).movedim(3, 1).to(x)
+        return torch.stack(
+            [torch.from_numpy(self._denoise(image.numpy())).to(x) for image in x.detach().cpu().double()]
+        )
 
     def _denoise(self, image: np.ndarray) -> np.ndarray:
-        if image.shape[2] == 1:
-            return self._package.bm3d(image[:, :, 0], self.sigma / 255).reshape(image.shape)
-        return self._package.bm3d_rgb(image, self.sigma / 255)
+        if len(image) == 1:
+            return self._package.bm3d(image[0], self.sigma / 255).reshape(image.shape)
+        return np.moveaxis(self._package.bm3d_rgb(np.moveaxis(image, 0, 2), self.sigma / 255), 2, 0)

@@ -50,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import MAX_SCORES, NonLocal, ResBlock, Trunk, conv
+from .blocks import MAX_SCORES, NON_LOCAL, ResBlock, Trunk, conv
 
 #: Channels of a head's edge and node features.
 HEAD = 16
@@ -72,9 +72,10 @@ class DAGL(Trunk):
     """DAGL for denoising, demosaicing and compression artefacts, at the input's size; any H, W >= 1.
 
     Published: 64 channels, 16 residual blocks (32 for demosaicing), and after half of them three stages of four heads
-    with four residual blocks between consecutive stages. `attention` is "graph", or "nl" or "mhnl" for non-local modules
-    with one head of 64 or four of 16 channels in place of the stages (Table 5). `no_threshold` (Table 5, "w/o THD")
-    is the number of neighbours, `no_graph_attention` is Table 5's "w/o GAT".
+    with four residual blocks between consecutive stages. `attention` is "graph" or, for Table 5, "nl" or "mhnl":
+    non-local modules with one head of 64 or four of 16 channels in place of the stages. `no_threshold` is the number of
+    neighbours (Table 5, "w/o THD"), `no_graph_attention` is its "w/o GAT". With `image_skip` every stage, too, starts as
+    the identity.
 
     Raises ValueError for options that contradict each other or lie outside their range.
     """
@@ -100,8 +101,7 @@ class DAGL(Trunk):
             "graph": lambda width: MGFAM(
                 width, heads, patch, stride, no_threshold, no_graph_attention, weights, max_scores
             ),
-            "nl": NonLocal,
-            "mhnl": lambda width: NonLocal(width, heads=4),
+            **NON_LOCAL,
         }
         if attention not in makers:
             raise ValueError(f"attention {attention!r} is not one of {', '.join(makers)}")
@@ -122,6 +122,11 @@ class DAGL(Trunk):
             image_skip=image_skip,
         )
         self.add_mean = nn.Conv2d(3, 3, 1).requires_grad_(False)
+        if image_skip:
+            for stage in self.modules():
+                if isinstance(stage, MGFAM):
+                    nn.init.zeros_(stage.fuse.weight)
+                    nn.init.zeros_(stage.fuse.bias)
 
     @torch.no_grad()
     def mechanism(
@@ -227,9 +232,9 @@ class MGFAM(nn.Module):
         return x + self.fuse(torch.cat(pasted, 1) / self.graph.coverage(x))
 
     def match(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Per head: queries ``(B, columns, rows, 4 p^2)``, keys ``(B, 4 p^2, H, W)``, gammas, betas ``(B, columns, rows)``.
+        """Per head: queries ``(B, columns, rows, 4 p^2)``, keys ``(B, 4 p^2, H, W)``, gamma and beta as the queries.
 
-        The query grid is column-major because blocks of queries are whole columns.
+        Columns of the query grid come first because blocks of queries are whole columns.
         """
         patch, stride = self.graph.patch, self.graph.stride
         root = math.sqrt(10) if self.graph.weights == "official" else 1.0
@@ -245,6 +250,7 @@ class MGFAM(nn.Module):
             key = F.relu(F.conv2d(edge, wk, bk, padding=patch // 2), inplace=True)
             yield (root * query).permute(0, 3, 2, 1).contiguous(), key, gamma, beta
 
+    @torch.no_grad()
     def show(self, x: Tensor, points: Sequence[tuple[int, int]], head: int) -> dict[str, Tensor]:
         """`DAGL.mechanism` for the input ``(1, width, H, W)`` of this stage."""
         graph, size = self.graph, x.shape[2:]
@@ -294,7 +300,7 @@ class Graph(NamedTuple):
     def blocks(self, query: Tensor, keys: Tensor) -> Iterator[Block]:
         """Blocks of at most `max_scores` scores, or of one query.
 
-        Several images, else several columns, else, at the price of adding up rows of the output twice, part of a column.
+        Several images, else several columns, else part of a column, which costs some rows of the output twice.
         """
         images, columns, rows, _ = query.shape
         limit = self.max_scores if query.is_cuda else min(self.max_scores, CPU_SCORES)
@@ -325,7 +331,7 @@ class Graph(NamedTuple):
         return F.fold(values, size, (1, self.patch), padding=(0, self.patch // 2))
 
     def fold_strips(self, strips: Tensor, width: int) -> Tensor:
-        """Paste, at every pixel row, patches of one row and p columns: ``(B, 16 p, columns, H)`` to ``(B, 16, H, W)``."""
+        """Paste, in every pixel row, patches of one row and p columns: ``(B, 16 p, columns, H)``, ``(B, 16, H, W)``."""
         size, kernel = (width, strips.shape[3]), (self.patch, 1)
         pasted = F.fold(strips.flatten(2), size, kernel, padding=(self.patch // 2, 0), stride=(self.stride, 1))
         return pasted.transpose(2, 3)
@@ -340,9 +346,8 @@ class Graph(NamedTuple):
         """The output rows that the patches of the query rows `rows` touch, by their remainder modulo the stride."""
         half, stride, (height, width) = self.patch // 2, self.stride, size
         for phase in range(min(stride, height)):
-            steps = range(
-                -((half - phase) // stride), (half + phase) // stride + 1
-            )  # query row - output row, in strides
+            # query row minus output row, both in strides
+            steps = range(-((half - phase) // stride), (half + phase) // stride + 1)
             start = max(0, rows.start - steps[-1])
             stop = min(len(range(phase, height, stride)), rows.stop - steps[0])
             terms = []

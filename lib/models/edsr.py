@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .blocks import NonLocal, Trunk
+from .blocks import NON_LOCAL, Trunk
 
 
 class EDSR(Trunk):
@@ -30,6 +30,8 @@ class EDSR(Trunk):
         attention: str | Callable[[int], nn.Module] | None = None,
         image_skip: bool = False,
     ):
+        if isinstance(attention, str) and attention not in NON_LOCAL:
+            raise ValueError(f"attention {attention!r} is not one of {', '.join(NON_LOCAL)}")
         super().__init__(
             colors,
             width,
@@ -41,9 +43,3 @@ class EDSR(Trunk):
             image_skip=image_skip,
             mean_shift=True,
         )
-
-
-NON_LOCAL: dict[str, Callable[[int], nn.Module]] = {
-    "nl": lambda width: NonLocal(width),
-    "mhnl": lambda width: NonLocal(width, heads=4),
-}

@@ -10,8 +10,8 @@ fewer pixels get a share), and the softmax's kernel replaced by m positive rando
     y_p = x_p + 0.1 φ(q_p)·(Σ_j φ(key_j) v_j^T) / (φ(q_p)·Σ_j φ(key_j))
 
 so that time and memory are linear in the number of pixels. F (m x d) stacks blocks of orthonormal rows, each row scaled
-by the length of another Gaussian vector. The contrastive loss (ENLCA) separates related from unrelated pixels. With T_i,
-row i of exp(q·key) sorted in descending order:
+by the length of another Gaussian vector. The contrastive loss (ENLCA) separates related from unrelated pixels. With row
+i of exp(q·key) sorted in descending order, T_i:
 
     L_cl = mean_i max(0, margin - log( mean(T_i[positive ranks]) / (mean(T_i[negative ranks]) + 1e-6) ))
 
@@ -165,7 +165,7 @@ class ENLCA(Network):
         self.contrastive_weight, self.contrastive_start = contrastive_weight, contrastive_start
         self.max_scores = max_scores
         # Draw number i of this module is a function of (seed, i): a run that resumes finds the same features.
-        self.seed, self.drawn = int(torch.randint(2**62, ())), 0
+        self.seed, self.drawn = int(torch.randint(2**62, (), device="cpu")), 0
         self.register_buffer("projection_matrix", random_features(features, inner, orthogonal, self._generator()))
         self.contrasts = contrastive and contrastive_start <= 0
         self.loss: Tensor | float = 0.0
@@ -238,10 +238,10 @@ def _shares(scores: Tensor) -> Tensor:
 def random_features(features: int, inner: int, orthogonal: bool, generator: torch.Generator) -> Tensor:
     """F ``(features, inner)``: Gaussian rows, or blocks of up to `inner` orthonormal rows scaled by the lengths of
     other Gaussian rows."""
-    gaussian = torch.randn(features, inner, generator=generator)
+    gaussian = torch.randn(features, inner, generator=generator, device="cpu")
     if not orthogonal:
         return gaussian
-    blocks = torch.randn(math.ceil(features / inner), inner, inner, generator=generator)
+    blocks = torch.randn(math.ceil(features / inner), inner, inner, generator=generator, device="cpu")
     rows = torch.linalg.qr(blocks).Q.mT.flatten(0, 1)[:features]
     return rows * gaussian.norm(dim=1, keepdim=True)
 

@@ -451,7 +451,7 @@ def aggregate(x: Tensor, index: Tensor, scale: int, adapn: bool = True) -> Tenso
     size, features = x.shape[2:], to_rows(x)
     base = deviation = None
     if adapn:
-        mean, deviation, _ = statistics(patches(features, 1))
+        mean, deviation = statistics(patches(features, 1))[:2]
         base = spread(mean, size)
     table = son_table(features, scale, adapn)
     index = across_images(index, table.shape[1] // len(x))
@@ -495,10 +495,9 @@ class Paste(torch.autograd.Function):
             pasted = table.new_zeros(shape)
         else:
             pasted = base[:, None, :, None, :, None].expand(shape).clone(memory_format=torch.contiguous_format)
-        for place, own, cells_there, share in places(index.shape[2:], cells, table):
-            factor = factor_of(share, deviation, own, table)
-            for t, chosen in enumerate(index.unbind(1)):
-                there(pasted, t, cells_there).addcmul_(take(table[place], chosen[own]), factor)
+        for place, own, there, share in places(index.shape[2:], cells, table):
+            chosen = take(table[place], index[:, :, *own])
+            cells_of(pasted, there).addcmul_(chosen, factor_of(share, deviation, own, table))
         return pasted
 
     @staticmethod
@@ -508,16 +507,13 @@ class Paste(torch.autograd.Function):
         if deviation is not None:
             d_base = grad.sum(1).sum(4).sum(2)
             d_deviation = torch.zeros_like(deviation)
-        for place, own, cells_there, share in places(index.shape[2:], grad.shape[2:6:2], table):
-            factor = factor_of(share, deviation, own, table)
-            product = 0
-            for t, chosen in enumerate(index.unbind(1)):
-                part = there(grad, t, cells_there).contiguous()
-                if deviation is not None:
-                    product = take(table[place], chosen[own]).mul_(part).add_(product)
-                d_table[place].index_add_(0, chosen[own].flatten(), part.mul_(factor).flatten(0, 2))
+        for place, own, there, share in places(index.shape[2:], grad.shape[2:6:2], table):
+            chosen, part = index[:, :, *own], cells_of(grad, there).contiguous()
             if deviation is not None:
-                d_deviation[own] += product.flatten(3, 4).sum(3) * share
+                product = take(table[place], chosen).mul_(part).sum(1)
+                d_deviation[:, *own] += product.flatten(3, 4).sum(3) * share
+            part *= factor_of(share, deviation, own, table)
+            d_table[place].index_add_(0, chosen.flatten(), part.flatten(0, 3))
         return d_table, d_deviation, d_base, None, None
 
 
@@ -527,22 +523,21 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def factor_of(share: Tensor, deviation: Tensor | None, own: Sequence[slice], table: Tensor) -> Tensor:
-    """share x deviation to multiply ``(B, rows, columns, s, s, C)`` with; written out along one s, which vectorises."""
-    factor = share if deviation is None else share * deviation[own]
+    """share x deviation, for ``(B, k, rows, columns, s, s, C)``; written out along one s, which vectorises."""
+    factor = share if deviation is None else share * deviation[:, None, *own]
     return factor[..., None, None, :].expand(*factor.shape[:-1], 1, *table.shape[3:]).contiguous()
 
 
 def places(grid: Sequence[int], cells: Sequence[int], like: Tensor) -> Iterator[tuple]:
-    """The nine places of a cell in a patch: number, the patches (of ``(B, m1, m2)``) that have a cell there on the map,
-    these cells (of ``(H, W)``), and these patches' share in them ``(m1, m2, 1)``.
+    """The nine places of a cell in a patch: number, the patches (of the grid m1 x m2) that have a cell there on the map,
+    these cells (of H x W), and these patches' share in them ``(rows, columns, 1)``.
     """
     for place in range(9):
         (rows, map_rows, down), (columns, map_columns, across) = (
             along_axis(number, count, size, like)
             for number, count, size in zip(divmod(place, 3), grid, cells, strict=True)
         )
-        share = (down[:, None] * across)[:, :, None]
-        yield place, (slice(None), rows, columns), (map_rows, map_columns), share
+        yield place, (rows, columns), (map_rows, map_columns), (down[:, None] * across)[:, :, None]
 
 
 def along_axis(place: int, count: int, cells: int, like: Tensor) -> tuple[slice, slice, Tensor]:
@@ -554,9 +549,9 @@ def along_axis(place: int, count: int, cells: int, like: Tensor) -> tuple[slice,
     return slice(present), slice(place, place + 2 * present - 1, 2), share[:present]
 
 
-def there(pasted: Tensor, neighbour: int, cells: Sequence[slice]) -> Tensor:
-    """Cells ``(B, rows, columns, s, s, C)`` of one neighbour's map in ``(B, k, H, s, W, s, C)``, a view."""
-    return pasted[:, neighbour, cells[0], :, cells[1]].permute(0, 1, 3, 2, 4, 5)
+def cells_of(pasted: Tensor, there: Sequence[slice]) -> Tensor:
+    """Cells ``(B, k, rows, columns, s, s, C)`` of ``(B, k, H, s, W, s, C)``, a view."""
+    return pasted[:, :, there[0], :, there[1]].transpose(3, 4)
 
 
 class Embedding(nn.Module):

@@ -261,7 +261,8 @@ def blur(x: Tensor, line: Tensor) -> Tensor:
     """Convolve with the outer product of `line` with itself, the image continued by reflection."""
     reach = len(line) // 2
     x = depthwise(mirror_pad(x, (0, 0, reach, reach)), line[:, None])
-    return depthwise(mirror_pad(x, (reach, reach, 0, 0)), line[None, :])
+    x = mirror_pad(x, (reach, reach, 0, 0))
+    return depthwise(x, line[None, :])
 
 
 def scale_edges_(x: Tensor, factor: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import ModelError, blocks
 
 #: h / sigma for gray and for colour images.
-STRENGTH = {1: 0.65, 3: 0.4}
+STRENGTH = {1: 0.65, 3: 0.5}
 
 
 class NLM(blocks.Network):
@@ -26,7 +26,7 @@ class NLM(blocks.Network):
     sigma: of the noise, on the 0-255 scale
     patch_size: side of a patch in pixels, odd
     patch_distance: largest distance of the compared patches in pixels, along rows and columns
-    h: strength of the filter on the 0-255 scale; None takes 0.65 sigma for gray and 0.4 sigma for colour
+    h: strength of the filter on the 0-255 scale; None takes 0.65 sigma for gray and 0.5 sigma for colour
     """
 
     def __init__(
@@ -41,16 +41,19 @@ class NLM(blocks.Network):
         self.patch_size, self.patch_distance = patch_size, patch_distance
 
     def forward(self, x: Tensor) -> Tensor:
-        images = np.moveaxis(x.detach().cpu().double().numpy(), 1, 3)
-        return torch.from_numpy(np.stack([self._denoise(image) for image in images])).movedim(3, 1).to(x)
+        return torch.stack(
+            [torch.from_numpy(self._denoise(image.numpy())).to(x) for image in x.detach().cpu().double()]
+        )
 
     def _denoise(self, image: np.ndarray) -> np.ndarray:
-        return denoise_nl_means(
-            image,
+        gray = len(image) == 1
+        restored = denoise_nl_means(
+            image[0] if gray else image,
             patch_size=self.patch_size,
             patch_distance=self.patch_distance,
             h=self.h / 255,
             sigma=self.sigma / 255,
             fast_mode=True,
-            channel_axis=2,
+            channel_axis=None if gray else 0,
         )
+        return restored.reshape(image.shape)

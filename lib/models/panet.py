@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -229,7 +230,7 @@ class _BlockAttention(torch.autograd.Function):
     """y = box(softmax(factor box(q k) + mask)) v for each image, by blocks of rows of queries.
 
     query (B, c, H, W), keys (B, c, M), factor (B, M), values (B, C, M), mask (M,) -> (B, C, H, W), for M listed pixels
-    of levels with the given sizes.
+    of levels with the given sizes. Whatever is made of a separator between two rows of keys is multiplied by 0.
     """
 
     @staticmethod
@@ -240,43 +241,47 @@ class _BlockAttention(torch.autograd.Function):
         q, v = sweep.pad(query), values.mT.contiguous()
         y = q.new_zeros(*q.shape[:3], values.shape[1])
         for strip in sweep.strips(query):
-            pasted = strip.matrix()
-            paste = _Box(strip.weights, pasted, strip, sizes)
+            paste = strip.boxes(strip.weights)
             for i in range(len(q)):
-                paste.reset()
-                for ahead, behind in strip.run(q[i], keys[i], factor[i], mask):
-                    paste()
-                    y[i][behind] += (pasted @ v[i]).view_as(y[i][behind])
+                for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
+                    done = y[i][behind].flatten(0, 1)
+                    for box, values_s in zip(paste, v[i].split(sweep.counts), strict=True):
+                        done = done.addmm(box(), values_s)
+                    y[i][behind] = done.view_as(y[i][behind])
         return sweep.crop(y)
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx, grad):
         query, keys, factor, values, mask = ctx.saved_tensors
-        sweep, sizes = ctx.sweep, ctx.sweep.sizes
+        sweep = ctx.sweep
         q, dy = sweep.pad(query), sweep.pad(grad)
         dq = torch.zeros_like(q)
         dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
         for strip in sweep.strips(query):
-            dw, pasted = strip.matrix(), strip.matrix()
-            paste, unpaste = _Box(strip.weights, pasted, strip, sizes), _Box(dw, dw, strip, sizes)
-            unscore = _Box(dw, dw, strip, sizes)
+            dw = strip.matrix()
+            paste, unpaste, unscore = strip.boxes(strip.weights), strip.boxes(), strip.boxes()
+            of_pixels = [strip.logits, strip.weights, dw]
             for i in range(len(q)):
-                for box in (paste, unpaste, unscore):
-                    box.reset()
-                for ahead, behind in strip.run(q[i], keys[i], factor[i], mask):
-                    torch.mm(dy[i][ahead].flatten(0, 1), values[i], out=dw)
-                    unpaste()
-                    # Softmax: w (dw - sum w dw); then the factor, which multiplied the scores.
-                    dw.mul_(strip.weights)
-                    dlogits = dw.addcmul_(strip.weights, dw.sum(1, keepdim=True), value=-1)
-                    dfactor[i] += strip.logits.mul_(dlogits).sum(0)
-                    dlogits.mul_(factor[i])
-                    unscore()
-                    paste()
-                    dvalues[i].addmm_(dy[i][behind].flatten(0, 1).T, pasted)
-                    dkeys[i].addmm_(q[i][behind].flatten(0, 1).T, dw)
-                    dq[i][behind] += (dw @ keys[i].T).view_as(dq[i][behind])
+                of_keys = [keys[i], factor[i][None], values[i], dkeys[i], dfactor[i][None], dvalues[i]]
+                parts = [*zip(*(t.split(sweep.counts, 1) for t in of_pixels + of_keys), strict=True)]
+                for ahead, behind in strip.run(q[i], keys[i], factor[i], mask, [paste, unpaste, unscore]):
+                    dy_ahead, dy_behind = (dy[i][place].flatten(0, 1) for place in (ahead, behind))
+                    q_behind, dq_behind = (t[i][behind].flatten(0, 1) for t in (q, dq))
+                    # Softmax: dlogits = w (dw - sum w dw).
+                    total = 0
+                    for box, (_, w, w_dw, _, _, v, *_) in zip(unpaste, parts, strict=True):
+                        torch.mm(dy_ahead, v, out=box.x)
+                        torch.mul(box(), w, out=w_dw)
+                        total = total + w_dw.sum(1, keepdim=True)
+                    for b, c, (logits, w, w_dw, k, s, _, dk, ds, dv) in zip(paste, unscore, parts, strict=True):
+                        dv.addmm_(dy_behind.T, b())
+                        torch.addcmul(w_dw, w, total, value=-1, out=c.x)
+                        ds += logits.mul_(c.x).sum(0)
+                        c.x.mul_(s)
+                        dk.addmm_(q_behind.T, c())
+                        dq_behind = dq_behind.addmm(c.x, k.T)
+                    dq[i][behind] = dq_behind.view_as(dq[i][behind])
         return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None
 
 
@@ -289,7 +294,8 @@ class _Sweep:
 
     def __init__(self, query: Tensor, sizes: Sequence[tuple[int, int]], max_scores: int):
         self.height, self.width = query.shape[2:]
-        self.sizes, self.listed = sizes, sum(h * (w + 1) for h, w in sizes)
+        self.steps, self.counts = [w + 1 for _, w in sizes], [h * (w + 1) for h, w in sizes]
+        self.listed = sum(self.counts)
         limit = max_scores // self.listed
         self.columns = self.width if limit >= self.width + 2 else max(1, limit - 2)
         if not query.is_cuda:
@@ -310,30 +316,41 @@ class _Sweep:
 
 
 class _Strip:
-    """Matrices (rows * columns, M) for the queries of a strip."""
+    """Matrices (rows * columns, M) for the queries of a strip; what needs one level only goes through one small tile."""
 
     def __init__(self, sweep: _Sweep, start: int, columns: int, like: Tensor):
         self.sweep, self.start, self.columns, self.like = sweep, start, columns, like
         self.logits, self.weights = self.matrix(), self.matrix()
-        self.score = _Box(self.logits, self.logits, self, sweep.sizes)
+        tile = like.new_empty(sweep.rows * columns * max(sweep.counts))
+        self.tiles = [tile[: sweep.rows * columns * count].view(-1, count) for count in sweep.counts]
+        self.score = self.boxes()
 
     def matrix(self) -> Tensor:
         return self.like.new_empty(self.sweep.rows * self.columns, self.sweep.listed)
 
-    def run(self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor) -> Iterator[tuple]:
+    def boxes(self, x: Tensor | None = None) -> list[_Box]:
+        """A box for each level, of the matrix x or of the tile, into the tile."""
+        inputs = self.tiles if x is None else x.split(self.sweep.counts, 1)
+        parts = zip(inputs, self.tiles, self.sweep.steps, strict=True)
+        return [_Box(x, tile, self.sweep.rows, step) for x, tile, step in parts]
+
+    def run(self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor, boxes: Sequence[list[_Box]]) -> Iterator:
         """Leave the logits and weights of one block after the other, of one image, in the matrices of that name.
 
-        A weight outside the strip's own pixels is 0. Yields the indices of the block's pixels in the padded image: those
-        whose products have been made, and, two boxes later, those that are done.
+        A weight outside the strip's own pixels is 0. Yields indices into the padded image: of the pixels whose products
+        have been made, and, two boxes later, of those that are done. The caller's `boxes` forget the image before.
         """
         rows, columns = self.sweep.rows, slice(self.start, self.start + self.columns)
         grid = self.weights.view(rows, self.columns, -1)
-        self.score.reset()
+        levels = [t.split(self.sweep.counts, -1) for t in (keys, factor, mask, self.logits)]
+        for box in chain(self.score, *boxes):
+            box.reset()
         for y in range(0, self.sweep.blocks * rows, rows):
             ahead, behind = (slice(y + 2, y + 2 + rows), columns), (slice(y, y + rows), columns)
-            torch.mm(query[ahead].flatten(0, 1), keys, out=self.logits)
-            self.score()
-            torch.addcmul(mask, self.logits, factor, out=self.logits)
+            q = query[ahead].flatten(0, 1)
+            for box, k, s, m, logits in zip(self.score, *levels, strict=True):
+                torch.mm(q, k, out=box.x)
+                torch.addcmul(m, box(), s, out=logits)
             torch.softmax(self.logits, 1, out=self.weights)
             grid[:, 0] = 0
             grid[:, -1] = 0
@@ -344,55 +361,49 @@ class _Strip:
 
 
 class _Box:
-    """box(X)_pj = Σ_d X_{p+d, j+d} of a matrix whose rows come in blocks: takes the block in `x` and leaves in `out`,
-    which may be `x`, the boxes of the pixels that are one row before it.
+    """box(X)_pj = Σ_d X_{p+d, j+d} for one level and a matrix whose rows come in blocks: takes the block in `x` and
+    gives, in `out` (which may be `x`), the boxes of the pixels that are one row before it.
 
     Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it.
     """
 
-    def __init__(self, x: Tensor, out: Tensor, strip: _Strip, sizes: Sequence[tuple[int, int]]):
-        rows, listed = strip.sweep.rows, x.shape[1]
-        line = strip.columns * listed
-        self.lines = x.new_empty(rows + 2, line)
+    def __init__(self, x: Tensor, out: Tensor, rows: int, step: int):
+        self.x, self.out = x, out
+        self.lines = x.new_empty(rows + 2, len(x) // rows, x.shape[1])
         if rows == 1:  # the lines change places
-            places = [[self.lines[(turn + i) % 3] for i in range(3)] for turn in range(3)]
+            self.kept, places = None, [[self.lines[(turn + i) % 3] for i in range(3)] for turn in range(3)]
         else:  # the last two lines are copied
-            places = [[self.lines[i : i + rows] for i in range(3)]]
-        self.kept = None if rows == 1 else (self.lines[:2], self.lines[rows:])
-        self.turns, self.turn = [_sums(x, out, *place, sizes) for place in places], 0
+            self.kept = self.lines[:2], self.lines[rows:]
+            places = [[self.lines[i : i + rows].flatten(0, 1) for i in range(3)]]
+        # The next pixel of both lists is one row and one column further in the matrix; the next row of pixels is one
+        # line and `step` columns further.
+        self.turns = [
+            (*_three(x, x, x, below, 1, 1), *_three(above, here, below, out, 0, step)) for above, here, below in places
+        ]
 
     def reset(self) -> None:
         self.lines.zero_()
 
-    def __call__(self) -> None:
+    def __call__(self) -> Tensor:
         if self.kept:
             self.kept[0].copy_(self.kept[1])
-        for first, second, both, start, starts, last, most in self.turns[self.turn]:
+        self.turns.append(sums := self.turns.pop(0))
+        for first, second, both, edge, edges, third, all_three in (sums[:7], sums[7:]):
             torch.add(first, second, out=both)
-            starts.copy_(start)
-            most.add_(last)
-        self.turn = (self.turn + 1) % len(self.turns)
+            edges.copy_(edge)
+            all_three.add_(third)
+        return self.out
 
 
-def _sums(x: Tensor, out: Tensor, above: Tensor, here: Tensor, below: Tensor, sizes: Sequence) -> list[tuple]:
-    """The sums of three terms that make a box, as views into the buffers."""
-    listed = x.shape[1]
-    # Along the columns: the next pixel of both lists is one row and one column further in the matrix.
-    flat = x.view(1, -1)
-    sums = [_three(flat, flat, flat, below.view(1, -1), listed + 1)]
-    # Along the rows: the rows are in three lines; within a level the next one is its width + 1 columns further.
-    start = 0
-    for h, w in sizes:
-        level = slice(start, start + h * (w + 1))
-        sums.append(_three(*(t.view(-1, listed)[:, level] for t in (above, here, below, out)), w + 1))
-        start = level.stop
-    return sums
+def _three(before: Tensor, here: Tensor, after: Tensor, out: Tensor, down: int, right: int) -> tuple[Tensor, ...]:
+    """The views for out[p, j] = before[p - down, j - right] + here[p, j] + after[p + down, j + right], 0 outside.
 
-
-def _three(before: Tensor, here: Tensor, after: Tensor, out: Tensor, shift: int) -> tuple[Tensor, ...]:
-    """out[:, j] = before[:, j - shift] + here[:, j] + after[:, j + shift], what lies outside being 0."""
+    A last column is left as it was where down > 0, being a separator's.
+    """
+    rows, columns = out.shape[0] - down, out.shape[1] - right
+    edge = (slice(rows, None),) if down else (slice(None), slice(columns, None))
     return (
-        *(here[:, shift:], before[:, :-shift], out[:, shift:]),
-        *(here[:, :shift], out[:, :shift]),
-        *(after[:, shift:], out[:, :-shift]),
+        *(here[:rows, :columns], after[down:, right:], out[:rows, :columns]),
+        *(here[edge], out[edge]),
+        *(before[:rows, :columns], out[down:, right:]),
     )

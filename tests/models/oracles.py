@@ -1,0 +1,39 @@
+"""Values that the released modules give for a fixed fill of their weights and a fixed input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def fill(tensors: Sequence[Tensor | None], amplitudes: dict[int, float] | None = None) -> None:
+    """Fill tensors, in the order of the released module's state dict, with a sin(1 + 0.61803 i + 7 p).
+
+    a is 0.5 / sqrt(numel / shape[0]) for two or more dimensions, else 0.1, or what `amplitudes` says for position p.
+    None stands for a tensor of the released module that ours does not have.
+    """
+    for p, tensor in enumerate(tensors):
+        if tensor is None:
+            continue
+        a = 0.5 / (tensor.numel() / tensor.shape[0]) ** 0.5 if tensor.ndim > 1 else 0.1
+        a = (amplitudes or {}).get(p, a)
+        index = torch.arange(tensor.numel(), dtype=torch.float64)
+        tensor.data = (a * torch.sin(1 + 0.61803 * index + 7 * p)).float().view(tensor.shape)
+
+
+def wave(*shape: int) -> Tensor:
+    """The input: sin(0.3 + 0.37 i) over the flat index."""
+    index = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    return torch.sin(0.3 + 0.37 * index).float().view(shape)
+
+
+def assert_matches(output: Tensor, mean: float, std: float, absmax: float, values: Sequence[float]) -> None:
+    """Compare mean, population std, largest magnitude and the values at n's 0, 1/7, 1/3, 1/2 and end to 1e-4."""
+    flat = output.detach().double().flatten()
+    n = len(flat)
+    picked = flat[[0, n // 7, n // 3, n // 2, n - 1]]
+    got = torch.cat([torch.stack([flat.mean(), flat.std(correction=0), flat.abs().max()]), picked])
+    expected = torch.tensor([mean, std, absmax, *values], dtype=torch.float64)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)  # the rows are printed with six decimals

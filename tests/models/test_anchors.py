@@ -1,0 +1,143 @@
+"""What every table is read against: the input, bicubic, non-local means, BM3D and DnCNN."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from lib import degradations, models
+from lib.models.bm3d import NotInstalledError
+from lib.protocol import Protocol
+
+
+def photographs(colors: int, side: int = 64) -> torch.Tensor:
+    """Two different parts of one photograph, ``(2, colors, side, side)``."""
+    chelsea = torch.from_numpy(data.chelsea()).movedim(2, 0)[:colors].float() / 255
+    return torch.stack([chelsea[:, a : a + side, a : a + side] for a in (40, 140)])
+
+
+def noisy(clean: torch.Tensor, sigma: float = 25) -> torch.Tensor:
+    return degradations.build("gaussian_noise", sigma=sigma)(clean, torch.Generator().manual_seed(0))
+
+
+def db(restored: torch.Tensor, clean: torch.Tensor) -> float:
+    return -10 * float((restored.clamp(0, 1) - clean).square().mean().log10())
+
+
+@pytest.mark.parametrize("name", ["input", "nlm", "dncnn"])
+@pytest.mark.parametrize("colors", [1, 3])
+def test_any_size_and_a_batch_is_its_images_one_by_one(name, colors):
+    options = {"colors": colors} if name != "input" else {}
+    options |= {"width": 8, "depth": 3} if name == "dncnn" else {}
+    network = models.build(name, **options).eval()
+    with torch.inference_mode():
+        assert network(torch.rand(1, colors, 61, 83)).shape == (1, colors, 61, 83)
+        batch = noisy(photographs(colors, 48))
+        alone = torch.cat([network(image[None]) for image in batch])
+        assert torch.allclose(network(batch), alone, atol=1e-6)
+
+
+def test_input_returns_its_input():
+    x = torch.rand(1, 3, 5, 7)
+    assert models.build("input")(x) is x
+    with pytest.raises(models.ModelError, match="name model 'bicubic'"):
+        models.build("input", scale=2)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_bicubic_undoes_a_downscaling_as_far_as_it_can(scale):
+    clean = photographs(3, 96)
+    enlarged = models.build("bicubic", scale=scale)(degradations.resize(clean, down=scale))
+    assert enlarged.shape == clean.shape
+    assert db(enlarged, clean) > 25
+    with pytest.raises(models.ModelError, match="'bicubic' has no scale 1"):
+        models.build("bicubic", scale=1)
+
+
+@pytest.mark.parametrize(("colors", "gain"), [(1, 7.5), (3, 7.5)])
+def test_nlm_denoises(colors, gain):
+    clean = photographs(colors, 128)
+    given = noisy(clean)
+    restored = models.build("nlm", colors=colors)(given)
+    assert restored.dtype == torch.float32
+    assert db(restored, clean) > db(given, clean) + gain
+    for options in ({"h": 5}, {"h": 60}, {"sigma": 5}):
+        assert db(models.build("nlm", colors=colors, **options)(given), clean) < db(restored, clean)
+
+
+def test_nlm_refuses():
+    with pytest.raises(models.ModelError, match="no sigma 0"):
+        models.build("nlm", sigma=0)
+    with pytest.raises(models.ModelError, match="no colors 2"):
+        models.build("nlm", colors=2)
+
+
+def test_bm3d_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    with pytest.raises(NotInstalledError, match="needs the package bm3d") as error:
+        models.build("bm3d")
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, models.ModelError)
+    assert isinstance(error.value, ImportError)
+
+
+def test_bm3d_hands_images_to_the_package(monkeypatch):
+    seen = []
+
+    def record(name):
+        return lambda image, sigma: seen.append((name, image.shape, sigma)) or image / 2
+
+    package = types.SimpleNamespace(bm3d=record("gray"), bm3d_rgb=record("colour"))
+    monkeypatch.setitem(sys.modules, "bm3d", package)
+    network = models.build("bm3d", sigma=51)
+    for colors in (1, 3):
+        x = torch.rand(2, colors, 9, 11)
+        assert torch.allclose(network(x), x / 2)
+    assert seen == [("gray", (9, 11), 0.2)] * 2 + [("colour", (9, 11, 3), 0.2)] * 2
+
+
+def test_dncnn_is_the_published_network():
+    state = models.build("dncnn").state_dict()
+    assert list(state) == [f"model.{2 * i}.{kind}" for i in range(17) for kind in ("weight", "bias")]
+    assert sum(tensor.numel() for tensor in state.values()) == 555_137
+    assert tuple(state["model.0.weight"].shape) == (64, 1, 3, 3)
+    assert tuple(state["model.32.weight"].shape) == (1, 64, 3, 3)
+
+
+def test_dncnn_predicts_the_noise():
+    network = models.build("dncnn", colors=3, width=8, depth=4)
+    x = torch.rand(1, 3, 12, 12)
+    assert torch.equal(network(x), x - network.model(x))
+    assert torch.equal(models.build("dncnn", width=8, depth=3, image_skip=True)(x[:, :1]), x[:, :1])
+
+
+def test_every_tensor_of_dncnn_has_a_gradient():
+    network = models.build("dncnn", width=8, depth=5)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    network(torch.rand(1, 1, 16, 16)).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize(("image", "published"), [("01", 30.18), ("02", 33.06), ("03", 30.87)])
+def test_dncnn_with_published_weights(mirror, image, published):
+    """Cameraman, house and peppers at sigma 25; one noise realisation is worth up to 0.1 dB on a small image."""
+    weights: Path = mirror.parent / "weights" / "dncnn_25.pth"
+    if not weights.is_file():
+        pytest.skip(f"no {weights.name} beside the mirror")
+    network = models.build("dncnn").eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    pixels = np.asarray(Image.open(mirror / "set12" / f"{image}.webp").convert("RGB"))[:, :, 0]
+    clean = torch.from_numpy(pixels.copy()).float()[None, None] / 255
+    options = {"name": "gaussian_noise", "sigma": 25, "noise": "kair"}
+    given = degradations.build(**options)(clean, degradations.noise_generator("set12", image, options))
+    with torch.inference_mode():
+        restored = network(given)
+    assert Protocol("gray", quantise=True).measure(restored, clean)["psnr"] == pytest.approx(published, abs=0.1)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.reference.nonlocal_ import reference
+from lib.models import NETWORKS, ModelError, build, check_options
+from lib.models.blocks import DIV2K_MEAN, Network, NonLocal, ResBlock, Trunk, Upsampler, conv
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def random_(module: nn.Module, scale: float = 0.1) -> nn.Module:
+    for tensor in module.parameters():
+        tensor.data.normal_(0, scale)
+    return module
+
+
+def test_parameters_of_edsr():
+    assert count(build("edsr", scale=2)) == 1_369_859  # 3->64, 16 x 2 x 64->64, 64->64, 64->256, 64->3
+    assert count(build("edsr", scale=4)) == 1_517_571
+    assert count(build("edsr", scale=2, width=256, blocks=32, res_scale=0.1)) == 40_729_603
+    assert count(NonLocal(64)) == count(NonLocal(64, heads=4)) == 4 * 65 * 64
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("image_skip", [False, True])
+def test_trunk_takes_any_size_and_batch(scale, image_skip):
+    torch.manual_seed(0)
+    network = random_(build("edsr", scale=scale, width=4, blocks=2, image_skip=image_skip)).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 61, 83)).shape == (1, 3, 61 * scale, 83 * scale)
+        batch = torch.rand(2, 3, 128, 96)
+        for image, out in zip(batch, network(batch), strict=True):
+            torch.testing.assert_close(network(image[None])[0], out, rtol=1e-5, atol=1e-5)
+        assert network(torch.rand(1, 3, 1, 1)).shape == (1, 3, scale, scale)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_image_skip_starts_at_the_enlarged_input(scale):
+    ramp = torch.linspace(0, 1, 24).expand(1, 3, 20, 24)
+    out = build("edsr", scale=scale, width=4, blocks=1, image_skip=True)(ramp)
+    if scale == 1:
+        torch.testing.assert_close(out, ramp)
+    inside = out[..., 8 * scale : 12 * scale, 8 * scale : 16 * scale]  # away from the borders a ramp stays a ramp
+    expected = (torch.arange(8 * scale, 16 * scale) + 0.5) / scale - 0.5
+    torch.testing.assert_close(inside, (expected / 23).expand_as(inside), rtol=0, atol=1e-5)
+
+
+def test_mean_colour_is_taken_away_and_added():
+    network = build("edsr", width=4, blocks=1)
+    network.tail.weight.data.zero_()
+    network.tail.bias.data.zero_()
+    out = network(torch.rand(1, 3, 5, 6))
+    torch.testing.assert_close(out, torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1).expand_as(out))
+    seen = []
+    network.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    network(torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1).expand(1, 3, 5, 6))
+    assert seen[0].abs().max() < 1e-6
+    assert build("edsr", colors=1).mean.tolist() == [[[[0.0]]]]
+
+
+def test_trunk_is_what_its_options_say():
+    torch.manual_seed(1)
+    x = torch.rand(1, 1, 6, 5)
+    trunk = random_(
+        Trunk(1, 4, 2, attention=lambda width: conv(width, width), positions=(0, 1, 2), image_residual=True)
+    )
+    assert [type(part) for part in trunk.body] == [nn.Conv2d, ResBlock, nn.Conv2d, ResBlock, nn.Conv2d, nn.Conv2d]
+    features = trunk.head(x)
+    torch.testing.assert_close(trunk(x), x + trunk.tail(trunk.body(features) + features))
+    plain = random_(Trunk(1, 4, 2, feature_skip=False))
+    torch.testing.assert_close(plain(x), plain.tail(plain.body(plain.head(x))))
+
+
+@pytest.mark.parametrize(("tied", "slopes"), [(True, 1), (False, 3)])
+def test_activations_are_tied_on_request(tied, slopes):
+    trunk = Trunk(1, 4, 3, activation=nn.PReLU, tie_activation=tied)
+    assert len({id(m) for m in trunk.modules() if isinstance(m, nn.PReLU)}) == slopes
+    assert sum(p.numel() == 1 and p.ndim == 1 for p in [*trunk.body.parameters()]) == slopes
+
+
+def test_res_scale_scales_the_branch():
+    torch.manual_seed(2)
+    block, x = ResBlock(3, nn.ReLU(), 0.1), torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(block(x), x + 0.1 * block.body(x))
+
+
+def test_upsampler_multiplies_the_size():
+    for scale, layers in ((1, 0), (2, 2), (3, 2), (4, 4)):
+        up = Upsampler(4, scale)
+        assert len(up) == layers and up(torch.rand(1, 4, 5, 3)).shape == (1, 4, 5 * scale, 3 * scale)
+    with pytest.raises(ValueError, match="scale 5 is not one of 1, 2, 3, 4"):
+        Upsampler(4, 5)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("size", [(16, 12), (7, 13), (1, 1)])
+def test_non_local_equals_the_full_score_matrix(heads, size):
+    torch.manual_seed(3)
+    module = random_(NonLocal(6, inner=8, heads=heads), 0.5)
+    x, direction = torch.randn(2, 2, 6, *size).unbind(0)
+    found = []
+    for function in (module, lambda x: reference(module, x)):
+        module.zero_grad()
+        y = function(leaf := x.clone().requires_grad_())
+        (y * direction).sum().backward()
+        found.append([y.detach(), leaf.grad] + [p.grad.clone() for p in module.parameters()])
+    scale = max(gradient.norm() for gradient in found[1][2:])
+    assert (found[0][0] - found[1][0]).norm() <= 1e-5 * found[1][0].norm()
+    for a, b in zip(found[0][1:], found[1][1:], strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6 * scale
+
+
+def test_non_local_by_hand():
+    """One channel, two pixels: out = x + softmax(q k) v, without 1/sqrt(d)."""
+    module = NonLocal(1, inner=1)
+    for layer, value in ((module.query, 2.0), (module.key, 3.0), (module.value, 5.0), (module.out, 7.0)):
+        layer.weight.data.fill_(value)
+        layer.bias.data.zero_()
+    x = torch.tensor([0.1, 0.4])
+    weights = torch.softmax(6 * x[:, None] * x[None], 1)
+    torch.testing.assert_close(module(x.view(1, 1, 1, 2)).flatten(), x + 35 * weights @ x)
+
+
+def test_non_local_never_holds_the_score_matrix():
+    module, x = NonLocal(8, inner=8), torch.randn(1, 8, 40, 50, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        module(x).sum().backward()
+    assert max(event.cpu_memory_usage for event in profile.events()) < 4 * 2000**2 / 4
+
+
+def test_non_local_gradients_are_those_of_the_function():
+    torch.manual_seed(4)
+    module = random_(NonLocal(3, inner=4, heads=2).double(), 0.5)
+    x = torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *_: module(x), (x, *module.parameters()))
+
+
+def test_every_tensor_of_edsr_gets_a_gradient():
+    torch.manual_seed(5)
+    for options in ({}, {"scale": 2}, {"attention": "nl"}, {"attention": "mhnl"}, {"image_skip": True}):
+        network = random_(build("edsr", width=4, blocks=2, **options))
+        network(torch.rand(2, 3, 9, 8)).square().mean().backward()
+        for name, tensor in network.named_parameters():
+            if not name.endswith("key.bias"):  # a softmax does not see what all keys share
+                assert tensor.grad.abs().max() > 0, (options, name)
+
+
+def test_attention_stands_in_the_middle():
+    assert isinstance(build("edsr", width=4, blocks=4, attention="mhnl").body[2], NonLocal)
+    assert build("edsr", width=4, blocks=4, attention="mhnl").body[2].heads == 4
+
+
+def test_network_without_anything_special():
+    network = Network()
+    network.start_step(0.5, torch.Generator())
+    assert network.auxiliary_loss() == 0.0 and network.mechanism(torch.rand(1, 1, 4, 4), [(0, 0)]) == {}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_name_is_a_network(name):
+    assert check_options(name, {}) == set()
+
+
+def test_unknown_names_and_options_are_listed():
+    with pytest.raises(ModelError, match=r"unknown model 'dgal'; known: .*dagl, .*edsr"):
+        build("dgal")
+    with pytest.raises(ModelError, match=r"unknown option 'widht' of model 'edsr'; known: .*blocks.*width"):
+        build("edsr", widht=4)
+    with pytest.raises(ModelError, match="model 'edsr' has no attention module for the common trunk"):
+        build("edsr", common_trunk=True)
+    with pytest.raises(ModelError, match=r"unknown option 'attention'"):
+        build("dagl", common_trunk=True, attention="nl")
+    with pytest.raises(ModelError, match=r"unknown option 'stages' of model 'dagl'; known: .*heads"):
+        build("dagl", common_trunk=True, stages=2)
+    with pytest.raises(ValueError, match="attention 'graph' is not one of nl, mhnl"):
+        build("edsr", attention="graph")
+    with pytest.raises(ValueError, match=r"positions \[5\] do not all lie in 0..2"):
+        Trunk(1, 4, 2, attention=NonLocal, positions=(5,))
+    with pytest.raises(ValueError, match="inner 10 is not a multiple of heads 4"):
+        NonLocal(4, inner=10, heads=4)
+
+
+def test_options_go_to_the_trunk_and_to_the_module():
+    network = build("dagl", common_trunk=True, colors=1, width=8, blocks=2, heads=1, patch=3, stride=2)
+    assert network.body[1].heads == 1 and len(network.body) == 4
+    assert check_options("dagl", {"common_trunk": True, "heads": 2, "width": 4}) >= {"heads", "patch"}

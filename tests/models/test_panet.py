@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import assert_matches, fill, wave
+
+from benchmarks.reference.panet import reference
+from lib.models import build
+from lib.models.panet import CACHED_SCORES, UNUSED, PANet, PyramidAttention, _Sweep
+
+CASES = {
+    "64 channels": (
+        {"width": 64, "reduction": 2},
+        (1, 64, 16, 20),
+        (0.100535, 0.719042, 1.523205, (0.385399, 1.073410, 0.213286, 0.424077, 0.129878)),
+    ),
+    "one level": (
+        {"width": 64, "reduction": 2, "scales": (1,)},
+        (1, 64, 16, 20),
+        (0.100375, 0.719584, 1.529690, (0.406758, 1.075298, 0.212827, 0.399024, 0.149490)),
+    ),
+    "256 channels": (
+        {"width": 256, "reduction": 8, "identity_scale": 0.1},
+        (1, 256, 12, 12),
+        (0.052440, 0.103118, 0.300261, (0.069189, 0.068396, -0.026973, 0.018276, -0.017959)),
+    ),
+}
+
+
+def official(module: PyramidAttention) -> list:
+    tensors = [None]  # escape_NaN
+    for embedding in (module.theta, module.g, module.f):
+        tensors += [embedding[0].weight, embedding[0].bias, embedding[1].weight]
+    return tensors
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("max_scores", [2**23, 2**14])
+def test_agrees_with_the_released_module(case, max_scores):
+    options, shape, row = CASES[case]
+    module = PyramidAttention(**options, max_scores=max_scores)
+    fill(official(module))
+    assert_matches(module(wave(*shape)), *row)
+    assert_matches(reference(module, wave(*shape)), *row)
+
+
+def randomised(module, scale=0.3):
+    for tensor in module.parameters():
+        tensor.data.normal_(0, scale)
+    return module
+
+
+def outputs_and_gradients(function, module, x, direction):
+    module.zero_grad()
+    x = x.clone().requires_grad_()
+    y = function(x)
+    (y * direction).sum().backward()
+    return [y.detach(), x.grad] + [p.grad.clone() for p in module.parameters()]
+
+
+@pytest.mark.parametrize("max_scores", [2**23, 40_000, 9_000, 1])
+@pytest.mark.parametrize("patch", [1, 3])
+@pytest.mark.parametrize(("size", "scales"), [((17, 13), (1, 0.9, 0.8, 0.7, 0.6)), ((5, 8), (1,)), ((9, 31), (0.7,))])
+def test_equals_the_full_score_matrix(size, scales, patch, max_scores):
+    torch.manual_seed(0)
+    module = randomised(PyramidAttention(8, scales=scales, patch=patch, max_scores=max_scores))
+    x, direction = torch.randn(2, 8, *size), torch.randn(2, 8, *size)
+    ours = outputs_and_gradients(module, module, x, direction)
+    plain = outputs_and_gradients(lambda x: reference(module, x), module, x, direction)
+    assert (ours[0] - plain[0]).norm() <= 1e-5 * plain[0].norm()
+    largest = max(g.norm() for g in plain[2:])
+    for a, b in zip(ours[1:], plain[1:], strict=True):
+        # The softmax sees only differences: some biases' gradients are nearly zero and consist of rounding.
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6 * largest
+
+
+@pytest.mark.parametrize("max_scores", [2**23, 300])
+def test_gradients_are_those_of_the_function(max_scores):
+    torch.manual_seed(1)
+    module = randomised(PyramidAttention(4, scales=(1, 0.7), softmax_scale=3, max_scores=max_scores).double())
+    x = torch.randn(2, 4, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: module(x), (x, *module.parameters()))
+
+
+def test_blocks_hold_no_more_scores_than_allowed():
+    sizes = [(64, 64), (32, 32)]
+    for limit in (1, 10**5, 10**6, 2**23):
+        sweep = _Sweep(torch.empty(1, 4, 64, 64), sizes, limit)
+        held = sweep.rows * (sweep.columns + 2) * sweep.listed
+        assert held <= max(limit, 3 * sweep.listed)
+        assert sweep.rows == 1 or held <= CACHED_SCORES
+    assert sweep.columns == 64
+
+
+def test_a_key_of_zeros_gives_finite_gradients():
+    module = PyramidAttention(8)
+    module.g[0].weight.data.zero_()
+    module.g[0].bias.data.zero_()
+    x = torch.randn(1, 8, 6, 6, requires_grad=True)
+    module(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def parameters(network) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_parameters_of_the_published_networks():
+    assert parameters(PANet()) == 5_957_279
+    assert parameters(PANet(colors=1)) == 5_954_973
+    assert parameters(PyramidAttention(64)) == 8_323
+    assert parameters(PyramidAttention(256, 8)) == 82_243
+    assert [parameters(PANet(scale=s)) for s in (2, 3, 4)] == [40_811_870, 43_762_270, 43_172_190]
+
+
+def test_one_prelu_serves_all_residual_blocks():
+    network = PANet(width=8, blocks=6)
+    assert len({id(m) for m in network.modules() if isinstance(m, torch.nn.PReLU)}) == 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("positions", "indices"),
+    [("pre", [0]), ("mid", [2]), ("post", [4]), (["pre", "mid", "post"], [0, 3, 6]), (1, [2]), (3, [1, 3, 5])],
+)
+def test_positions(positions, indices):
+    body = PANet(width=8, blocks=4, positions=positions).body
+    assert [i for i, module in enumerate(body) if isinstance(module, PyramidAttention)] == indices
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_any_size_and_a_batch_is_its_images(scale):
+    torch.manual_seed(2)
+    network = randomised(PANet(width=8, blocks=2, scale=scale, scales=(1, 0.6)), 0.1)
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 61, 83)).shape == (1, 3, 61 * scale, 83 * scale)
+        images = torch.rand(2, 3, 128, 96)
+        restored = network(images)
+        assert restored.shape == (2, 3, 128 * scale, 96 * scale)
+        torch.testing.assert_close(network(images[1:]), restored[1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 3}, {"patch": 1, "colors": 1, "positions": 2, "image_skip": True}])
+def test_every_tensor_learns(options):
+    torch.manual_seed(3)
+    network = randomised(PANet(width=8, blocks=2, **options), 0.1)
+    network(torch.rand(2, options.get("colors", 3), 9, 12)).square().sum().backward()
+    without = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without == set(UNUSED)
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("patch", [1, 3])
+def test_mechanism_shows_the_weights_of_the_forward_pass(patch):
+    torch.manual_seed(4)
+    scales = (1, 0.8, 0.6)
+    network = randomised(PANet(width=8, blocks=2, patch=patch, scales=scales), 0.3)
+    image = torch.rand(1, 3, 7, 9)
+    points = [(row, column) for row in range(7) for column in range(9)]
+    shown = network.mechanism(image, points)
+    assert {key: value.shape[1:] for key, value in shown.items()} == {
+        "mass": (3,),
+        "map_1": (63, 7, 9),
+        "map_0.8": (63, 5, 7),
+        "map_0.6": (63, 4, 5),
+    }
+    maps = torch.cat([shown[f"map_{s:g}"][0].flatten(1) for s in scales], 1)
+    torch.testing.assert_close(maps.sum(1), torch.ones(63))
+    mass = torch.stack([shown[f"map_{s:g}"][0].sum((1, 2)).mean() for s in scales])
+    torch.testing.assert_close(shown["mass"][0], mass)
+    [(module, features)] = network.attended(image)
+    levels = [module.f(z) for z in module.pyramid(features)]
+    values = torch.cat([F.unfold(z, patch, padding=patch // 2)[0] for z in levels], 1)
+    pasted = F.fold((values @ maps.T)[None], (7, 9), patch, padding=patch // 2) / (4 if patch == 3 else 1)
+    torch.testing.assert_close(pasted + features, module(features), rtol=1e-4, atol=1e-5)
+
+
+def test_in_the_common_trunk():
+    network = build("panet", common_trunk=True, width=8, blocks=2, scales=(1, 0.5), patch=1)
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"patch": 2}, "patch 2"), ({"scales": [1.2]}, "scales"), ({"positions": "end"}, "positions")],
+)
+def test_wrong_options_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        PANet(width=8, blocks=2, **options)

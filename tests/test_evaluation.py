@@ -1,0 +1,99 @@
+"""Photographs as a task sees them, the measurement of an experiment, and self-similarity."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lib import evaluation, sets
+from lib import experiment as experiments
+from lib.models import ModelError
+from lib.params import Params
+from lib.protocol import Protocol
+
+RUN = Params(profile="quick").experiment("edsr_gray_denoise_25")
+
+
+def item(tmp_path, name="a", size=(40, 52), colors=3):
+    rng = np.random.default_rng(len(name))
+    pixels = rng.integers(256, size=(*size, colors) if colors == 3 else size, dtype=np.uint8)
+    np.save(tmp_path / f"{name}.npy", pixels)
+    return sets.Item("set", name, tmp_path / f"{name}.npy")
+
+
+def test_a_gray_task_sees_gray_and_the_centre(tmp_path):
+    photograph = item(tmp_path)
+    whole = experiments.target(photograph, RUN.task)
+    gray = sets.to_gray(photograph.load()[0], "matlab")
+    assert whole.shape == (1, 1, 40, 52) and torch.equal((whole[0, 0] * 255).round().byte(), torch.from_numpy(gray))
+    assert torch.equal(experiments.target(photograph, RUN.task, 16), whole[:, :, 12:28, 18:34])
+    assert experiments.target(photograph, RUN.task, 100).shape == whole.shape
+
+
+def test_noise_is_one_realisation_per_photograph(tmp_path):
+    a, b = item(tmp_path, "a"), item(tmp_path, "b")
+    clean = experiments.target(a, RUN.task)
+    noisy = experiments.degraded(a, RUN.task, clean)
+    assert torch.equal(noisy, experiments.degraded(a, RUN.task, clean))
+    assert not torch.equal(noisy, experiments.degraded(b, RUN.task, clean))
+    assert (noisy - clean).std().item() == pytest.approx(25 / 255, rel=0.05)
+    assert noisy.min() < 0 and noisy.max() > 1
+
+
+def test_measuring_gives_a_row_per_photograph_and_seed(tmp_path):
+    run = dataclasses.replace(RUN, seeds=(1, 2), evaluation=dataclasses.replace(RUN.evaluation, crop=32))
+    networks = {seed: experiments.network(run, seed).eval() for seed in run.seeds}  # the identity: the tail is zero
+    rows, pictures = evaluation.measure(run, networks, [item(tmp_path, "a"), item(tmp_path, "b")])
+    assert list(rows.image) == ["a", "a", "b", "b"] and list(rows.seed) == [1, 2, 1, 2]
+    assert (rows.psnr == rows.input_psnr).all() and (rows.input_psnr > rows.input_psnr_unclamped).all()
+    first = pictures[0]
+    assert rows.psnr[0] == pytest.approx(
+        Protocol("gray").measure(first.degraded[None], first.clean[None])["psnr"], abs=1e-4
+    )
+    assert len(pictures) == 2 and first.clean.shape == (32, 32)
+
+
+def test_trained_weights_come_back(tmp_path):
+    made = experiments.network(RUN, 7)
+    with torch.no_grad():
+        made.tail.bias.fill_(0.5)
+    for seed in RUN.seeds:
+        save_file(made.state_dict(), experiments.weights_file(tmp_path, seed))
+    for network in experiments.trained(RUN, tmp_path).values():
+        assert all(
+            torch.equal(a, b) for a, b in zip(made.state_dict().values(), network.state_dict().values(), strict=True)
+        )
+        assert not network.training
+
+
+def test_an_anchor_needs_no_weights(tmp_path):
+    anchor = Params(profile="quick").experiment("input_gray_denoise_25")
+    (network,) = experiments.trained(anchor, tmp_path).values()
+    image = torch.rand(1, 1, 8, 8)
+    assert torch.equal(network(image), image)
+
+
+def test_a_scale_that_the_model_does_not_know_is_an_error():
+    task = dataclasses.replace(RUN.task, degradation={"name": "bicubic", "scale": 2})
+    with pytest.raises(ModelError, match="unknown option 'scale' of model 'dagl'"):
+        experiments.network(dataclasses.replace(RUN, model="dagl", task=task, options={}))
+
+
+def test_self_similarity_knows_copies_from_noise():
+    generator = torch.Generator().manual_seed(0)
+    tile = torch.rand(1, 1, 16, 16, generator=generator)
+    assert evaluation.self_similarity(tile.repeat(1, 1, 4, 4)) == pytest.approx(1, abs=1e-6)
+    assert evaluation.self_similarity(torch.rand(1, 1, 64, 64, generator=generator)) < 0.5
+    assert evaluation.self_similarity(torch.full((1, 3, 40, 40), 0.5)) == pytest.approx(1)
+
+
+def test_detail_points_lie_on_detail_apart_and_inside():
+    image = torch.full((1, 1, 64, 80), 0.5)
+    image[:, :, 20:30, 20:30] = 1
+    image[:, :, 40:50, 60:66] = 0
+    (first, second, _) = evaluation.detail_points(image)
+    near = lambda point, box: box[0] - 4 <= point[0] <= box[1] + 4 and box[2] - 4 <= point[1] <= box[3] + 4  # noqa: E731
+    boxes = [(20, 30, 20, 30), (40, 50, 60, 66)]
+    assert {next(i for i, box in enumerate(boxes) if near(point, box)) for point in (first, second)} == {0, 1}

@@ -1,0 +1,231 @@
+"""The ruler: worked constants, an independent SSIM, errors, and published numbers of real images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.signal import convolve2d
+
+from lib import degradations
+from lib.protocol import CONVENTIONS, MEASURED, Protocol, ProtocolError, luma, psnr, published, ssim
+
+
+def pair(channels: int = 3, height: int = 40, width: int = 33) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(channels, height, width, generator=generator)
+    return target + 0.1 * torch.randn(target.shape, generator=generator), target
+
+
+def read(path, gray: bool = False) -> torch.Tensor:
+    pixels = np.asarray(Image.open(path).convert("RGB"))[:, :, : 1 if gray else 3]
+    return torch.from_numpy(np.moveaxis(pixels, 2, 0).copy()).float() / 255
+
+
+def reference_ssim(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> float:
+    """The formula of the MATLAB script, valid convolutions on the 0-255 scale."""
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return convolve2d(x, window / window.sum(), mode="valid")
+
+    a, b = a * 255.0, b * 255.0
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
+    return float((((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean())
+
+
+def test_psnr_of_one_gray_level():
+    target = np.full((1, 16, 16), 0.5)
+    assert psnr(target + 1 / 255, target) == pytest.approx(20 * math.log10(255), abs=1e-9)  # 48.1308
+
+
+def test_rgb_takes_the_mean_error_over_channels():
+    target = torch.full((3, 16, 16), 0.5)
+    restored = target + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
+    assert Protocol("rgb").measure(restored, target)["psnr"] == pytest.approx(-10 * math.log10(0.01 / 3), abs=1e-5)
+    assert Protocol("r").measure(restored, target)["psnr"] == pytest.approx(20, abs=1e-5)
+    assert Protocol("g").measure(restored, target)["psnr"] == math.inf
+
+
+def test_equal_images_have_infinite_psnr_and_ssim_one():
+    _, target = pair()
+    for measured in ("rgb", "y", "y8", "b"):
+        assert Protocol(measured).measure(target, target) == {"psnr": math.inf, "ssim": pytest.approx(1)}
+
+
+def test_luma_is_that_of_matlab():
+    colours = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=float).T[:, None]
+    assert luma(colours)[0] * 255 == pytest.approx([16, 235, 81.481, 144.553, 40.966])
+    image = torch.from_numpy(np.broadcast_to(colours[:, :, 2:3], (3, 16, 16)).copy())
+    assert Protocol("y8").planes(image) * 255 == pytest.approx(81)
+    assert Protocol("y").planes(image) * 255 == pytest.approx(81.481)
+
+
+def test_a_gray_image_is_its_own_luma():
+    restored, target = pair(1)
+    assert Protocol("y").measure(restored, target) == Protocol("gray").measure(restored, target)
+
+
+def test_clamping_and_rounding():
+    target = torch.zeros(1, 16, 16)
+    restored = torch.full((1, 16, 16), -0.5)
+    assert Protocol().measure(restored, target)["psnr"] == math.inf
+    assert Protocol().measure(restored, target, clamp=False)["psnr"] == pytest.approx(-20 * math.log10(0.5))
+    assert Protocol(clamp=False).measure(restored, target)["psnr"] == pytest.approx(-20 * math.log10(0.5))
+    restored = torch.full((1, 16, 16), 1.4 / 255)
+    expected = {False: 1.4 / 255, True: 1 / 255}
+    for quantise, error in expected.items():
+        value = Protocol(quantise=quantise).measure(restored, target)["psnr"]
+        assert value == pytest.approx(-20 * math.log10(error), abs=1e-4)
+
+
+def test_border_is_left_out():
+    restored, target = pair(1)
+    restored[:, :3] = restored[:, -3:] = 0
+    restored[:, :, :3] = restored[:, :, -3:] = 0
+    inner = Protocol(border=3).measure(restored, target)
+    assert inner == Protocol().measure(restored[:, 3:-3, 3:-3], target[:, 3:-3, 3:-3])
+    assert inner["psnr"] > Protocol().measure(restored, target)["psnr"]
+
+
+def test_ssim_is_that_of_the_matlab_script():
+    restored, target = (x.double().numpy() for x in pair(2))
+    at = np.arange(-5, 6)
+    gaussian = np.exp(-(at[:, None] ** 2 + at**2) / (2 * 1.5**2))
+    for window, weights in {"gaussian": gaussian, "uniform": np.ones((8, 8))}.items():
+        expected = np.mean([reference_ssim(a, b, weights) for a, b in zip(restored, target, strict=True)])
+        assert ssim(restored, target, window) == pytest.approx(expected, abs=1e-10)
+        assert Protocol("y", clamp=False, window=window).measure(restored[:1], target[:1])["ssim"] == pytest.approx(
+            reference_ssim(restored[0], target[0], weights), abs=1e-10
+        )
+
+
+def test_a_batch_of_one_an_array_and_half_precision_are_accepted():
+    restored, target = pair()
+    expected = Protocol("rgb").measure(restored, target)
+    assert Protocol("rgb").measure(restored[None], target.numpy()) == expected
+    assert Protocol("rgb").measure(restored.bfloat16(), target)["psnr"] == pytest.approx(expected["psnr"], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("restored", "target", "protocol", "says"),
+    [
+        (torch.rand(1, 20, 20), torch.rand(1, 20, 21), Protocol(), r"restored image has shape \(1, 20, 20\)"),
+        (torch.rand(1, 20, 0), torch.rand(1, 20, 0), Protocol(), "nothing is left to measure"),
+        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Protocol(border=10), "nothing is left to measure"),
+        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Protocol(border=5), "SSIM needs 11"),
+        (torch.rand(3, 20, 20), torch.rand(3, 20, 20), Protocol(), "3 channels; 'gray' is measured on 1"),
+        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Protocol("rgb"), "1 channels; 'rgb' is measured on 3"),
+        (torch.full((1, 20, 20), math.nan), torch.rand(1, 20, 20), Protocol(), "NaN"),
+        (torch.rand(2, 1, 20, 20), torch.rand(2, 1, 20, 20), Protocol(), r"shape \(2, 1, 20, 20\)"),
+        (np.zeros((1, 20, 20), np.uint8), torch.rand(1, 20, 20), Protocol(), "uint8"),
+    ],
+)
+def test_images_that_cannot_be_measured(restored, target, protocol, says):
+    with pytest.raises(ProtocolError, match=says):
+        protocol.measure(restored, target)
+
+
+@pytest.mark.parametrize("options", [{"measured": "Y"}, {"border": -1}, {"border": 1.5}, {"window": "hann"}])
+def test_unknown_protocols(options):
+    with pytest.raises(ProtocolError, match=next(iter(options))):
+        Protocol(**options)
+
+
+def test_every_choice_shows_in_the_description():
+    plain = Protocol()
+    others = [replace(plain, measured=m) for m in MEASURED if m != "gray"] + [
+        replace(plain, border=4),
+        replace(plain, quantise=True),
+        replace(plain, clamp=False),
+        replace(plain, window="uniform"),
+    ]
+    assert len({p.describe() for p in [plain, *others]}) == 1 + len(others)
+    assert Protocol("y", 4, True).describe() == (
+        "Y of BT.601 (16-235), border of 4 px left out, clamped, rounded to 8 bit"
+    )
+
+
+def test_published_conventions():
+    assert published("ignn", "sr", 3).protocol == Protocol("y", 3, True)
+    assert published("dagl", "gray_denoise").self_ensemble
+    assert all(c.noise in degradations.GaussianNoise.NOISE for c in CONVENTIONS.values())
+    with pytest.raises(ProtocolError, match="no convention of 'edsr' for 'sr'; known: dagl"):
+        published("edsr", "sr")
+
+
+def averages(pairs, protocol: Protocol) -> tuple[float, float]:
+    values = [protocol.measure(restored, target) for restored, target in pairs]
+    return float(np.mean([v["psnr"] for v in values])), float(np.mean([v["ssim"] for v in values]))
+
+
+@pytest.mark.parametrize(("quality", "psnr_published", "ssim_published"), [(10, 27.82, 0.7800), (40, 32.43, 0.9011)])
+def test_jpeg_of_classic5(mirror, quality, psnr_published, ssim_published):
+    jpeg = degradations.build("jpeg", quality=quality)
+    images = [read(file, gray=True) for file in sorted((mirror / "classic5").iterdir())]
+    pairs = [(jpeg(image[None], None), image) for image in images]
+    db, similarity = averages(pairs, Protocol("gray", quantise=True, window="uniform"))
+    assert db == pytest.approx(psnr_published, abs=0.005)
+    assert similarity == pytest.approx(ssim_published, abs=0.00005)
+
+
+def test_jpeg_of_live1(mirror):
+    jpeg = degradations.build("jpeg", quality=10)
+    images = [read(file, gray=True) for file in sorted((mirror / "live1" / "gray_y").iterdir())]
+    pairs = [(jpeg(image[None], None), image) for image in images]
+    assert averages(pairs, Protocol("gray", quantise=True, window="uniform")) == (
+        pytest.approx(27.77, abs=0.005),
+        pytest.approx(0.7905, abs=0.00005),
+    )
+
+
+def test_inputs_of_rain100l(mirror):
+    protocol = Protocol("y", quantise=True)
+    files = sorted((mirror / "rain100l" / "input").iterdir())
+    values = [
+        psnr(*(protocol.planes(read(f)) for f in (file, file.parent.parent / "target" / file.name))) for file in files
+    ]
+    assert len(files) == 100
+    assert np.mean(values) == pytest.approx(26.90, abs=0.005)
+
+
+def test_inputs_of_cc15(mirror):
+    files = sorted((mirror / "cc15").glob("*_real.webp"))
+    pairs = [(read(file), read(file.with_name(file.name.replace("_real", "_mean")))) for file in files]
+    assert len(files) == 15
+    assert averages(pairs, Protocol("rgb", quantise=True))[0] == pytest.approx(33.41, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("scale", "of_files", "psnr_published", "ssim_published"),
+    [(2, 33.64, 33.66, 0.9299), (3, 30.39, 30.39, 0.8682), (4, 28.42, 28.42, 0.8104)],
+)
+def test_bicubic_of_set5(mirror, scale, of_files, psnr_published, ssim_published):
+    """From the published files, and the published rows: bicubic there and back on the rounded Y, without rounding."""
+    colour, published_way = [], []
+    for file in sorted((mirror / "set5" / "HR").iterdir()):
+        high, low = read(file), read(mirror / "set5" / f"LR_x{scale}" / file.name)
+        high = high[:, : high.shape[1] // scale * scale, : high.shape[2] // scale * scale]
+        colour.append((degradations.resize(low[None], up=scale, rounding="both"), high))
+        gray = torch.from_numpy(Protocol("y8").planes(high))
+        there = degradations.resize(gray[None], down=scale)
+        published_way.append((degradations.resize(there, up=scale), gray))
+    assert averages(colour, Protocol("y8", scale, True))[0] == pytest.approx(of_files, abs=0.005)
+    assert averages(published_way, Protocol("gray", scale, True)) == (
+        pytest.approx(psnr_published, abs=0.005),
+        pytest.approx(ssim_published, abs=0.00005),
+    )
+
+
+def test_bicubic_of_set14(mirror):
+    pairs = []
+    for file in sorted((mirror / "set14" / "HR").iterdir()):
+        high, low = read(file), read(mirror / "set14" / "LR_x4" / file.name)
+        high = high[:, : high.shape[1] // 4 * 4, : high.shape[2] // 4 * 4]
+        pairs.append((degradations.resize(low[None], up=4, rounding="both"), high))
+    assert averages(pairs, Protocol("y8", 4, True))[0] == pytest.approx(26.08, abs=0.01)
