@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import experiment as experiments
 from . import sets
+from .degradations import resize
 from .inference import restore
 from .params import Experiment
 from .protocol import Protocol
@@ -43,7 +44,7 @@ def measure(
     four digits) and the first seed's photographs. A super-resolution input is measured after bicubic enlargement.
     """
     task, how = experiment.task, experiment.evaluation
-    protocol = Protocol(task.measured, task.border, task.quantise)
+    protocol = Protocol(task.measured, task.border, task.quantise, window=task.window)
     rows, pictures = [], []
     for count, item in enumerate(items, 1):
         clean = experiments.target(item, task, how.crop)
@@ -67,10 +68,8 @@ def measure(
 
 
 def enlarge(given: Tensor, clean: Tensor) -> Tensor:
-    """The degraded image at the size of the clean one: itself, or its bicubic enlargement."""
-    if given.shape == clean.shape:
-        return given
-    return F.interpolate(given, clean.shape[2:], mode="bicubic", antialias=True)
+    """The degraded image at the size of the clean one: itself, or its bicubic enlargement as MATLAB makes it."""
+    return given if given.shape == clean.shape else resize(given, up=clean.shape[2] // given.shape[2])
 
 
 def self_similarity(image: Tensor, patch: int = 7, stride: int = 4) -> float:

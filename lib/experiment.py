@@ -13,16 +13,23 @@ from torch import Tensor
 
 from . import degradations, models, sets
 from .models.blocks import Network
-from .params import Experiment, Task
+from .params import ROOT, Experiment, Task
 from .training import Crops
 
 
 def network(experiment: Experiment, seed: int = 0) -> Network:
     """The experiment's network, initialised from `seed`: built for the task's channels and scale.
 
-    Raises ModelError for an option or a scale that the model does not know.
+    With `official` it is the network that the checkpoint file describes, whatever the profile's options. Raises
+    OfficialError for a checkpoint of another network or task, ModelError for an option or a scale that the model does not know.
     """
     degradation = degradations.build(**experiment.task.degradation)
+    if experiment.official:
+        from . import official  # knows every model, which training must not depend on
+
+        return official.load_file(
+            ROOT / experiment.official, experiment.model, experiment.task.colors, degradation.scale
+        )
     options = dict(experiment.options)
     if "colors" in inspect.signature(models.network_class(experiment.model)).parameters:
         options["colors"] = experiment.task.colors

@@ -14,7 +14,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 
 #: Photographs are shown as JPEG: a noisy crop costs a seventh of its PNG.
-JPEG_QUALITY = 85
+JPEG_QUALITY = 75
 
 WIDTH = 9.0  # inches; 900 pixels at the notebooks' resolution
 

@@ -331,7 +331,7 @@ def lir_options(state: State) -> dict:
 
 
 def dncnn_options(state: State) -> dict:
-    depth = count(state, "model.", step=2)
+    depth = max(1, count(state, "model.", step=2))
     last = f"model.{2 * depth - 2}"
     return {
         "colors": size(state, ("model.0.weight", 1), (f"{last}.bias", 0), (f"{last}.weight", 0)),

@@ -35,6 +35,7 @@ class Task:
     train: tuple[str, ...]
     test: tuple[str, ...]
     gray: str = "matlab"
+    window: str = "gaussian"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import tables
 from .params import ROOT, Params, check
 
 #: A profile's pins: the lock of its stages and the hash of its images. The root holds those of the profile in force.
 PINS = ("dvc.lock", "data.dvc")
+
+
+#: The profile whose results the README shows, between these marks.
+README_PROFILE = "quick"
+README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
 class PipelineError(RuntimeError):
@@ -32,6 +38,8 @@ def repro(profile: str | None, study: str | None) -> int:
     status = _study(params, study) if study else _dvc("repro")
     if status == 0:
         keep_pins(params)
+        if params.profile == README_PROFILE:
+            write_readme(params)
     return status
 
 
@@ -70,6 +78,27 @@ def keep_pins(params: Params) -> None:
 
 def _pins(profile: str) -> Path:
     return ROOT / "results" / profile / "pins"
+
+
+def write_readme(params: Params) -> None:
+    """Put the table and the figure of every study into the README."""
+    path = ROOT / "README.md"
+    text = path.read_text()
+    before, _, rest = text.partition(README_MARKS[0])
+    _, mark, after = rest.partition(README_MARKS[1])
+    if not mark:
+        raise PipelineError(f"{path.name}: the marks {' and '.join(README_MARKS)} are missing")
+    new = "\n\n".join([before + README_MARKS[0], *(_answer(params, name) for name in params.studies), mark + after])
+    if new != text:
+        path.write_text(new)
+
+
+def _answer(params: Params, study: str) -> str:
+    folder = params.results("report", study)
+    if not (folder / "rows.md").exists():
+        return f"**{study}**: {tables.NOT_RUN}"
+    figure = f"![{study}]({(folder / 'differences.png').relative_to(ROOT)})"
+    return "\n\n".join([(folder / "rows.md").read_text().strip(), figure])
 
 
 def _dvc(*arguments: str) -> int:

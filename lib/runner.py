@@ -13,7 +13,6 @@ import resource
 import string
 import sys
 import time
-import warnings
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -63,7 +62,6 @@ def _execute(source: Path, target: Path, parameters: dict) -> None:
     import papermill  # slow to import, and not needed to check parameters
     from papermill.exceptions import PapermillExecutionError
 
-    warnings.filterwarnings("ignore", module="zmq|jupyter_client|traitlets")
     try:
         papermill.execute_notebook(
             source,
@@ -74,6 +72,7 @@ def _execute(source: Path, target: Path, parameters: dict) -> None:
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             coalesce_streams=True,
+            extra_arguments=["--log-level=ERROR"],  # the kernel warns of its own transport at every start
             record_timing=False,
             cwd=ROOT,
         )

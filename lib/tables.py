@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .params import Study
+
 #: Under these numbers a report shows every point and no interval.
 MIN_PHOTOGRAPHS, MIN_SEEDS = 8, 3
 
@@ -154,20 +156,65 @@ def label(experiment: str) -> str:
     return f"{model}: {difference}" if difference else model
 
 
-def readable(table: pd.DataFrame, digits: dict[str, int]) -> pd.DataFrame:
-    """A table for reading: numbers as text with the given digits, signed for differences, empty where none."""
-    shown = table.copy().astype(object)
-    for column, places in digits.items():
-        sign = "+" if column in ("difference", "low", "high", "measured", "published difference") else ""
-        shown[column] = [f"{value:{sign}.{places}f}" if pd.notna(value) else "" for value in table[column]]
-    return shown.fillna("")
+def text(value: float, digits: int, signed: bool = False) -> str:
+    """A number for reading: with so many digits, its sign where asked for, empty where there is none."""
+    return f"{value:{'+' if signed else ''},.{digits}f}" if pd.notna(value) else ""
+
+
+def bounds(row: pd.Series) -> str:
+    """An interval for reading, empty where there is none."""
+    return f"{row.low:+.2f} to {row.high:+.2f}" if pd.notna(row.low) else ""
+
+
+def for_readers(images: pd.DataFrame, costs: pd.DataFrame, study: Study, published: pd.DataFrame) -> pd.DataFrame:
+    """A study's table as text: measured beside published, and what each row costs on one 96 x 96 input."""
+    table = compare(images, study.experiments)
+    reported = published.psnr.reindex(table.index)
+    spent = costs.reindex(table.index)
+    shown = pd.DataFrame(
+        {
+            "seeds": [count or NOT_RUN for count in table.seeds],
+            "PSNR (dB)": [text(value, 2) for value in table.psnr],
+            "SSIM": [text(value, 4) for value in table.ssim],
+            "difference (dB)": [text(value, 2, signed=True) for value in table.difference],
+            "95 % interval": [bounds(row) for _, row in table.iterrows()],
+            "published (dB)": [text(value, 2) for value in reported],
+            "published difference": [text(value, 2, signed=True) for value in reported - reported.iloc[0]],
+            "parameters": [text(value, 0) for value in spent.parameters],
+            "multiply-adds (G)": [text(value, 2) for value in spent.multiply_adds / 1e9],
+            "peak MiB": [text(value, 1) for value in spent.peak_bytes / 2**20],
+        },
+        index=[label(name) for name in table.index],
+    )
+    return shown.rename_axis("row")
+
+
+def claims_for_readers(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """A table of `claims` as text."""
+    return pd.DataFrame(
+        {
+            "claim": [f"{label(row.better)} over {label(row.worse)}" for row in verdicts.itertuples()],
+            "published (dB)": [text(value, 2, signed=True) for value in verdicts.published],
+            "measured (dB)": [text(value, 2, signed=True) for value in verdicts.measured],
+            "95 % interval": [bounds(row) for _, row in verdicts.iterrows()],
+            "verdict": verdicts.verdict,
+        },
+        index=verdicts.index,
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown, its index as the first column."""
+    rows = [[table.index.name or "", *table.columns], ["---"] * (len(table.columns) + 1)]
+    rows += [[name, *cells] for name, *cells in table.itertuples()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def finding(verdicts: pd.DataFrame, spread: float) -> str:
     """One sentence per kind of verdict, from a table of `claims`."""
     sentences = []
     for kind, rows in verdicts.groupby("verdict", sort=False):
-        pairs = "; ".join(f"{row.better} over {row.worse}" for row in rows.itertuples())
+        pairs = "; ".join(f"{label(row.better)} over {label(row.worse)}" for row in rows.itertuples())
         sentences.append(f"{len(rows)} of {len(verdicts)} claims {_CLAUSE[kind]}: {pairs}.")
     if np.isfinite(spread):
         sentences.append(f"Differences up to {spread:.2f} dB are within what the seed alone changes.")

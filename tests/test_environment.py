@@ -32,12 +32,14 @@ def test_every_pip_line_is_a_pin_the_lock_or_the_project():
 def test_every_direct_import_is_pinned():
     installed = importlib.metadata.packages_distributions()
     pinned = {normal(name) for name in PINS}
+    local = {"lib", "tests", "benchmarks", *(path.stem for path in ROOT.glob("tests/**/*"))}
+    optional = {"bm3d"}
     for path in [*ROOT.glob("lib/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             for name in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names):
-                if name not in ("lib", "tests", "benchmarks", "bm3d"):
+                if name not in local | optional:
                     assert {normal(dist) for dist in installed[name]} & pinned, f"{path.name} imports {name}"
 
 

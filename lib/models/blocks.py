@@ -11,6 +11,9 @@ from torch import Tensor, nn
 #: Largest number of attention scores that a module holds at a time; bounds memory, never changes a result.
 MAX_SCORES = 2**23
 
+#: Scores of one block on a CPU where there is a choice: a few blocks of float32 stay in its last cache.
+CACHED_SCORES = 2**20
+
 #: Mean colour of DIV2K, subtracted by the networks that descend from EDSR.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import MAX_SCORES, Network, Trunk, conv
+from .blocks import CACHED_SCORES, MAX_SCORES, Network, Trunk, conv
 
 #: Tensors of the released checkpoints that no computation reads, frozen: a mean shift as two convolutions, whose
 #: constants blocks.Trunk holds. Kept for the count of the parameters.
@@ -278,12 +278,13 @@ class _RankedScores(torch.autograd.Function):
     def forward(ctx, q, key, positive, negative, max_scores):
         wanted = torch.tensor([*positive, *negative], device=q.device)
         values, chosen = [], []
-        rows = max(1, max_scores // key.shape[1])
+        limit = max_scores if q.is_cuda else min(max_scores, CACHED_SCORES)
+        rows = max(1, limit // key.shape[1])
         for image, keys in zip(q, key, strict=True):
             for block in image.split(rows):
-                top = (block @ keys.T).topk(negative.stop, 1)
-                values.append(top.values[:, wanted])
-                chosen.append(top.indices[:, wanted])
+                largest, columns = _largest(block @ keys.T, negative.stop)
+                values.append(largest[:, wanted])
+                chosen.append(columns[:, wanted])
         chosen = torch.cat(chosen).unflatten(0, q.shape[:2])
         ctx.save_for_backward(q, key, chosen)
         ctx.max_scores = max_scores
@@ -301,3 +302,23 @@ class _RankedScores(torch.autograd.Function):
                 to_q[i, block] = (weight[:, None] @ key[i][picked])[:, 0]
                 to_key[i].index_add_(0, picked.flatten(), (weight[:, :, None] * q[i, block, None]).flatten(0, 1))
         return to_q, to_key, None, None, None
+
+
+def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row, in descending order, and their columns.
+
+    They lie in the `count` groups of columns with the largest maxima (a maximum is cheap, a selection is not); columns
+    left over by the grouping are always looked at.
+    """
+    total = scores.shape[1]
+    size = math.isqrt(total // count)
+    if size < 2:
+        return scores.topk(count, 1)
+    groups = total // size
+    maxima = scores[:, : groups * size].unflatten(1, (size, groups)).amax(1)
+    chosen = maxima.topk(count, 1, sorted=False).indices
+    members = chosen[:, None] + groups * torch.arange(size, device=scores.device)[:, None]
+    others = torch.arange(groups * size, total, device=scores.device).expand(len(scores), -1)
+    columns = torch.cat([members.flatten(1), others], 1)
+    top = scores.gather(1, columns).topk(count, 1)
+    return top.values, columns.gather(1, top.indices)

@@ -32,10 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import MAX_SCORES, Trunk, conv
-
-#: Scores of one block on a CPU: a few blocks of float32 stay in its last cache.
-CACHED_SCORES = 2**20
+from .blocks import CACHED_SCORES, MAX_SCORES, Trunk, conv
 
 #: Tensors of the released checkpoints that no computation reads, frozen: a mean shift as two convolutions, whose
 #: constants blocks.Trunk holds. Kept for the count of the parameters.
