@@ -21,7 +21,8 @@ def network(experiment: Experiment, seed: int = 0) -> Network:
     """The experiment's network, initialised from `seed`: built for the task's channels and scale.
 
     With `official` it is the network that the checkpoint file describes, whatever the profile's options. Raises
-    OfficialError for a checkpoint of another network or task, ModelError for an option or a scale that the model does not know.
+    OfficialError for a checkpoint of another network or task, ModelError for an option or a scale that the model does
+    not know.
     """
     degradation = degradations.build(**experiment.task.degradation)
     if experiment.official:

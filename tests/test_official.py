@@ -15,7 +15,7 @@ from models.oracles import assert_matches, fill, wave
 from torch import Tensor
 
 from lib import models, official, params
-from lib.models import ignn
+from lib.degradations import resize
 from lib.official import OfficialError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -632,7 +632,7 @@ def test_ignns_graph(scale):
         return torch.cat([x, x.square()], 1).repeat(1, 11, 1, 1)[:, :64]
 
     image = 0.5 + 0.5 * wave(1, 3, height, width)
-    small = ignn.downscale(image, scale).clamp(0, 1)
+    small = resize(image, down=scale).clamp(0, 1)
     with torch.no_grad():
         outputs = network.aggregation(wave(1, 8, height, width), stand_in(image), stand_in(small))
     for output, row in zip(outputs, IGNN_ROWS[scale], strict=True):

@@ -21,7 +21,7 @@ def one(module: PyramidAttention, x: Tensor) -> Tensor:
     keys = torch.cat([F.unfold(module.g(z), patch, padding=padding)[0] for z in levels], 1)  # (c p^2, L)
     values = torch.cat([F.unfold(module.f(z), patch, padding=padding)[0] for z in levels], 1)  # (C p^2, L)
     queries = F.unfold(module.theta(x), patch, padding=padding)[0]  # (c p^2, HW)
-    keys = keys / keys.norm(dim=0, keepdim=True).clamp_min(SMALLEST_NORM)
-    weights = torch.softmax(module.softmax_scale * (queries.T @ keys), 1)  # (HW, L)
+    keys = keys * (module.softmax_scale / keys.norm(dim=0, keepdim=True).clamp_min(SMALLEST_NORM))
+    weights = torch.softmax(queries.T @ keys, 1)  # (HW, L)
     pasted = F.fold((values @ weights.T)[None], x.shape[2:], patch, padding=padding)
     return pasted / (4 if patch == 3 else 1) + module.identity_scale * x

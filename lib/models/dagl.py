@@ -30,18 +30,20 @@ How it is computed, exactly and without ever holding an unfolded 16 p^2-channel 
 - A linear layer on patches is a p x p convolution of the edge features.
 - mean_j S_ij = <Q_i, mean_j K_j>: T is known before S.
 - 10 S ReLU(S - T) = S' ReLU(S' - T') with S' = sqrt(10) S and T' = sqrt(10) T: the factor goes into Q and beta.
-- Pixel row y of the output lies in the patches of the few query rows r with |y - s r| <= p // 2. Adding their weights,
-  each shifted by its own row offset, before multiplying by the values,
+- Pixel s u + a (per axis, 0 <= a < s) lies in the patches of the queries u + t with |a - s t| <= p // 2, and gets
 
-      sum_r sum_j w_r(j) v(j + y - s r) = sum_l G_y(l) v(l),    G_y(l) = sum_r w_r(l - (y - s r)),
+      sum_t sum_j w_{u+t}(j) v(j + a - s t) = sum_l E(l) v(l + a),    E(l) = sum_t w_{u+t}(l + s t).
 
-  takes s p instead of p^2 multiply-adds per score and channel (1.75 times fewer for p = 7, s = 4) and leaves patches of
-  one row and p columns. The same holds for its two derivatives.
+  E is the same for all a with the same t: for p = 7, s = 4 it is w_u itself for a = 0 and w_u(l) + w_{u+1}(l + 4) for
+  a = 1, 2, 3. Adding up the shifted weights of the queries first, along both axes, takes s^2 instead of p^2
+  multiply-adds per score and channel (16 instead of 49) and gives pixels: nothing is left to paste. The derivatives for
+  the weights and the values have the same form.
 - Scores are made block by block, and again in the backward pass.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -64,8 +66,8 @@ UNUSED = ("add_mean", "unused")
 #: Modules of a stage that an option leaves without a gradient.
 UNTRAINED = {"no_graph_attention": ("edge", "query", "key", "threshold"), "paper": ("threshold",)}
 
-#: Scores per block that suit the caches of a CPU; `max_scores` is the bound.
-CPU_SCORES = 2**20
+#: A block of so many scores, or queries, suits the caches and matrix products of a CPU; `max_scores` is the bound.
+CPU_SCORES, CPU_QUERIES = 2**20, 128
 
 
 class DAGL(Trunk):
@@ -74,7 +76,7 @@ class DAGL(Trunk):
     Published: 64 channels, 16 residual blocks (32 for demosaicing), and after half of them three stages of four heads
     with four residual blocks between consecutive stages. `attention` is "graph" or, for Table 5, "nl" or "mhnl":
     non-local modules with one head of 64 or four of 16 channels in place of the stages. `no_threshold` is the number of
-    neighbours (Table 5, "w/o THD"), `no_graph_attention` is its "w/o GAT". With `image_skip` every stage, too, starts as
+    neighbours (Table 5, "w/o THD"), `no_graph_attention` is its "w/o GAT". With `image_skip` every stage starts as
     the identity.
 
     Raises ValueError for options that contradict each other or lie outside their range.
@@ -232,15 +234,12 @@ class MGFAM(nn.Module):
         return x + self.fuse(torch.cat(pasted, 1) / self.graph.coverage(x))
 
     def match(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Per head: queries ``(B, columns, rows, 4 p^2)``, keys ``(B, 4 p^2, H, W)``, gamma and beta as the queries.
-
-        Columns of the query grid come first because blocks of queries are whole columns.
-        """
+        """Per head: queries ``(B, rows, columns, 4 p^2)``, keys ``(B, 4 p^2, H, W)``, gamma and beta as the queries."""
         patch, stride = self.graph.patch, self.graph.stride
         root = math.sqrt(10) if self.graph.weights == "official" else 1.0
         gammas = betas = (None,) * self.heads
         if self.threshold is not None:
-            limits = self.threshold(pad_same(x, patch, stride)).transpose(2, 3).unflatten(1, (2, self.heads))
+            limits = self.threshold(pad_same(x, patch, stride)).unflatten(1, (2, self.heads))
             gammas, betas = limits[:, 0].unbind(1), (root * limits[:, 1]).unbind(1)
         layers = [tensor.chunk(self.heads) for layer in (self.query, self.key) for tensor in (layer.weight, layer.bias)]
         for edge, gamma, beta, wq, bq, wk, bk in zip(
@@ -248,7 +247,7 @@ class MGFAM(nn.Module):
         ):
             query = F.relu(F.conv2d(pad_same(edge, patch, stride), wq, bq, stride=stride), inplace=True)
             key = F.relu(F.conv2d(edge, wk, bk, padding=patch // 2), inplace=True)
-            yield (root * query).permute(0, 3, 2, 1).contiguous(), key, gamma, beta
+            yield (root * query).permute(0, 2, 3, 1).contiguous(), key, gamma, beta
 
     @torch.no_grad()
     def show(self, x: Tensor, points: Sequence[tuple[int, int]], head: int) -> dict[str, Tensor]:
@@ -261,16 +260,16 @@ class MGFAM(nn.Module):
             kept[where] = (edges(graph, space, query, keys, gamma, beta, where).strength > 0).sum(3)
         # centre of query n along an axis: start + n * stride
         start = torch.tensor([graph.patch // 2 - same_padding(n, graph.patch, graph.stride)[0] for n in size])
-        last = torch.tensor(kept.shape[:0:-1]) - 1
+        last = torch.tensor(kept.shape[1:]) - 1
         nearest = ((torch.tensor(points) - start) / graph.stride).round().long().clamp_min(0).minimum(last)
         chosen = [
             edges(
-                graph, space, query, keys, gamma, beta, (slice(0, 1), slice(c, c + 1), slice(r, r + 1))
+                graph, space, query, keys, gamma, beta, (slice(0, 1), slice(r, r + 1), slice(c, c + 1))
             ).weight.clone()
             for r, c in nearest.tolist()
         ]
         weights = torch.cat(chosen).view(-1, *size)
-        return {"queries": start + nearest * graph.stride, "weights": weights, "kept": kept[0].T}
+        return {"queries": start + nearest * graph.stride, "weights": weights, "kept": kept[0]}
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -284,7 +283,7 @@ def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     return F.pad(x, (*same_padding(x.shape[3], kernel, stride), *same_padding(x.shape[2], kernel, stride)))
 
 
-Block = tuple[slice, slice, slice]  # images, columns and rows of the query grid
+Block = tuple[slice, slice, slice]  # images, rows and columns of the query grid
 
 
 class Graph(NamedTuple):
@@ -298,22 +297,24 @@ class Graph(NamedTuple):
     max_scores: int
 
     def blocks(self, query: Tensor, keys: Tensor) -> Iterator[Block]:
-        """Blocks of at most `max_scores` scores, or of one query.
+        """Blocks of at most `max_scores` scores, or of one query: several images or a part of one's query grid.
 
-        Several images, else several columns, else part of a column, which costs some rows of the output twice.
+        A part is about square, for the weights of neighbouring queries are added up within blocks.
         """
-        images, columns, rows, _ = query.shape
-        limit = self.max_scores if query.is_cuda else min(self.max_scores, CPU_SCORES)
-        row_step = min(rows, max(1, self.max_scores // keys.shape[2]))
-        column_step = min(columns, max(1, limit // (row_step * keys.shape[2]))) if row_step == rows else 1
-        image_step = max(1, limit // (columns * rows * keys.shape[2])) if column_step == columns else 1
+        images, rows, columns, _ = query.shape
+        queries = max(1, self.max_scores // keys.shape[2])
+        if not query.is_cuda:
+            queries = min(queries, max(CPU_QUERIES, CPU_SCORES // keys.shape[2]))
+        row_step = min(rows, max(math.isqrt(queries), queries // columns))
+        column_step = min(columns, queries // row_step)
+        image_step = max(1, queries // (rows * columns))
         for i in range(0, images, image_step):
-            for c in range(0, columns, column_step):
-                for r in range(0, rows, row_step):
+            for r in range(0, rows, row_step):
+                for c in range(0, columns, column_step):
                     yield (
                         slice(i, min(i + image_step, images)),
-                        slice(c, min(c + column_step, columns)),
                         slice(r, min(r + row_step, rows)),
+                        slice(c, min(c + column_step, columns)),
                     )
 
     def coverage(self, x: Tensor) -> Tensor:
@@ -322,54 +323,76 @@ class Graph(NamedTuple):
         queries = math.prod(math.ceil(n / stride) for n in size)
         return F.fold(x.new_ones(1, patch**2, queries), size, patch, padding=patch // 2, stride=stride)
 
-    def unfold_values(self, value: Tensor) -> Tensor:
-        """``(B, 16, H, W)`` to patches of one row and p columns around every pixel ``(B, 16 p, H W)``."""
-        return F.unfold(value, (1, self.patch), padding=(0, self.patch // 2))
-
-    def fold_values(self, values: Tensor, size: Sequence[int]) -> Tensor:
-        """Transpose of `unfold_values`."""
-        return F.fold(values, size, (1, self.patch), padding=(0, self.patch // 2))
-
-    def fold_strips(self, strips: Tensor, width: int) -> Tensor:
-        """Paste, in every pixel row, patches of one row and p columns: ``(B, 16 p, columns, H)``, ``(B, 16, H, W)``."""
-        size, kernel = (width, strips.shape[3]), (self.patch, 1)
-        pasted = F.fold(strips.flatten(2), size, kernel, padding=(self.patch // 2, 0), stride=(self.stride, 1))
-        return pasted.transpose(2, 3)
-
-    def unfold_strips(self, image: Tensor) -> Tensor:
-        """Transpose of `fold_strips`."""
-        kernel, padding = (self.patch, 1), (self.patch // 2, 0)
-        strips = F.unfold(image.transpose(2, 3), kernel, padding=padding, stride=(self.stride, 1))
-        return strips.unflatten(2, (-1, image.shape[2]))
-
-    def phases(self, rows: slice, size: Sequence[int]) -> Iterator[Phase]:
-        """The output rows that the patches of the query rows `rows` touch, by their remainder modulo the stride."""
-        half, stride, (height, width) = self.patch // 2, self.stride, size
-        for phase in range(min(stride, height)):
-            # query row minus output row, both in strides
-            steps = range(-((half - phase) // stride), (half + phase) // stride + 1)
-            start = max(0, rows.start - steps[-1])
-            stop = min(len(range(phase, height, stride)), rows.stop - steps[0])
+    def runs(self, queries: slice, size: int) -> list[Run]:
+        """Along an axis of `size` pixels, what the given queries give to the output."""
+        half, stride, grid = self.patch // 2, self.stride, math.ceil(size / self.stride)
+        runs = []
+        for (low, high), same in itertools.groupby(
+            range(stride), lambda a: (-((half - a) // stride), (half + a) // stride)
+        ):
+            offsets = list(same)
+            start, stop = max(0, queries.start - high), min(grid, queries.stop - low)
+            first, last = -offsets[-1], size - offsets[0]  # the l with a pixel l + a inside the image
             terms = []
-            for step in steps:
-                first, last = max(start, rows.start - step), min(stop, rows.stop - step)
-                shift = (phase - stride * step) * width
-                if first < last and abs(shift) < height * width:
-                    into = (slice(first - start, last - start), slice(max(0, shift), height * width + min(0, shift)))
-                    of = slice(first + step - rows.start, last + step - rows.start)
-                    terms.append(((..., *into), (..., of, slice(max(0, -shift), height * width + min(0, -shift)))))
-            if terms:
-                out = slice(phase + stride * start, phase + stride * (stop - 1) + 1, stride)
-                yield Phase(out, stop - start, terms, phase == 0 and len(steps) == 1)
+            for t in range(low, high + 1):
+                u = (max(start, queries.start - t), min(stop, queries.stop - t))
+                l = (max(first, -stride * t), min(last, size - stride * t))  # noqa: E741
+                if u[0] < u[1] and l[0] < l[1]:
+                    into = (slice(u[0] - start, u[1] - start), slice(l[0] - first, l[1] - first))
+                    of = (
+                        slice(u[0] + t - queries.start, u[1] + t - queries.start),
+                        slice(l[0] + stride * t, l[1] + stride * t),
+                    )
+                    terms.append((into, of))
+            runs.append(Run(slice(start, stop), slice(offsets[0], offsets[-1] + 1), last - first, terms))
+        return runs
 
 
-class Phase(NamedTuple):
-    """Every stride-th row of the output, and the sum of shifted weights G that they need."""
+class Run(NamedTuple):
+    """Offsets a whose pixels s u + a lie, along an axis, in the patches of the same queries u + t."""
 
-    out: slice  # rows of the output
-    count: int  # their number
-    terms: list[tuple[tuple, tuple]]  # G[..., rows, keys] += weight[..., rows, keys] for these indices
-    plain: bool  # G is the weight itself
+    grid: slice  # u
+    offsets: slice  # a
+    length: int  # number of l
+    terms: list[tuple[tuple[slice, slice], tuple[slice, slice]]]  # E[u, l] += w[query, key] for these indices
+
+    @property
+    def plain(self) -> bool:
+        """Whether E is the weight itself."""
+        return self.offsets == slice(0, 1) and len(self.terms) == 1
+
+    @property
+    def reach(self) -> int:
+        return self.offsets.stop - self.offsets.start
+
+    def add(self, into: Tensor, of: Tensor, axis: int, transpose: bool = False) -> None:
+        """E += w, both ``(images, rows, columns, key rows, key columns)``, along the axis 0 or 1; or w += E."""
+        skip = (slice(None),)
+        for (u, l), (query, key) in self.terms:  # noqa: E741
+            e = into[skip + skip * axis + (u,) + skip + (l,)]
+            w = of[skip + skip * axis + (query,) + skip + (key,)]
+            if transpose:
+                w += e
+            else:
+                e += w
+
+
+def shifted(value: Tensor, rows: Run, columns: Run) -> Tensor:
+    """v(l + a) for all l and a: ``(B, 16, H, W)`` to ``(B, 16 x offsets, l)``."""
+    pad = rows.reach - 1, columns.reach - 1
+    windows = F.pad(value, (pad[1], pad[1], pad[0], pad[0])).unfold(2, rows.reach, 1).unfold(3, columns.reach, 1)
+    return windows.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+
+
+def add_shifted(total: Tensor, shifted: Tensor, rows: Run, columns: Run) -> None:
+    """Add the transpose of `shifted` to ``(B, 16, H, W)``."""
+    pad = rows.reach - 1, columns.reach - 1
+    height, width = total.shape[2:]
+    parts = shifted.unflatten(2, (rows.length, columns.length)).unflatten(1, (-1, rows.reach, columns.reach))
+    for a in range(rows.reach):
+        for b in range(columns.reach):
+            top, left = pad[0] - a, pad[1] - b
+            total += parts[:, :, a, b, top : top + height, left : left + width]
 
 
 class Space:
@@ -423,13 +446,14 @@ def edges(
     return Edges(score, strength, weight, mean)
 
 
-def add_rows(space: Space, weight: Tensor, phase: Phase) -> Tensor:
-    """G of the module's docstring for the rows of one phase, ``(images, columns, rows, keys)``."""
-    if phase.plain:
+def add_up(space: Space, name: str, weight: Tensor, run: Run, axis: int) -> Tensor:
+    """E of the module's docstring along one axis, in a buffer of `space`, or the weight itself."""
+    if run.plain:
         return weight
-    total = space("sum", *weight.shape[:2], phase.count, weight.shape[3]).zero_()
-    for into, of in phase.terms:
-        total[into] += weight[of]
+    shape = list(weight.shape)
+    shape[1 + axis], shape[3 + axis] = run.grid.stop - run.grid.start, run.length
+    total = space(name, *shape).zero_()
+    run.add(total, weight, axis)
     return total
 
 
@@ -441,49 +465,63 @@ class Aggregate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, gamma, beta, value, graph):
-        ctx.graph, size = graph, value.shape[2:]
+        ctx.graph = graph
         ctx.save_for_backward(query, key, gamma, beta, value)
         query, key, gamma, beta, value = at_least_float32(query, key, gamma, beta, value)
         with torch.autocast(value.device.type, enabled=False):
-            keys, values, space = key.flatten(2), graph.unfold_values(value), Space(query)
-            strips = value.new_zeros(*values.shape[:2], query.shape[1], size[0])
+            keys, space, values = key.flatten(2), Space(query), Values(graph, value)
+            out = value.new_zeros(*value.shape[:2], query.shape[1], graph.stride, query.shape[2], graph.stride)
             for where in graph.blocks(query, keys):
-                weight = edges(graph, space, query, keys, gamma, beta, where).weight
-                images, columns, rows = where
-                for phase in graph.phases(rows, size):
-                    total = add_rows(space, weight, phase)
-                    patches = values[images] @ total.flatten(1, 2).transpose(1, 2)
-                    strips[images, :, columns, phase.out] += patches.unflatten(2, total.shape[1:3])
-            return graph.fold_strips(strips, size[1])
+                weight = edges(graph, space, query, keys, gamma, beta, where).weight.unflatten(3, value.shape[2:])
+                images, row_runs, column_runs = where[0], *map(graph.runs, where[1:], value.shape[2:])
+                for column_run in column_runs:
+                    part = add_up(space, "part", weight, column_run, 1)
+                    for row_run in row_runs:
+                        total = add_up(space, "sum", part, row_run, 0)
+                        pixels = values[row_run, column_run][images] @ total.flatten(3).flatten(1, 2).transpose(1, 2)
+                        pixels = pixels.view(len(total), -1, row_run.reach, column_run.reach, *total.shape[1:3])
+                        of = (images, slice(None), row_run.grid, row_run.offsets, column_run.grid, column_run.offsets)
+                        out[of] += pixels.permute(0, 1, 4, 2, 5, 3)
+            return out.flatten(4).flatten(2, 3)[:, :, : value.shape[2], : value.shape[3]]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        graph, size = ctx.graph, grad.shape[2:]
+        graph = ctx.graph
         query, key, gamma, beta, value, grad = at_least_float32(*ctx.saved_tensors, grad)
         threshold = gamma is not None and graph.weights == "official"
+        size, grid = value.shape[2:], query.shape[1:3]
         with torch.autocast(grad.device.type, enabled=False):
-            keys, values, space = key.flatten(2), graph.unfold_values(value), Space(query)
-            strips = graph.unfold_strips(grad)
-            grad_values, grad_query, grad_keys = (torch.zeros_like(t) for t in (values, query, keys))
+            keys, space, values = key.flatten(2), Space(query), Values(graph, value)
+            grad = F.pad(grad, (0, grid[1] * graph.stride - size[1], 0, grid[0] * graph.stride - size[0]))
+            grad = grad.unflatten(3, (grid[1], graph.stride)).unflatten(2, (grid[0], graph.stride))
+            grad_query, grad_keys, grad_value = (torch.zeros_like(t) for t in (query, keys, value))
             grad_gamma, grad_beta = (torch.zeros_like(gamma), torch.zeros_like(beta)) if threshold else (None, None)
             for where in graph.blocks(query, keys):
-                images, columns, rows = where
+                images, row_runs, column_runs = where[0], *map(graph.runs, where[1:], size)
                 found = edges(graph, space, query, keys, gamma, beta, where)
-                grad_weight = space("grad_weight", *found.weight.shape).zero_()
-                for phase in graph.phases(rows, size):
-                    total = add_rows(space, found.weight, phase)
-                    strip = strips[images, :, columns, phase.out].flatten(2)
-                    grad_values[images].baddbmm_(strip, total.flatten(1, 2))
-                    grad_total = grad_weight if phase.plain else total
-                    torch.bmm(strip.transpose(1, 2), values[images], out=grad_total.flatten(1, 2))
-                    if not phase.plain:
-                        for into, of in phase.terms:
-                            grad_weight[of] += grad_total[into]
+                weight = found.weight.unflatten(3, size)
+                grad_weight = space("grad_weight", *weight.shape).zero_()
+                for column_run in column_runs:
+                    part = add_up(space, "part", weight, column_run, 1)
+                    grad_part = grad_weight if column_run.plain else space("grad_part", *part.shape).zero_()
+                    for row_run in row_runs:
+                        total = add_up(space, "sum", part, row_run, 0)
+                        of = (images, slice(None), row_run.grid, row_run.offsets, column_run.grid, column_run.offsets)
+                        pixels = grad[of].permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(1, 3)
+                        add_shifted(grad_value[images], pixels @ total.flatten(3).flatten(1, 2), row_run, column_run)
+                        product = pixels.transpose(1, 2), values[row_run, column_run][images]
+                        if row_run.plain:
+                            grad_part.flatten(3).flatten(1, 2).baddbmm_(*product)
+                        else:
+                            torch.bmm(*product, out=total.flatten(3).flatten(1, 2))
+                            row_run.add(total, grad_part, 0, transpose=True)
+                    if not column_run.plain:
+                        column_run.add(grad_part, grad_weight, 1, transpose=True)
                 if graph.average:
                     continue
                 # Both softmaxes: dL = w (dw - sum w dw), for being a neighbour has no gradient; then L = S A or L = A.
-                grad_score = grad_weight.mul_(found.weight)
+                grad_score = grad_weight.flatten(3).mul_(found.weight)
                 grad_score.addcmul_(found.weight, grad_score.sum(3, keepdim=True), value=-1)
                 if threshold:  # dL/dT = -S
                     product = torch.mul(grad_score, found.score, out=space("sum", *found.score.shape))
@@ -497,10 +535,23 @@ class Aggregate(torch.autograd.Function):
                 grad_score = grad_score.flatten(1, 2)
                 grad_query[where] = (grad_score @ keys[images].transpose(1, 2)).view_as(grad_query[where])
                 grad_keys[images].baddbmm_(query[where].flatten(1, 2).transpose(1, 2), grad_score)
-            grad_value = graph.fold_values(grad_values, size)
         if graph.average:
             return None, None, None, None, grad_value, None
         return grad_query, grad_keys.view_as(key), grad_gamma, grad_beta, grad_value, None
+
+
+class Values:
+    """`shifted` values for pairs of runs, made when first asked for."""
+
+    def __init__(self, graph: Graph, value: Tensor):
+        self.value = value
+        self.made: dict[tuple[int, int], Tensor] = {}
+
+    def __getitem__(self, runs: tuple[Run, Run]) -> Tensor:
+        key = tuple(run.reach for run in runs)
+        if key not in self.made:
+            self.made[key] = shifted(self.value, *runs)
+        return self.made[key]
 
 
 def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -1,7 +1,7 @@
 r"""IGNN: cross-scale internal graph neural network.
 
-Zhou et al., "Cross-Scale Internal Graph Neural Network for Image Super-Resolution", NeurIPS 2020 (arXiv 2006.16673), and
-the released code (sczhou/IGNN, 32bfa71).
+Zhou et al., "Cross-Scale Internal Graph Neural Network for Image Super-Resolution", NeurIPS 2020 (arXiv 2006.16673),
+and the released code (sczhou/IGNN, 32bfa71).
 
 Every 3x3 patch q of the image I (stride 2) is matched with its k nearest patches n_1..n_k of the image made s times
 smaller, I↓s: nearest by the squared Euclidean distance of their embeddings E. Where n_t came from, I itself shows the
@@ -17,16 +17,16 @@ and the k pasted images are mixed by learned functions (ECN) of the difference m
 Nothing is differentiated through the embedding and the choice of neighbours.
 
 Fast and exact. In cells of s x s pixels a pasted patch is 3 x 3 cells at stride 2, so (i) a map that is constant on
-every patch (D_t, μ_q) is constant on cells, and folding it is bilinear interpolation between the patches' centres:
-it is kept at the small resolution, where ECN, made of 1x1 convolutions, gives the same numbers; (ii) AdaPN's factor
+every patch (D_t, μ_q) is constant on cells, and folding it is averaging the patches that share a cell: it is kept at
+the small resolution, where ECN, made of 1x1 convolutions, gives the same numbers; (ii) AdaPN's factor
 separates, σ_q / σ_N: the few patches that can be chosen are normalised once, (N - μ_N) / σ_N, not each chosen copy;
 (iii) cells are then copied straight to their place, for one of the nine positions at a time, and the backward pass
 reads them again: no expanded copy of the chosen patches is ever held. Distances ‖n‖² - 2 q·n (+ ‖q‖²) are computed for
 tiles of queries against the part of I↓s that their windows cover.
 
-Ours: I↓s is made inside; an image is continued by its mirror image to whole cells; with `neighbours` 0, or a branch left
-out, the fusing layers see the trunk's features alone; the module for the common trunk (see `attention`). The released
-code switches windowing off for good after the first small image; here it depends on the image alone.
+Ours: I↓s is made inside; an image is continued by its mirror image to whole cells; with `neighbours` 0, or a branch
+left out, the fusing layers see the trunk's features alone; the module for the common trunk (see `attention`). The
+released code switches windowing off for good after the first small image; here it depends on the image alone.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..degradations import resize
 from .blocks import DIV2K_MEAN, MAX_SCORES, Network, ResBlock, Upsampler, conv, enlarge, mirror_pad
 
 #: Mean and standard deviation of ImageNet's colours, which VGG19 was trained with.
@@ -49,10 +50,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 #: Added to a variance under its root, from the released code.
 SMALLEST_VARIANCE = 1e-5
 
+#: Numbers that are copied at a time when patches are pasted, 2 MiB of float32.
+COPIED = 2**19
+
 #: Queries of a tile along one side where windows are used: their windows then overlap by more than half.
 TILE = 16
 
-#: Names (parts of) of biases without effect: they add the same number to the scores of all neighbours before a softmax.
+#: Tensors of GraphAggregation without effect or gradient: they add one number to the scores of all neighbours, and the
+#: softmax takes it away again.
 INERT = ("edges_lr.1.body.2.bias", "edges_lr.2.bias", "edges_hr.1.body.2.bias", "edges_hr.2.bias")
 
 
@@ -129,41 +134,39 @@ class IGNN(Network):
             self.embedding.load(vgg19_weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        height, width = (self.scale * side for side in x.shape[2:])
         padded = self._pad(x)
-        features, lr, hr = self._matched(padded)
-        head, shallow = features
+        head, shallow = self._features(padded)
+        lr = hr = None
+        if self.aggregation is not None:
+            lr, hr = self.aggregation(shallow, *self._embedded(padded, shallow))
         deep = self.body2(self.fuse_lr(joined(shallow, lr))) + head
-        deep = self.fuse_hr(joined(self.upsampler(deep), hr))
-        y = self.tail(deep)[:, :, : self.scale * height, : self.scale * width] / 255
+        y = self.tail(self.fuse_hr(joined(self.upsampler(deep), hr)))[:, :, :height, :width] / 255
         return y + (enlarge(x, self.scale) if self.image_skip else self.mean)
 
     def _pad(self, x: Tensor) -> Tensor:
         return pad_to_cells(x, self.graph_scale, self.aggregation.neighbours if self.aggregation else 1)
 
-    def _matched(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor | None, Tensor | None]:
-        """The features of the head and before the graph, and what the graph adds at both resolutions."""
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the head, and those before the graph."""
         head = self.head(255 * (x - self.mean))
-        shallow = self.body1(head)
-        if self.aggregation is None:
-            return (head, shallow), None, None
-        return (head, shallow), *self.aggregation(shallow, *self._embedded(x, shallow))
+        return head, self.body1(head)
 
     @torch.no_grad()
     def _embedded(self, x: Tensor, shallow: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the image and of its smaller version."""
         if self.embedding is None:
-            return shallow, downscale(shallow, self.graph_scale)
-        return self.embedding(x), self.embedding(downscale(x, self.graph_scale).clamp(0, 1))
+            return embedded_by_themselves(shallow, self.graph_scale)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.embedding(x), self.embedding(resize(x, down=self.graph_scale).clamp(0, 1))
 
     @torch.no_grad()
     def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """The matches of the patches at `points`; see GraphAggregation.mechanism. Without a graph, nothing."""
         if self.aggregation is None:
             return {}
-        x = self._pad(image)
-        shallow = self.body1(self.head(255 * (x - self.mean)))
-        return self.aggregation.mechanism(*self._embedded(x, shallow), points)
+        padded = self._pad(image)
+        return self.aggregation.mechanism(*self._embedded(padded, self._features(padded)[1]), points)
 
 
 def attention(
@@ -203,18 +206,14 @@ class FeatureGraph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         padded = pad_to_cells(x, self.aggregation.scale, self.aggregation.neighbours)
-        added = self.aggregation(padded, *self._embedded(padded))[0]
+        added = self.aggregation(padded, *embedded_by_themselves(padded, self.aggregation.scale))[0]
         return x + added[:, :, : x.shape[2], : x.shape[3]]
-
-    @torch.no_grad()
-    def _embedded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, downscale(x, self.aggregation.scale)
 
     @torch.no_grad()
     def mechanism(self, x: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """The matches of the patches at `points` of the features ``(1, width, H, W)``; see GraphAggregation."""
         padded = pad_to_cells(x, self.aggregation.scale, self.aggregation.neighbours)
-        return self.aggregation.mechanism(*self._embedded(padded), points)
+        return self.aggregation.mechanism(*embedded_by_themselves(padded, self.aggregation.scale), points)
 
 
 class GraphAggregation(nn.Module):
@@ -259,15 +258,14 @@ class GraphAggregation(nn.Module):
         """
         graph = build_graph(embedded, small, self.scale, self.neighbours, self.window, self.max_scores)
         pasted = aggregate(x, graph.index, self.scale, self.adapn)
-        lr = hr = None
         difference = self.fold(graph.difference, x.shape[2:])
+        lr = hr = None
         if self.branch != "hr":
             down = self.den(pasted.flatten(0, 1)).unflatten(0, pasted.shape[:2])
             lr = (down * self.weights(self.edges_lr, difference)).sum(1)
         if self.branch != "lr":
-            weights = self.weights(self.edges_hr, difference).flatten(0, 1)
-            weights = F.interpolate(weights, scale_factor=self.scale, mode="nearest").unflatten(0, pasted.shape[:2])
-            hr = (pasted * weights).sum(1)
+            weights = F.interpolate(self.weights(self.edges_hr, difference)[:, :, 0], scale_factor=self.scale)
+            hr = sum(image * weight for image, weight in zip(pasted.unbind(1), weights.split(1, 1), strict=True))
         return lr, hr
 
     def fold(self, difference: Tensor, size: Sequence[int]) -> Tensor:
@@ -291,7 +289,7 @@ class GraphAggregation(nn.Module):
         """
         graph = build_graph(embedded, small, self.scale, self.neighbours, self.window, self.max_scores)
         difference = self.fold(graph.difference, embedded.shape[2:])
-        rows, columns = torch.tensor(points, device=embedded.device).unbind(1)
+        rows, columns = torch.as_tensor(points, device=embedded.device).unbind(1)
         i = (rows // 2).clamp(max=graph.index.shape[2] - 1)
         j = (columns // 2).clamp(max=graph.index.shape[3] - 1)
         chosen = graph.index[0, :, i, j].T
@@ -329,9 +327,7 @@ def build_graph(
 ) -> Graph:
     """Match the 3x3 patches of `embedded` ``(B, C, H, W)`` with those of `small` ``(B, C, H/s, W/s)``."""
     with torch.autocast(embedded.device.type, enabled=False):
-        queries, sons = (
-            patches(to_rows(t.float()), 1).flatten(4).movedim(0, 3).contiguous() for t in (embedded, small)
-        )
+        queries, sons = (patches(to_rows(t), 1).flatten(4).movedim(0, 3).contiguous() for t in (embedded, small))
         distance, index = search(queries.flatten(3), sons.flatten(3), scale, neighbours, window, max_scores)
         rows, flat = sons.flatten(0, 2), across_images(index, sons.shape[1] * sons.shape[2])
         difference = [take(rows, chosen).sub_(queries).abs_().sum(3) for chosen in flat.unbind(1)]
@@ -410,8 +406,8 @@ def beyond(part: slice, first: Tensor, side: int) -> Tensor:
 
 
 def to_rows(x: Tensor) -> Tensor:
-    """``(B, C, H, W)`` as a contiguous ``(B, H, W, C)``."""
-    return x.permute(0, 2, 3, 1).contiguous()
+    """``(B, C, H, W)`` as a contiguous ``(B, H, W, C)``, in float32 at least: distances and deviations need it."""
+    return x.permute(0, 2, 3, 1).to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
 def patches(x: Tensor, scale: int) -> Tensor:
@@ -452,8 +448,9 @@ def aggregate(x: Tensor, index: Tensor, scale: int, adapn: bool = True) -> Tenso
     base = deviation = None
     if adapn:
         mean, deviation = statistics(patches(features, 1))[:2]
-        base = spread(mean, size)
-    table = son_table(features, scale, adapn)
+        base, deviation = spread(mean, size).to(x.dtype), deviation.to(x.dtype)
+    table = son_table(features, scale, adapn).to(x.dtype)
+    del features
     index = across_images(index, table.shape[1] // len(x))
     pasted = Paste.apply(table, deviation, base, index, tuple(size))
     return pasted.flatten(4, 5).flatten(2, 3).permute(0, 1, 4, 2, 3)
@@ -469,7 +466,7 @@ def son_table(features: Tensor, scale: int, normalised: bool) -> Tensor:
 
 
 def statistics(patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means and deviations ``(B, m1, m2, C)`` of patches ``(9, B, m1, m2, s, s, C)``, and the patches less their mean."""
+    """Means and deviations ``(B, m1, m2, C)`` of patches ``(9, B, m1, m2, s, s, C)``; the patches less their means."""
     count = patch.shape[0] * patch.shape[4] * patch.shape[5]
     mean = patch.sum(0).flatten(3, 4).sum(3) / count
     centred = patch - mean[..., None, None, :]
@@ -496,8 +493,9 @@ class Paste(torch.autograd.Function):
         else:
             pasted = base[:, None, :, None, :, None].expand(shape).clone(memory_format=torch.contiguous_format)
         for place, own, there, share in places(index.shape[2:], cells, table):
-            chosen = take(table[place], index[:, :, *own])
-            cells_of(pasted, there).addcmul_(chosen, factor_of(share, deviation, own, table))
+            factor = factor_of(share, deviation, own, table)
+            for numbers, target in portions(index, pasted):
+                cells_of(target, there).addcmul_(take(table[place], numbers[:, :, *own]), factor)
         return pasted
 
     @staticmethod
@@ -508,13 +506,21 @@ class Paste(torch.autograd.Function):
             d_base = grad.sum(1).sum(4).sum(2)
             d_deviation = torch.zeros_like(deviation)
         for place, own, there, share in places(index.shape[2:], grad.shape[2:6:2], table):
-            chosen, part = index[:, :, *own], cells_of(grad, there).contiguous()
-            if deviation is not None:
-                product = take(table[place], chosen).mul_(part).sum(1)
-                d_deviation[:, *own] += product.flatten(3, 4).sum(3) * share
-            part *= factor_of(share, deviation, own, table)
-            d_table[place].index_add_(0, chosen.flatten(), part.flatten(0, 3))
+            factor = factor_of(share, deviation, own, table)
+            for numbers, target in portions(index, grad):
+                chosen, part = numbers[:, :, *own], cells_of(target, there).contiguous()
+                if deviation is not None:
+                    product = take(table[place], chosen).mul_(part).sum(1)
+                    d_deviation[:, *own] += product.flatten(3, 4).sum(3) * share
+                d_table[place].index_add_(0, chosen.flatten(), part.mul_(factor).flatten(0, 3))
         return d_table, d_deviation, d_base, None, None
+
+
+def portions(index: Tensor, pasted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Index and map of a few neighbours at a time: what is copied of them for one place stays in the cache."""
+    neighbours = index.shape[1]
+    few = max(1, neighbours * 4 * COPIED // pasted.numel())  # a place has a quarter of a map's cells
+    return zip(index.split(few, 1), pasted.split(few, 1), strict=True)
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
@@ -529,8 +535,10 @@ def factor_of(share: Tensor, deviation: Tensor | None, own: Sequence[slice], tab
 
 
 def places(grid: Sequence[int], cells: Sequence[int], like: Tensor) -> Iterator[tuple]:
-    """The nine places of a cell in a patch: number, the patches (of the grid m1 x m2) that have a cell there on the map,
-    these cells (of H x W), and these patches' share in them ``(rows, columns, 1)``.
+    """The nine places of a cell in a patch.
+
+    Gives the number, the patches (of the grid m1 x m2) that have a cell there on the map, these cells (of H x W), and
+    these patches' share in them ``(rows, columns, 1)``.
     """
     for place in range(9):
         (rows, map_rows, down), (columns, map_columns, across) = (
@@ -628,21 +636,17 @@ def initialise(module: nn.Module) -> None:
 
 
 def pad_to_cells(x: Tensor, scale: int, neighbours: int) -> Tensor:
-    """Continue a map by its mirror image to multiples of `scale`, and until it has `neighbours` patches to choose from."""
+    """Continue a map by its mirror image to multiples of `scale`, with at least `neighbours` patches to choose from."""
     smallest = 2 * scale * math.ceil(math.sqrt(neighbours))
     height, width = (max(-(-size // scale) * scale, smallest) for size in x.shape[2:])
     return mirror_pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
 
 
-def downscale(x: Tensor, scale: int) -> Tensor:
-    """MATLAB's imresize by 1/scale: antialiased bicubic, borders continued with the edge pixel repeated."""
-    edge = 2 * scale  # the kernel's reach
-    for dim in (2, 3):
-        size = x.shape[dim]
-        position = torch.arange(-edge, size + edge, device=x.device).remainder(2 * size)
-        x = x.index_select(dim, torch.minimum(position, 2 * size - 1 - position))
-    x = F.interpolate(x, scale_factor=1 / scale, mode="bicubic", antialias=True)
-    return x[:, :, 2:-2, 2:-2]
+@torch.no_grad()
+def embedded_by_themselves(x: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """Features as their own embedding, and their smaller version, in float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x, resize(x, down=scale)
 
 
 def check(option: str, value: str, known: Sequence[str]) -> None:

@@ -338,7 +338,7 @@ class LayerNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + α reduce(GELU(LN(depthwise(expand(x))))), optionally with channel attention before α, which starts at zero."""
+    """x + α reduce(GELU(LN(depthwise(expand(x))))), if asked for with channel attention; α starts at zero."""
 
     def __init__(self, width: int, channel_attention: bool = False):
         super().__init__()

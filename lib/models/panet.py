@@ -256,28 +256,28 @@ class _BlockAttention(torch.autograd.Function):
         dq = torch.zeros_like(q)
         dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
         for strip in sweep.strips(query):
-            dw = strip.matrix()
             paste, unpaste, unscore = strip.boxes(strip.weights), strip.boxes(), strip.boxes()
-            of_pixels = [strip.logits, strip.weights, dw]
+            of_pixels = [strip.logits, strip.weights[:-1], strip.matrix()]
             for i in range(len(q)):
                 of_keys = [keys[i], factor[i][None], values[i], dkeys[i], dfactor[i][None], dvalues[i]]
-                parts = [*zip(*(t.split(sweep.counts, 1) for t in of_pixels + of_keys), strict=True)]
+                levels = [*zip(*(t.split(sweep.counts, 1) for t in of_pixels + of_keys), strict=True)]
                 for ahead, behind in strip.run(q[i], keys[i], factor[i], mask, [paste, unpaste, unscore]):
                     dy_ahead, dy_behind = (dy[i][place].flatten(0, 1) for place in (ahead, behind))
                     q_behind, dq_behind = (t[i][behind].flatten(0, 1) for t in (q, dq))
                     # Softmax: dlogits = w (dw - sum w dw).
                     total = 0
-                    for box, (_, w, w_dw, _, _, v, *_) in zip(unpaste, parts, strict=True):
+                    for box, (_, w, w_dw, _, _, v, *_) in zip(unpaste, levels, strict=True):
                         torch.mm(dy_ahead, v, out=box.x)
                         torch.mul(box(), w, out=w_dw)
                         total = total + w_dw.sum(1, keepdim=True)
-                    for b, c, (logits, w, w_dw, k, s, _, dk, ds, dv) in zip(paste, unscore, parts, strict=True):
+                    for b, c, (logits, w, w_dw, k, s, _, dk, ds, dv) in zip(paste, unscore, levels, strict=True):
                         dv.addmm_(dy_behind.T, b())
                         torch.addcmul(w_dw, w, total, value=-1, out=c.x)
                         ds += logits.mul_(c.x).sum(0)
                         c.x.mul_(s)
-                        dk.addmm_(q_behind.T, c())
-                        dq_behind = dq_behind.addmm(c.x, k.T)
+                        dscores = c()
+                        dk.addmm_(q_behind.T, dscores)
+                        dq_behind = dq_behind.addmm(dscores, k.T)
                     dq[i][behind] = dq_behind.view_as(dq[i][behind])
         return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None
 
@@ -285,51 +285,65 @@ class _BlockAttention(torch.autograd.Function):
 class _Sweep:
     """How the queries of an image are cut: into strips of columns (one, if a row is not too long) and blocks of rows.
 
-    An image is padded by a column on each side and by two rows above: a box needs its neighbours, and is known one row
-    later than its input.
+    A strip needs a column more on each side; one that is as wide as the image only a separator on the right. An image
+    is padded by these columns and by two rows above, as a box is known one row later than its input.
     """
 
     def __init__(self, query: Tensor, sizes: Sequence[tuple[int, int]], max_scores: int):
         self.height, self.width = query.shape[2:]
         self.steps, self.counts = [w + 1 for _, w in sizes], [h * (w + 1) for h, w in sizes]
         self.listed = sum(self.counts)
-        limit = max_scores // self.listed
-        self.columns = self.width if limit >= self.width + 2 else max(1, limit - 2)
+        pixels = max_scores // self.listed
+        self.left = int(pixels <= self.width)
+        self.columns = _even(self.width, pixels - 2) if self.left else self.width
         if not query.is_cuda:
-            limit = min(max_scores, CACHED_SCORES) // self.listed
-        self.rows = min(max(1, limit // (self.columns + 2)), self.height + 2)
+            pixels = min(max_scores, CACHED_SCORES) // self.listed
+        self.rows = _even(self.height + 2, pixels // (self.left + self.columns + 1))
         self.blocks = math.ceil((self.height + 2) / self.rows)
 
     def pad(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, rows, columns, C)."""
-        return F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 2, self.blocks * self.rows - self.height))
+        return F.pad(images.permute(0, 2, 3, 1), (0, 0, self.left, 1, 2, self.blocks * self.rows - self.height))
 
     def crop(self, padded: Tensor) -> Tensor:
-        return padded[:, 2 : 2 + self.height, 1:-1].permute(0, 3, 1, 2)
+        return padded[:, 2 : 2 + self.height, self.left : -1].permute(0, 3, 1, 2)
 
     def strips(self, like: Tensor) -> Iterator[_Strip]:
         for start in range(0, self.width, self.columns):
-            yield _Strip(self, start, min(self.columns, self.width - start) + 2, like)
+            columns = self.left + min(self.columns, self.width - start) + 1
+            yield _Strip(self, slice(start, start + columns), like)
+
+
+def _even(total: int, largest: int) -> int:
+    """Size of parts of `total` that are about equal and not larger than `largest`, or than 1."""
+    parts = math.ceil(total / max(1, largest))
+    return math.ceil(total / parts)
 
 
 class _Strip:
-    """Matrices (rows * columns, M) for the queries of a strip; what needs one level only goes through one small tile."""
+    """Matrices (queries, M) of a strip's block; products and boxes pass through a tile that holds one level.
 
-    def __init__(self, sweep: _Sweep, start: int, columns: int, like: Tensor):
-        self.sweep, self.start, self.columns, self.like = sweep, start, columns, like
-        self.logits, self.weights = self.matrix(), self.matrix()
-        tile = like.new_empty(sweep.rows * columns * max(sweep.counts))
-        self.tiles = [tile[: sweep.rows * columns * count].view(-1, count) for count in sweep.counts]
+    Inputs of boxes have a last row of zeros.
+    """
+
+    def __init__(self, sweep: _Sweep, columns: slice, like: Tensor):
+        self.sweep, self.columns, self.like = sweep, columns, like
+        self.queries = sweep.rows * (columns.stop - columns.start)
+        self.logits = self.matrix()
+        self.weights = like.new_zeros(self.queries + 1, sweep.listed)
+        self.tile = like.new_zeros((self.queries + 1) * max(sweep.counts))
         self.score = self.boxes()
 
     def matrix(self) -> Tensor:
-        return self.like.new_empty(self.sweep.rows * self.columns, self.sweep.listed)
+        return self.like.new_empty(self.queries, self.sweep.listed)
 
     def boxes(self, x: Tensor | None = None) -> list[_Box]:
         """A box for each level, of the matrix x or of the tile, into the tile."""
-        inputs = self.tiles if x is None else x.split(self.sweep.counts, 1)
-        parts = zip(inputs, self.tiles, self.sweep.steps, strict=True)
-        return [_Box(x, tile, self.sweep.rows, step) for x, tile, step in parts]
+        end = self.queries * max(self.sweep.counts)  # whatever the level, the zeros follow
+        tiles = [self.tile[end - self.queries * n : end + n].view(-1, n) for n in self.sweep.counts]
+        inputs = tiles if x is None else x.split(self.sweep.counts, 1)
+        parts = zip(inputs, tiles, self.sweep.steps, strict=True)
+        return [_Box(x, tile[:-1], self.sweep.rows, step) for x, tile, step in parts]
 
     def run(self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor, boxes: Sequence[list[_Box]]) -> Iterator:
         """Leave the logits and weights of one block after the other, of one image, in the matrices of that name.
@@ -337,21 +351,23 @@ class _Strip:
         A weight outside the strip's own pixels is 0. Yields indices into the padded image: of the pixels whose products
         have been made, and, two boxes later, of those that are done. The caller's `boxes` forget the image before.
         """
-        rows, columns = self.sweep.rows, slice(self.start, self.start + self.columns)
-        grid = self.weights.view(rows, self.columns, -1)
+        rows, height = self.sweep.rows, self.sweep.height
+        weights = self.weights[:-1]
+        grid = weights.view(rows, -1, self.sweep.listed)  # its first row is row y - 1 of the image
         levels = [t.split(self.sweep.counts, -1) for t in (keys, factor, mask, self.logits)]
         for box in chain(self.score, *boxes):
             box.reset()
         for y in range(0, self.sweep.blocks * rows, rows):
-            ahead, behind = (slice(y + 2, y + 2 + rows), columns), (slice(y, y + rows), columns)
+            ahead, behind = (slice(y + 2, y + 2 + rows), self.columns), (slice(y, y + rows), self.columns)
             q = query[ahead].flatten(0, 1)
             for box, k, s, m, logits in zip(self.score, *levels, strict=True):
                 torch.mm(q, k, out=box.x)
                 torch.addcmul(m, box(), s, out=logits)
-            torch.softmax(self.logits, 1, out=self.weights)
-            grid[:, 0] = 0
+            torch.softmax(self.logits, 1, out=weights)
             grid[:, -1] = 0
-            grid[self.sweep.height + 1 - y :] = 0  # grid[0] is row y - 1 of the image
+            if self.sweep.left:
+                grid[:, 0] = 0
+            grid[height + 1 - y :] = 0
             if y == 0:
                 grid[0] = 0
             yield ahead, behind
@@ -359,14 +375,16 @@ class _Strip:
 
 class _Box:
     """box(X)_pj = Σ_d X_{p+d, j+d} for one level and a matrix whose rows come in blocks: takes the block in `x` and
-    gives, in `out` (which may be `x`), the boxes of the pixels that are one row before it.
+    gives, in `out` (which may be the same), the boxes of the pixels that are one row before it.
 
-    Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it.
+    Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it. In a line
+    zeros follow the last key, as in what is given for x a row of zeros follows the last query.
     """
 
     def __init__(self, x: Tensor, out: Tensor, rows: int, step: int):
-        self.x, self.out = x, out
-        self.lines = x.new_empty(rows + 2, len(x) // rows, x.shape[1])
+        self.x, self.out = x[:-1], out
+        queries, count = out.shape
+        self.lines = x.new_empty(rows + 2, queries // rows, count + step)
         if rows == 1:  # the lines change places
             self.kept, places = None, [[self.lines[(turn + i) % 3] for i in range(3)] for turn in range(3)]
         else:  # the last two lines are copied
@@ -375,7 +393,13 @@ class _Box:
         # The next pixel of both lists is one row and one column further in the matrix; the next row of pixels is one
         # line and `step` columns further.
         self.turns = [
-            (*_three(x, x, x, below, 1, 1), *_three(above, here, below, out, 0, step)) for above, here, below in places
+            (
+                (x[:-1, :-1], x[1:, 1:], below[:, : count - 1]),
+                (x[:-2, :-1], below[1:, 1:count]),
+                (here[:, :count], below[:, step:], out),
+                (above[:, : count - step], out[:, step:]),
+            )
+            for above, here, below in places
         ]
 
     def reset(self) -> None:
@@ -385,22 +409,7 @@ class _Box:
         if self.kept:
             self.kept[0].copy_(self.kept[1])
         self.turns.append(sums := self.turns.pop(0))
-        for first, second, both, edge, edges, third, all_three in (sums[:7], sums[7:]):
+        for (first, second, both), (third, all_three) in (sums[:2], sums[2:]):
             torch.add(first, second, out=both)
-            edges.copy_(edge)
             all_three.add_(third)
         return self.out
-
-
-def _three(before: Tensor, here: Tensor, after: Tensor, out: Tensor, down: int, right: int) -> tuple[Tensor, ...]:
-    """The views for out[p, j] = before[p - down, j - right] + here[p, j] + after[p + down, j + right], 0 outside.
-
-    A last column is left as it was where down > 0, being a separator's.
-    """
-    rows, columns = out.shape[0] - down, out.shape[1] - right
-    edge = (slice(rows, None),) if down else (slice(None), slice(columns, None))
-    return (
-        *(here[:rows, :columns], after[down:, right:], out[:rows, :columns]),
-        *(here[edge], out[edge]),
-        *(before[:rows, :columns], out[down:, right:]),
-    )
