@@ -84,18 +84,23 @@ def differences(changes: pd.DataFrame, bounds: pd.DataFrame, labels: Mapping[str
     return figure
 
 
-def attention(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: np.ndarray) -> Figure:
-    """Where chosen pixels look: the photograph with the points, then one weight map (H, W) per point over it."""
+def attention(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: np.ndarray, shown: int = 60) -> Figure:
+    """Where chosen pixels look: the photograph with the points, then per point the `shown` largest weights of its map
+    (H, W), as dots of that area, and how many places hold nine tenths of the weight."""
     columns = len(points) + 1
     figure, axes = plt.subplots(1, columns, figsize=(WIDTH, WIDTH / columns + 0.4))
     axes[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
     axes[0].set_title("photograph", fontsize=9)
     for number, ((row, column), weights) in enumerate(zip(points, maps, strict=True), 1):
         axes[0].text(column, row, str(number), color="C1", weight="bold", ha="center", va="center")
-        axes[number].imshow(photograph, cmap="gray", vmin=0, vmax=1, alpha=0.35)
-        axes[number].imshow(weights, cmap="magma", alpha=0.8 * (weights > 0))
-        axes[number].plot(column, row, "+", color="C2", markersize=12, markeredgewidth=2)
-        axes[number].set_title(f"pixel {number}", fontsize=9)
+        order = np.argsort(weights, axis=None)[::-1]
+        largest = order[:shown][weights.flat[order[:shown]] > 0]
+        rows, places = np.unravel_index(largest, weights.shape)
+        held = np.cumsum(weights.flat[order]) / max(weights.sum(), 1e-12)
+        axes[number].imshow(photograph, cmap="gray", vmin=0, vmax=1, alpha=0.5)
+        axes[number].scatter(places, rows, s=80 * weights.flat[largest] / weights.max(initial=1e-12), color="C3")
+        axes[number].plot(column, row, "o", color="C2", markersize=14, fillstyle="none", markeredgewidth=2)
+        axes[number].set_title(f"pixel {number}: {1 + np.searchsorted(held, 0.9)} hold 90 %", fontsize=9)
     for axis in axes:
         axis.set_axis_off()
     return figure
