@@ -31,6 +31,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .blocks import CACHED_SCORES, MAX_SCORES, Network, Trunk, conv
 
@@ -109,6 +110,7 @@ class ENLCN(Trunk):
         )
         self.sub_mean, self.add_mean = (nn.Conv2d(3, 3, 1).requires_grad_(False) for _ in range(2))
 
+    @torch.no_grad()
     def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What the pixels of one image ``(1, colors, H, W)`` attend to; one leading entry per attention module.
 
@@ -292,6 +294,7 @@ class _RankedScores(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")
+    @once_differentiable
     def backward(ctx, grad):
         q, key, chosen = ctx.saved_tensors
         to_q, to_key = torch.empty_like(q), torch.zeros_like(key)

@@ -31,6 +31,7 @@ from itertools import chain
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .blocks import CACHED_SCORES, MAX_SCORES, Trunk, conv
 
@@ -42,6 +43,9 @@ UNUSED = ("sub_mean", "add_mean")
 SMALLEST_NORM = 1e-4
 
 SCALES = (1, 0.9, 0.8, 0.7, 0.6)
+
+#: A tensor for each level.
+Levels = Sequence[Tensor]
 
 
 class PANet(Trunk):
@@ -96,6 +100,7 @@ class PANet(Trunk):
         self.scales = tuple(scales)
         self.sub_mean, self.add_mean = (nn.Conv2d(3, 3, 1).requires_grad_(False) for _ in range(2))
 
+    @torch.no_grad()
     def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What `points` attend to, of one image ``(1, colors, H, W)``; one leading entry per attention module.
 
@@ -152,10 +157,12 @@ class PyramidAttention(nn.Module):
         self.max_scores = max_scores
 
     def forward(self, x: Tensor) -> Tensor:
-        levels = self.pyramid(x)
+        query, levels = self.theta(x), self.pyramid(x)
         keys, values = [self.g(z) for z in levels], [self.f(z) for z in levels]
-        attend = _attend_pixels if self.patch == 1 else _attend_blocks
-        pasted = attend(self.theta(x), keys, values, self.softmax_scale, self.max_scores)
+        if self.patch == 1:
+            pasted = _attend_pixels(query, keys, values, self.softmax_scale)
+        else:
+            pasted = _attend_blocks(query, keys, values, self.softmax_scale, self.max_scores) / 4
         return pasted + self.identity_scale * x
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
@@ -168,8 +175,8 @@ class PyramidAttention(nn.Module):
     def weights(self, x: Tensor, points: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
         """Attention on features x ``(1, width, H, W)``: the share of each level ``(levels,)``, averaged over all
         pixels, and the weights of `points` on each level's grid, a list of ``(points, h_s, w_s)``."""
-        blocks = [F.unfold(self.g(z), self.patch, padding=self.patch // 2)[0] for z in self.pyramid(x)]
-        sizes = [z.shape[2:] for z in self.pyramid(x)]
+        levels = self.pyramid(x)
+        blocks = [F.unfold(self.g(z), self.patch, padding=self.patch // 2)[0] for z in levels]
         keys = torch.cat(blocks, 1)
         keys = self.softmax_scale * keys / keys.norm(dim=0).clamp_min(SMALLEST_NORM)
         queries = F.unfold(self.theta(x), self.patch, padding=self.patch // 2)[0].T
@@ -181,7 +188,7 @@ class PyramidAttention(nn.Module):
             ]
         )
         chosen = (queries[[row * x.shape[3] + column for row, column in points]] @ keys).softmax(1).split(counts, 1)
-        return mass.sum(0) / len(queries), [w.unflatten(1, size) for w, size in zip(chosen, sizes, strict=True)]
+        return mass.sum(0) / len(queries), [w.unflatten(1, z.shape[2:]) for w, z in zip(chosen, levels, strict=True)]
 
 
 #: Makes the module for the common trunk.
@@ -202,7 +209,7 @@ def _positions(positions: str | Sequence[str] | int, blocks: int) -> list[int]:
     return sorted(places[name] for name in names)
 
 
-def _attend_pixels(query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float, max_scores: int) -> Tensor:
+def _attend_pixels(query: Tensor, keys: Levels, values: Levels, scale: float) -> Tensor:
     """patch 1: softmax attention with normalised keys, by PyTorch's fused kernel (which bounds its memory itself)."""
     q, k, v = (torch.cat([part.flatten(2) for part in parts], 2).mT for parts in ([query], keys, values))
     k = k / k.norm(dim=2, keepdim=True).clamp_min(SMALLEST_NORM)
@@ -211,7 +218,7 @@ def _attend_pixels(query: Tensor, keys: list[Tensor], values: list[Tensor], scal
     return mixed[:, 0].mT.unflatten(2, query.shape[2:])
 
 
-def _attend_blocks(query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float, max_scores: int) -> Tensor:
+def _attend_blocks(query: Tensor, keys: Levels, values: Levels, scale: float, max_scores: int) -> Tensor:
     """patch 3. All levels' pixels in one list, each row of pixels followed by a zero that separates it from the next:
     then a shift of (rows, columns) on a level's grid is one number in the list."""
     sizes = [tuple(z.shape[2:]) for z in keys]
@@ -220,7 +227,7 @@ def _attend_blocks(query: Tensor, keys: list[Tensor], values: list[Tensor], scal
     keys, values = (torch.cat([F.pad(z, (0, 1)).flatten(2) for z in parts], 2) for parts in (keys, values))
     factor = torch.cat([F.pad(z, (0, 1), value=1.0).flatten(2) for z in factor], 2)[:, 0]
     mask = torch.cat([F.pad(query.new_zeros(size), (0, 1), value=-1e30).flatten() for size in sizes])
-    return _BlockAttention.apply(query, keys, factor, values, mask, sizes, max_scores) / 4
+    return _BlockAttention.apply(query, keys, factor, values, mask, sizes, max_scores)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -240,15 +247,17 @@ class _BlockAttention(torch.autograd.Function):
         for strip in sweep.strips(query):
             paste = strip.boxes(strip.weights)
             for i in range(len(q)):
-                for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
+                k, s, v_i = sweep.levels(keys[i]), sweep.levels(factor[i]), v[i].split(sweep.counts)
+                for _, behind in strip.run(q[i], k, s, sweep.levels(mask), [paste]):
                     done = y[i][behind].flatten(0, 1)
-                    for box, values_s in zip(paste, v[i].split(sweep.counts), strict=True):
-                        done = done.addmm(box(), values_s)
+                    for n, box in enumerate(paste):
+                        done = done.addmm(box(), v_i[n])
                     y[i][behind] = done.view_as(y[i][behind])
         return sweep.crop(y)
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")
+    @once_differentiable
     def backward(ctx, grad):
         query, keys, factor, values, mask = ctx.saved_tensors
         sweep = ctx.sweep
@@ -257,27 +266,27 @@ class _BlockAttention(torch.autograd.Function):
         dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
         for strip in sweep.strips(query):
             paste, unpaste, unscore = strip.boxes(strip.weights), strip.boxes(), strip.boxes()
-            of_pixels = [strip.logits, strip.weights[:-1], strip.matrix()]
+            logits, w, w_dw = (sweep.levels(t) for t in (strip.logits, strip.weights[:-1], strip.matrix()))
             for i in range(len(q)):
-                of_keys = [keys[i], factor[i][None], values[i], dkeys[i], dfactor[i][None], dvalues[i]]
-                levels = [*zip(*(t.split(sweep.counts, 1) for t in of_pixels + of_keys), strict=True)]
-                for ahead, behind in strip.run(q[i], keys[i], factor[i], mask, [paste, unpaste, unscore]):
+                k, s, v = (sweep.levels(t[i]) for t in (keys, factor, values))
+                dk, ds, dv = (sweep.levels(t[i]) for t in (dkeys, dfactor, dvalues))
+                for ahead, behind in strip.run(q[i], k, s, sweep.levels(mask), [paste, unpaste, unscore]):
                     dy_ahead, dy_behind = (dy[i][place].flatten(0, 1) for place in (ahead, behind))
                     q_behind, dq_behind = (t[i][behind].flatten(0, 1) for t in (q, dq))
                     # Softmax: dlogits = w (dw - sum w dw).
                     total = 0
-                    for box, (_, w, w_dw, _, _, v, *_) in zip(unpaste, levels, strict=True):
-                        torch.mm(dy_ahead, v, out=box.x)
-                        torch.mul(box(), w, out=w_dw)
-                        total = total + w_dw.sum(1, keepdim=True)
-                    for b, c, (logits, w, w_dw, k, s, _, dk, ds, dv) in zip(paste, unscore, levels, strict=True):
-                        dv.addmm_(dy_behind.T, b())
-                        torch.addcmul(w_dw, w, total, value=-1, out=c.x)
-                        ds += logits.mul_(c.x).sum(0)
-                        c.x.mul_(s)
-                        dscores = c()
-                        dk.addmm_(q_behind.T, dscores)
-                        dq_behind = dq_behind.addmm(dscores, k.T)
+                    for n, box in enumerate(unpaste):
+                        torch.mm(dy_ahead, v[n], out=box.x)
+                        torch.mul(box(), w[n], out=w_dw[n])
+                        total = total + w_dw[n].sum(1, keepdim=True)
+                    for n, box in enumerate(unscore):
+                        dv[n].addmm_(dy_behind.T, paste[n]())
+                        dlogits = torch.addcmul(w_dw[n], w[n], total, value=-1, out=box.x)
+                        ds[n].add_(logits[n].mul_(dlogits).sum(0))
+                        dlogits.mul_(s[n])
+                        dproducts = box()
+                        dk[n].addmm_(q_behind.T, dproducts)
+                        dq_behind = dq_behind.addmm(dproducts, k[n].T)
                     dq[i][behind] = dq_behind.view_as(dq[i][behind])
         return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None
 
@@ -307,6 +316,10 @@ class _Sweep:
 
     def crop(self, padded: Tensor) -> Tensor:
         return padded[:, 2 : 2 + self.height, self.left : -1].permute(0, 3, 1, 2)
+
+    def levels(self, listed: Tensor) -> tuple[Tensor, ...]:
+        """Views of each level's pixels in a tensor that ends in all of them."""
+        return listed.split(self.counts, -1)
 
     def strips(self, like: Tensor) -> Iterator[_Strip]:
         for start in range(0, self.width, self.columns):
@@ -341,11 +354,11 @@ class _Strip:
         """A box for each level, of the matrix x or of the tile, into the tile."""
         end = self.queries * max(self.sweep.counts)  # whatever the level, the zeros follow
         tiles = [self.tile[end - self.queries * n : end + n].view(-1, n) for n in self.sweep.counts]
-        inputs = tiles if x is None else x.split(self.sweep.counts, 1)
+        inputs = tiles if x is None else self.sweep.levels(x)
         parts = zip(inputs, tiles, self.sweep.steps, strict=True)
         return [_Box(x, tile[:-1], self.sweep.rows, step) for x, tile, step in parts]
 
-    def run(self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor, boxes: Sequence[list[_Box]]) -> Iterator:
+    def run(self, query: Tensor, keys: Levels, factor: Levels, mask: Levels, boxes: Sequence[list[_Box]]) -> Iterator:
         """Leave the logits and weights of one block after the other, of one image, in the matrices of that name.
 
         A weight outside the strip's own pixels is 0. Yields indices into the padded image: of the pixels whose products
@@ -354,15 +367,15 @@ class _Strip:
         rows, height = self.sweep.rows, self.sweep.height
         weights = self.weights[:-1]
         grid = weights.view(rows, -1, self.sweep.listed)  # its first row is row y - 1 of the image
-        levels = [t.split(self.sweep.counts, -1) for t in (keys, factor, mask, self.logits)]
+        logits = self.sweep.levels(self.logits)
         for box in chain(self.score, *boxes):
             box.reset()
         for y in range(0, self.sweep.blocks * rows, rows):
             ahead, behind = (slice(y + 2, y + 2 + rows), self.columns), (slice(y, y + rows), self.columns)
             q = query[ahead].flatten(0, 1)
-            for box, k, s, m, logits in zip(self.score, *levels, strict=True):
-                torch.mm(q, k, out=box.x)
-                torch.addcmul(m, box(), s, out=logits)
+            for n, box in enumerate(self.score):
+                torch.mm(q, keys[n], out=box.x)
+                torch.addcmul(mask[n], box(), factor[n], out=logits[n])
             torch.softmax(self.logits, 1, out=weights)
             grid[:, -1] = 0
             if self.sweep.left:

@@ -108,7 +108,7 @@ def test_every_tensor_learns():
 def loss_after(network, progress, training=True) -> float:
     network.train(training).start_step(progress, torch.Generator())
     network(torch.rand(2, 3, 10, 12))
-    return float(network.auxiliary_loss())
+    return float(torch.as_tensor(network.auxiliary_loss()).detach())
 
 
 @pytest.mark.parametrize("common_trunk", [False, True])
@@ -126,7 +126,7 @@ def test_the_network_averages_the_losses_of_its_modules():
     torch.manual_seed(5)
     network = ENLCN(width=16, blocks=2, every=1, margin=9, contrastive_weight=0.5)
     total = loss_after(network, 0.5)
-    losses = [float(module.auxiliary_loss()) for module in network.body if isinstance(module, ENLCA)]
+    losses = [module.auxiliary_loss().item() for module in network.body if isinstance(module, ENLCA)]
     assert total == pytest.approx(sum(losses) / 3)
     torch.manual_seed(5)
     heavier = ENLCN(width=16, blocks=2, every=1, margin=9, contrastive_weight=1.0)
