@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 #: Photographs are shown as JPEG: a noisy crop costs a seventh of its PNG.
@@ -60,16 +61,30 @@ def training_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def differences(changes: pd.DataFrame, bounds: pd.DataFrame, labels: Mapping[str, str], spread: float) -> Figure:
+def differences(changes: Mapping[str, pd.DataFrame], bounds: pd.DataFrame, labels: Mapping, spreads: Mapping) -> Figure:
     """Per-photograph differences to the reference: every point, the mean, its interval where there is one.
 
-    changes: a row per photograph, a column per experiment, dB. bounds: `low`, `high` per experiment (NaN: no interval).
-    spread: what two trainings of one network differ by, shown as a band.
+    changes: for each title of a panel a row per photograph, a column per experiment, dB. bounds: `low`, `high` per
+    experiment (NaN: no interval). spreads: per title, what two trainings of one network differ by, shown as a band.
     """
+    heights = [max(len(table.columns), 1) for table in changes.values()]
+    size = (WIDTH, 0.42 * sum(heights) + 0.9 * len(heights))
+    figure, axes = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, squeeze=False)
+    for axis, (title, table) in zip(axes.flat, changes.items(), strict=True):
+        axis.set_title(title, fontsize=10, loc="left")
+        _difference_panel(axis, table, bounds, labels, spreads[title])
+    axes.flat[-1].set_xlabel(
+        "difference of PSNR (dB); dots: photographs, diamond: mean, bar: 95 % interval, band: spread over seeds"
+    )
+    return figure
+
+
+def _difference_panel(
+    axis: Axes, changes: pd.DataFrame, bounds: pd.DataFrame, labels: Mapping[str, str], spread: float
+) -> None:
     names = list(changes.columns)
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.42 * len(names)))
     if np.isfinite(spread):
-        axis.axvspan(-spread, spread, color="0.88", zorder=0, label="spread over seeds")
+        axis.axvspan(-spread, spread, color="0.88", zorder=0)
     axis.axvline(0, color="0.4", linewidth=1)
     for row, name in enumerate(names):
         values = changes[name].dropna()
@@ -80,8 +95,6 @@ def differences(changes: pd.DataFrame, bounds: pd.DataFrame, labels: Mapping[str
             axis.plot([low, high], [row, row], color="C3", linewidth=2.5, zorder=2)
     axis.set_yticks(range(len(names)), [labels[name] for name in names])
     axis.invert_yaxis()
-    axis.set_xlabel("difference of PSNR (dB); dots: photographs, diamond: mean, bar: 95 % interval")
-    return figure
 
 
 def attention(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: np.ndarray, shown: int = 60) -> Figure:

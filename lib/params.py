@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib.util
 import os
 import types
 import typing
@@ -83,6 +84,7 @@ class Experiment:
     recipe: Recipe | None = None
     budget: Budget | None = None
     official: str | None = None
+    needs: str | None = None
 
     @property
     def difference(self) -> str:
@@ -115,7 +117,9 @@ class _ExperimentEntry:
     task: str
     recipe: str
     options: dict = field(default_factory=dict)
+    size: str | None = None
     repeat: bool = False
+    needs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,9 @@ class _AnchorEntry:
     model: str
     task: str
     options: dict = field(default_factory=dict)
+    size: str | None = None
     official: str | None = None
+    needs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,9 +189,10 @@ class Params:
         common = {
             "name": name,
             "model": entry.model,
-            "options": {**settings.models.get(entry.model, {}), **entry.options},
+            "options": self.options(name),
             "task": self.tasks[entry.task],
             "evaluation": settings.evaluation,
+            "needs": entry.needs,
         }
         if isinstance(entry, _AnchorEntry):
             return Experiment(**common, seeds=settings.seeds[:1], official=entry.official)
@@ -199,6 +206,22 @@ class Params:
             recipe=self.recipes[entry.recipe],
             budget=self._make(Budget, settings.training[entry.task], f"profiles.{self.profile}.training.{entry.task}"),
         )
+
+    def options(self, name: str) -> dict:
+        """The options of an experiment's network: the profile's for its family and size, beneath its own."""
+        entry = self._entries[name]
+        of_model = self._settings.models.get(entry.model, {})
+        if entry.size:
+            self._known(entry.size, [key for key, value in of_model.items() if isinstance(value, dict)], "size",
+                        f"profiles.{self.profile}.models.{entry.model}, which {name!r} asks for")  # fmt: skip
+            of_model = of_model[entry.size]
+        return {**{key: value for key, value in of_model.items() if not isinstance(value, dict)}, **entry.options}
+
+    @property
+    def used_tasks(self) -> dict[str, Task]:
+        """The tasks that some experiment or anchor is about."""
+        named = {entry.task for entry in self._entries.values()}
+        return {name: task for name, task in self.tasks.items() if name in named}
 
     def study(self, name: str) -> Study:
         """The study `name`; raises ParamsError for an unknown name."""
@@ -305,10 +328,8 @@ def check(params: Params) -> None:
     from . import degradations, models, registry, sets
 
     for name in [*params.experiments, *params.anchors]:
-        entry = params._entries[name]
-        options = {**params._settings.models.get(entry.model, {}), **entry.options}
         try:
-            models.check_options(entry.model, options)
+            models.check_options(params._entries[name].model, params.options(name))
         except models.ModelError as error:
             raise ParamsError(f"{params._file}: {name}: {error}") from None
     for task in params.tasks.values():
@@ -324,6 +345,15 @@ def fingerprint(experiment: Experiment, *more: str) -> str:
     task = {key: value for key, value in asdict(experiment.task).items() if key not in ("test", "measured", "border")}
     parts = (experiment.model, experiment.options, task, asdict(experiment.recipe), asdict(experiment.budget), *more)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def missing(experiment: Experiment) -> str | None:
+    """Why the experiment cannot be run here: the package or the file that it `needs` and that is not there, or None."""
+    needed = experiment.needs or ""
+    if needed.startswith("package:"):
+        package = needed.removeprefix("package:")
+        return None if importlib.util.find_spec(package) else f"the package {package} is not installed"
+    return None if (ROOT / needed).exists() else f"the file {needed} is not there"
 
 
 def mirror() -> str | None:

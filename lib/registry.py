@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -169,11 +169,16 @@ class Registry:
             )
         return pd.DataFrame(rows).set_index("set")
 
-    def write_manifests(self, downloads: Path, tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> None:
+    def write_manifests(
+        self,
+        downloads: Path,
+        tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+        colored: Collection[str] = (),
+    ) -> None:
         """Write train/<task>.csv and test/<task>.csv below `downloads`, for each task its (train, test) references.
 
-        What `leaks` finds is left out of training. Manifests of other tasks are removed. Raises SetError when a set
-        has no images, or two images of a task have the same set and name.
+        What `leaks` finds is left out of training, gray photographs out of the tasks in `colored`. Manifests of other
+        tasks are removed. Raises SetError when a set has no images, or two images of a task have the same set and name.
         """
         for index, side in enumerate(("train", "test")):
             folder = downloads / side
@@ -182,6 +187,8 @@ class Registry:
                 (folder / stale).unlink()
             for task, references in tasks.items():
                 left_out = {leak.path for leak in self.leaks(*references)} if side == "train" else set()
+                if task in colored:
+                    left_out |= {entry.path for entry in self.files(references[index]) if entry.channels == 1}
                 rows = [row for r in dict.fromkeys(references[index]) for row in self._manifest(downloads, r, left_out)]
                 keys = [(row[0], row[1]) for row in rows]
                 twice = next((key for key in keys if keys.count(key) > 1), None)

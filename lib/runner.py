@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from .params import ROOT, Params
+from .params import ROOT, Params, missing
 
 #: stage -> name of the notebook's one parameter, or None
 PARAMETER = {
@@ -28,6 +28,10 @@ PARAMETER = {
     "report": "study",
     "summary": None,
 }
+
+
+#: In place of a row's results, where `missing` says why there are none.
+NOT_RUN = "not_run.txt"
 
 
 class StageError(RuntimeError):
@@ -50,12 +54,23 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     if not source.exists():
         raise StageError(f"{source.relative_to(ROOT)} does not exist; a study needs a report notebook of that name")
     target.parent.mkdir(parents=True, exist_ok=True)
+    if stage in ("train", "evaluate") and (reason := missing(params.experiment(key))):
+        return _not_run(params, stage, key, reason)
     before, began = code_digest(params, stage, key), time.monotonic()
     _execute(source, target, {PARAMETER[stage]: key} if key else {})
     if code_digest(params, stage, key) != before:
         raise StageError(f"{stage} {key or ''}: its code changed while it ran; run it again")
     _record(params, stage, key, time.monotonic() - began)
     return target
+
+
+def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
+    """Say in a row's results why it was not run; returns that file."""
+    params.results("weights", key).mkdir(parents=True, exist_ok=True)
+    path = params.results(stage, key, NOT_RUN)
+    path.write_text(f"{reason}; once it is: dvc repro --force train@{key}\n")
+    print(f"{stage} {key}: not run, {reason}")
+    return path
 
 
 def _execute(source: Path, target: Path, parameters: dict) -> None:

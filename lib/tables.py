@@ -5,6 +5,7 @@ The smallest statistical unit is a photograph: crops and seeds of one photograph
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +44,56 @@ def collect_costs(evaluated: Path, experiments: tuple[str, ...]) -> pd.DataFrame
     return pd.DataFrame(found).T.rename_axis("experiment")
 
 
+def collect_reasons(evaluated: Path, experiments: tuple[str, ...]) -> pd.DataFrame:
+    """Why rows were not run, as far as they say: experiment, reason."""
+    files = {name: evaluated / name / "not_run.txt" for name in experiments}
+    found = {name: file.read_text().strip() for name, file in files.items() if file.exists()}
+    return pd.DataFrame({"experiment": found.keys(), "reason": found.values()})
+
+
+def reasons(gathered: Path) -> list[str]:
+    """A line for each row of a study's folder that says why it was not run."""
+    return [
+        f"{label(row.experiment)}: {NOT_RUN}, {row.reason}"
+        for row in pd.read_csv(gathered / "not_run.csv").itertuples()
+    ]
+
+
 def photographs(images: pd.DataFrame, metric: str = "psnr") -> pd.DataFrame:
     """Mean over seeds: a row per (set, photograph), a column per experiment."""
     return images.pivot_table(index=["set", "image"], columns="experiment", values=metric, aggfunc="mean", sort=False)
 
 
-def seed_spread(images: pd.DataFrame) -> float:
-    """Smallest difference of means that can mean anything, in dB: the largest range, over experiments that were trained
-    with several seeds, of a seed's mean PSNR. NaN where every experiment has one seed."""
+def task_of(experiment: str) -> str:
+    """The task in an experiment's name, <model>_<task>[-<difference>]."""
+    return experiment.partition("_")[2].partition("-")[0]
+
+
+def of_task(experiments: Iterable[str], task: str) -> list[str]:
+    """Those of the experiments that are about a task; the first is what the others are compared with."""
+    return [name for name in experiments if task_of(name) == task]
+
+
+def tasks_of(experiments: Iterable[str]) -> list[str]:
+    """The tasks of a study, in the order of its experiments."""
+    return list(dict.fromkeys(map(task_of, experiments)))
+
+
+def seed_spreads(images: pd.DataFrame) -> pd.Series:
+    """Smallest difference of means that can mean anything, in dB, per task: the largest range, over experiments that
+    were trained with several seeds, of a seed's mean PSNR. NaN where every experiment of the task has one seed."""
     means = images.groupby(["experiment", "seed"]).psnr.mean().groupby("experiment")
-    ranges = (means.max() - means.min())[means.count() > 1]
-    return float(ranges.max()) if len(ranges) else float("nan")
+    ranges = (means.max() - means.min()).where(means.count() > 1).astype(float)
+    return ranges.groupby(task_of).max().rename("spread")
+
+
+def changes(images: pd.DataFrame, experiments: Sequence[str]) -> pd.DataFrame:
+    """Per-photograph difference (dB) of each experiment with numbers to the first of its task, which is left out."""
+    table = photographs(images)
+    first = {task: of_task(experiments, task)[0] for task in tasks_of(experiments)}
+    pairs = {name: first[task_of(name)] for name in experiments if name not in first.values()}
+    found = {name: table[name] - table[other] for name, other in pairs.items() if {name, other} <= set(table)}
+    return pd.DataFrame(found, index=table.index)
 
 
 def interval(differences: pd.Series | np.ndarray, seeds: int, level: float = 0.95) -> tuple[float, float] | None:
@@ -79,14 +119,13 @@ def verdict(differences: pd.Series | np.ndarray, seeds: int, spread: float, clai
     return HOLDS if np.sign(values.mean()) == np.sign(claimed) else CONTRADICTED
 
 
-def compare(images: pd.DataFrame, experiments: tuple[str, ...], reference: str | None = None) -> pd.DataFrame:
-    """A study's table: one row per experiment, in order, with its means and its difference to `reference`.
+def compare(images: pd.DataFrame, experiments: Sequence[str]) -> pd.DataFrame:
+    """A study's table: one row per experiment, in order, with its means and its difference to the first of its task.
 
     Columns: seeds, photographs, psnr, ssim, difference (dB), low, high (interval or NaN), resolved (bool). Experiments
-    without numbers have `seeds` 0. `reference` is the first experiment unless named.
+    without numbers have `seeds` 0.
     """
-    reference = reference or experiments[0]
-    table, spread = photographs(images), seed_spread(images)
+    table, spreads, differences = photographs(images), seed_spreads(images), changes(images, experiments)
     seeds = images.groupby("experiment").seed.nunique()
     rows = []
     for name in experiments:
@@ -94,11 +133,11 @@ def compare(images: pd.DataFrame, experiments: tuple[str, ...], reference: str |
         if name in table:
             mine = images[images.experiment == name]
             row |= {"photographs": len(table[name].dropna()), "psnr": mine.psnr.mean(), "ssim": mine.ssim.mean()}
-        if name in table and reference in table and name != reference:
-            change = (table[name] - table[reference]).dropna()
-            fewest = min(seeds[name], seeds[reference])
+        if name in differences:
+            change = differences[name].dropna()
+            fewest = min(seeds[name], seeds[of_task(experiments, task_of(name))[0]])
             low, high = interval(change, fewest) or (np.nan, np.nan)
-            resolved = verdict(change, fewest, spread) != UNRESOLVED
+            resolved = verdict(change, fewest, spreads[task_of(name)]) != UNRESOLVED
             row |= {"difference": change.mean(), "low": low, "high": high, "resolved": resolved}
         rows.append(row)
     columns = ["seeds", "photographs", "psnr", "ssim", "difference", "low", "high", "resolved"]
@@ -110,7 +149,7 @@ def claims(images: pd.DataFrame, pairs: tuple[tuple[str, str], ...], published: 
 
     Columns: better, worse, published (dB, NaN where no number is published), measured (dB), low, high, verdict.
     """
-    table, spread = photographs(images), seed_spread(images)
+    table, spreads = photographs(images), seed_spreads(images)
     seeds = images.groupby("experiment").seed.nunique()
     rows = []
     for better, worse in pairs:
@@ -121,7 +160,12 @@ def claims(images: pd.DataFrame, pairs: tuple[tuple[str, str], ...], published: 
             change = (table[better] - table[worse]).dropna()
             fewest = min(seeds[better], seeds[worse])
             low, high = interval(change, fewest) or (np.nan, np.nan)
-            row |= {"measured": change.mean(), "low": low, "high": high, "verdict": verdict(change, fewest, spread)}
+            row |= {
+                "measured": change.mean(),
+                "low": low,
+                "high": high,
+            }
+            row["verdict"] = verdict(change, fewest, spreads[task_of(better)])
         rows.append(row)
     columns = ["better", "worse", "published", "measured", "low", "high", "verdict"]
     return pd.DataFrame(rows).reindex(columns=columns)
@@ -133,15 +177,13 @@ def gains(images: pd.DataFrame, pairs: tuple[tuple[str, str], ...]) -> pd.DataFr
     Columns: set, image, self_similarity, pair, gain (dB).
     """
     table = photographs(images)
-    similar = images.groupby(["set", "image"], sort=False).self_similarity.first()
-    rows = [
-        pd.DataFrame(
-            {"self_similarity": similar, "pair": f"{label(a)} on {label(b)}", "gain": table[a] - table[b]}
-        ).reset_index()
-        for a, b in pairs
-        if a in table and b in table
-    ]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["set", "image", "pair", "gain"])
+    columns, rows = ["set", "image", "self_similarity", "pair", "gain"], []
+    for a, b in pairs:
+        if a in table and b in table:
+            similar = images[images.experiment == a].groupby(["set", "image"]).self_similarity.first()
+            gain = pd.DataFrame({"self_similarity": similar, "gain": table[a] - table[b]}).dropna()
+            rows.append(gain.assign(pair=f"{label(a)} on {label(b)} ({task_of(a).replace('_', ' ')})").reset_index())
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
 def published(path: Path = PUBLISHED) -> pd.DataFrame:
@@ -149,11 +191,21 @@ def published(path: Path = PUBLISHED) -> pd.DataFrame:
     return pd.read_csv(path).set_index("experiment")
 
 
+def panels(differences: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A table of `changes` by task."""
+    return {task: differences[of_task(differences, task)].dropna(how="all") for task in tasks_of(differences)}
+
+
 def label(experiment: str) -> str:
     """A row's name for readers: the model, and what its name says beyond model and task."""
     model, _, rest = experiment.partition("_")
     difference = rest.partition("-")[2].replace("_", " ")
     return f"{model}: {difference}" if difference else model
+
+
+def claim(better: str, worse: str) -> str:
+    """A claim for readers."""
+    return f"{label(better)} over {label(worse)} ({task_of(better).replace('_', ' ')})"
 
 
 def text(value: float, digits: int, signed: bool = False) -> str:
@@ -170,16 +222,18 @@ def for_readers(images: pd.DataFrame, costs: pd.DataFrame, study: Study, publish
     """A study's table as text: measured beside published, and what each row costs on one 96 x 96 input."""
     table = compare(images, study.experiments)
     reported = published.psnr.reindex(table.index)
+    firsts = [of_task(table.index, task_of(name))[0] for name in table.index]
     spent = costs.reindex(table.index)
     shown = pd.DataFrame(
         {
+            "task": [task_of(name).replace("_", " ") for name in table.index],
             "seeds": [count or NOT_RUN for count in table.seeds],
             "PSNR (dB)": [text(value, 2) for value in table.psnr],
             "SSIM": [text(value, 4) for value in table.ssim],
             "difference (dB)": [text(value, 2, signed=True) for value in table.difference],
             "95 % interval": [bounds(row) for _, row in table.iterrows()],
             "published (dB)": [text(value, 2) for value in reported],
-            "published difference": [text(value, 2, signed=True) for value in reported - reported.iloc[0]],
+            "published difference": [text(value, 2, signed=True) for value in reported - reported[firsts].values],
             "parameters": [text(value, 0) for value in spent.parameters],
             "multiply-adds (G)": [text(value, 2) for value in spent.multiply_adds / 1e9],
             "peak MiB": [text(value, 1) for value in spent.peak_bytes / 2**20],
@@ -193,7 +247,7 @@ def claims_for_readers(verdicts: pd.DataFrame) -> pd.DataFrame:
     """A table of `claims` as text."""
     return pd.DataFrame(
         {
-            "claim": [f"{label(row.better)} over {label(row.worse)}" for row in verdicts.itertuples()],
+            "claim": [claim(row.better, row.worse) for row in verdicts.itertuples()],
             "published (dB)": [text(value, 2, signed=True) for value in verdicts.published],
             "measured (dB)": [text(value, 2, signed=True) for value in verdicts.measured],
             "95 % interval": [bounds(row) for _, row in verdicts.iterrows()],
@@ -210,14 +264,14 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
-def finding(verdicts: pd.DataFrame, spread: float) -> str:
+def finding(verdicts: pd.DataFrame, spreads: pd.Series) -> str:
     """One sentence per kind of verdict, from a table of `claims`."""
     sentences = []
     for kind, rows in verdicts.groupby("verdict", sort=False):
-        pairs = "; ".join(f"{label(row.better)} over {label(row.worse)}" for row in rows.itertuples())
+        pairs = "; ".join(claim(row.better, row.worse) for row in rows.itertuples())
         sentences.append(f"{len(rows)} of {len(verdicts)} claims {_CLAUSE[kind]}: {pairs}.")
-    if np.isfinite(spread):
-        sentences.append(f"Differences up to {spread:.2f} dB are within what the seed alone changes.")
+    for task, spread in spreads.dropna().items():
+        sentences.append(f"On {task.replace('_', ' ')}, the seed alone changes up to {spread:.2f} dB.")
     return " ".join(sentences)
 
 

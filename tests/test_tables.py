@@ -35,7 +35,7 @@ def test_a_clear_difference_holds_or_contradicts():
 
 def test_a_difference_within_the_seeds_spread_is_not_resolved():
     rows = images({"a": 30.0, "b": 29.8}, spread=0.2)
-    assert tables.seed_spread(rows) == pytest.approx(0.4)
+    assert tables.seed_spreads(rows).item() == pytest.approx(0.4)
     assert list(tables.claims(rows, (("a", "b"),), pd.DataFrame({"psnr": {}})).verdict) == [tables.UNRESOLVED]
 
 
