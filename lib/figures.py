@@ -109,13 +109,56 @@ def attention(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: n
         order = np.argsort(weights, axis=None)[::-1]
         largest = order[:shown][weights.flat[order[:shown]] > 0]
         rows, places = np.unravel_index(largest, weights.shape)
-        held = np.cumsum(weights.flat[order]) / max(weights.sum(), 1e-12)
         axes[number].imshow(photograph, cmap="gray", vmin=0, vmax=1, alpha=0.5)
         axes[number].scatter(places, rows, s=80 * weights.flat[largest] / weights.max(initial=1e-12), color="C3")
         axes[number].plot(column, row, "o", color="C2", markersize=14, fillstyle="none", markeredgewidth=2)
-        axes[number].set_title(f"pixel {number}: {1 + np.searchsorted(held, 0.9)} hold 90 %", fontsize=9)
+        axes[number].set_title(f"pixel {number}: {places_holding(weights)} hold 90 %", fontsize=9)
     for axis in axes:
         axis.set_axis_off()
+    return figure
+
+
+def places_holding(weights: np.ndarray, share: float = 0.9) -> int:
+    """The smallest number of places of a map that hold that share of its weight."""
+    held = np.cumsum(np.sort(weights, axis=None)[::-1]) / max(weights.sum(), 1e-12)
+    return int(1 + np.searchsorted(held, share))
+
+
+def influences(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: Mapping[str, np.ndarray]) -> Figure:
+    """For each module a row: where what it adds at the points comes from, maps (points, H, W) from 1 (the most) to
+    a thousandth on a logarithmic scale; circles mark the points."""
+    columns = len(points)
+    size = (WIDTH, WIDTH / (columns + 1) * len(maps))
+    figure, axes = plt.subplots(len(maps), columns + 1, figsize=size, squeeze=False)
+    for line, (label, shown) in zip(axes, maps.items(), strict=True):
+        line[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
+        line[0].set_title(label, fontsize=9, loc="left")
+        for axis, (row, column), values in zip(line[1:], points, shown, strict=True):
+            relative = np.log10(np.maximum(values / max(values.max(), 1e-12), 1e-3))
+            drawn = axis.imshow(relative, cmap="viridis", vmin=-3, vmax=0)
+            axis.plot(column, row, "o", color="C1", markersize=11, fillstyle="none", markeredgewidth=2)
+            axis.set_title(f"{places_holding(values)} pixels hold 90 %", fontsize=8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.colorbar(drawn, ax=axes, shrink=0.5, aspect=40, label="influence, log10 of its share of the largest")
+    return figure
+
+
+def quality_against_cost(rows: pd.DataFrame, labels: Mapping[str, str], tasks: Mapping[str, str]) -> Figure:
+    """PSNR (dB) against multiply-adds on one input, a panel per task; the area of a dot grows with the parameters.
+
+    rows: psnr, multiply_adds, parameters per experiment. tasks: title of the panel per experiment.
+    """
+    titles = list(dict.fromkeys(tasks.values()))
+    figure, axes = plt.subplots(1, len(titles), figsize=(WIDTH, 3.6), squeeze=False)
+    for axis, title in zip(axes.flat, titles, strict=True):
+        mine = rows[[tasks[name] == title for name in rows.index]].sort_values("multiply_adds")
+        axis.scatter(mine.multiply_adds / 1e9, mine.psnr, s=20 + 200 * mine.parameters / rows.parameters.max())
+        for number, row in enumerate(mine.itertuples()):
+            axis.annotate(labels[row.Index], (row.multiply_adds / 1e9, row.psnr), (6, 6 if number % 2 else -12),
+                          textcoords="offset points", fontsize=8)  # fmt: skip
+        axis.set(title=title, xlabel="multiply-adds (G)", ylabel="PSNR (dB)", xscale="log")
+        axis.margins(x=0.25, y=0.15)
     return figure
 
 

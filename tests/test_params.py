@@ -55,9 +55,9 @@ ERRORS = {
     ),
     "recipe": ("recipe: common, repeat", "recipe: comon, repeat", "unknown recipe 'comon'"),
     "key of experiment": ("repeat: true}", "repaet: true}", "unknown key 'repaet' in experiments.edsr_gray_denoise_25"),
-    "key of task": ("    measured: gray", "    mesured: gray", "unknown key 'mesured' in tasks.gray_denoise_25"),
+    "key of task": ("    measured: gray", "    mesured: gray", "unknown key 'mesured' in tasks.gray_denoise_15"),
     "key of recipe": ("    loss: mse", "    los: mse", "unknown key 'los' in recipes.common"),
-    "type": ("    border: 0", "    border: none", "tasks.gray_denoise_25.border is 'none'; it must be of type int"),
+    "type": ("    border: 0", "    border: none", "tasks.gray_denoise_15.border is 'none'; it must be of type int"),
     "name": (
         "  edsr_gray_denoise_25: {model: edsr",
         "  ersr_gray_denoise_25: {model: edsr",

@@ -69,7 +69,27 @@ def test_rows_that_were_not_run_stay_in_the_table():
     assert list(table.index) == ["a", "b"] and table.seeds["b"] == 0 and np.isnan(table.psnr["b"])
     found = tables.claims(rows, (("a", "b"),), pd.DataFrame({"psnr": {}}))
     assert list(found.verdict) == [tables.NOT_RUN]
-    assert "were not run: a over b" in tables.finding(found, 0.1)
+    assert "were not run: a over b" in tables.finding(found, tables.seed_spreads(rows))
+
+
+def test_rows_are_compared_with_the_first_of_their_task():
+    rows = images({"a_t": 30.0, "a_t-x": 29.5, "a_u": 20.0, "a_u-x": 21.0})
+    table = tables.compare(rows, ("a_t", "a_t-x", "a_u", "a_u-x"))
+    assert table.difference.dropna().round(6).to_dict() == {"a_t-x": -0.5, "a_u-x": 1.0}
+    differences = tables.panels(tables.changes(rows, ("a_t", "a_t-x", "a_u", "a_u-x")))
+    assert {task: list(panel) for task, panel in differences.items()} == {"t": ["a_t-x"], "u": ["a_u-x"]}
+
+
+def test_spreads_are_of_one_task():
+    rows = pd.concat([images({"a_t": 30.0}, spread=0.2), images({"a_u": 30.0}, seeds=(1,))])
+    assert tables.seed_spreads(rows).round(6).to_dict() == pytest.approx({"t": 0.4, "u": np.nan}, nan_ok=True)
+
+
+def test_reasons_are_gathered(tmp_path):
+    (tmp_path / "a_t-x").mkdir()
+    (tmp_path / "a_t-x" / "not_run.txt").write_text("the file f is not there\n")
+    tables.collect_reasons(tmp_path, ("a_t", "a_t-x")).to_csv(tmp_path / "not_run.csv", index=False)
+    assert tables.reasons(tmp_path) == ["a: x: not run, the file f is not there"]
 
 
 def test_collecting_reads_what_exists(tmp_path):

@@ -180,6 +180,29 @@ class Trunk(Network):
         return enlarge(x, self.scale)
 
 
+def influence(
+    module: Callable[[Tensor], Tensor], features: Tensor, points: Sequence[tuple[int, int]], draws: int = 4
+) -> Tensor:
+    """How much each pixel of ``(1, C, H, W)`` moves what a module adds at the `points`: maps ``(points, H, W)``.
+
+    |d (module(x) - x)_p / d x_q|, the Frobenius norm over channels, for any kind of attention alike; estimated by
+    `draws` random signs of the output's channels (Hutchinson), the same for every module.
+    """
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, (draws, features.shape[1]), generator=generator).to(features) * 2 - 1
+    with torch.inference_mode(False), torch.enable_grad():
+        x = features.clone().requires_grad_()
+        added = module(x) - x
+        maps = []
+        for row, column in points:
+            squares = [
+                torch.autograd.grad(added[0, :, row, column] @ sign, x, retain_graph=True)[0].square().sum(1)[0]
+                for sign in signs
+            ]
+            maps.append(torch.stack(squares).mean(0).sqrt())
+    return torch.stack(maps)
+
+
 class NonLocal(nn.Module):
     """Non-local module, with one head or several: x + out(softmax(q k^T) v), no 1/sqrt(d).
 

@@ -5,11 +5,12 @@ Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution",
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .blocks import NON_LOCAL, Trunk
+from .blocks import NON_LOCAL, Trunk, influence
 
 
 class EDSR(Trunk):
@@ -43,3 +44,9 @@ class EDSR(Trunk):
             image_skip=image_skip,
             mean_shift=True,
         )
+
+    def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """influence: (points, H, W), how much each pixel moves what the attention module adds at the points."""
+        with torch.no_grad():
+            inserted = self.attended(image)
+        return {"influence": influence(*inserted[0], points)} if inserted else {}

@@ -6,7 +6,7 @@ from torch import nn
 
 from benchmarks.reference.nonlocal_ import reference
 from lib.models import NETWORKS, ModelError, build, check_options
-from lib.models.blocks import DIV2K_MEAN, Network, NonLocal, ResBlock, Trunk, Upsampler, conv
+from lib.models.blocks import DIV2K_MEAN, Network, NonLocal, ResBlock, Trunk, Upsampler, conv, influence
 
 
 def count(module: nn.Module) -> int:
@@ -189,3 +189,32 @@ def test_options_go_to_the_trunk_and_to_the_module():
     network = build("dagl", common_trunk=True, colors=1, width=8, blocks=2, heads=1, patch=3, stride=2)
     assert network.body[1].heads == 1 and len(network.body) == 4
     assert check_options("dagl", {"common_trunk": True, "heads": 2, "width": 4}) >= {"heads", "patch"}
+
+
+def test_influence_is_the_norm_of_the_jacobian():
+    torch.manual_seed(0)
+    mix = torch.randn(5 * 4, 5 * 4)
+
+    def module(x):  # adds at pixel p the sum over q of mix[p, q] x_q, channel by channel
+        return x + (x.flatten(2) @ mix.T).unflatten(2, x.shape[2:])
+
+    x = torch.randn(1, 3, 5, 4)
+    with torch.inference_mode():
+        maps = influence(module, x.clone(), [(2, 1), (4, 3)])
+    expected = mix[[2 * 4 + 1, 4 * 4 + 3]].abs().unflatten(1, (5, 4)) * 3**0.5
+    torch.testing.assert_close(maps, expected)
+
+
+@pytest.mark.parametrize("name", ["edsr", "dagl", "panet", "enlca", "ignn"])
+def test_every_module_in_the_common_trunk_shows_its_influence(name):
+    options = {"attention": "nl"} if name == "edsr" else {"common_trunk": True}
+    network = build(name, colors=1, width=8, blocks=2, **options)
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    maps = network.eval().mechanism(torch.rand(1, 1, 12, 14), [(3, 4), (8, 9)])["influence"]
+    assert maps.shape == (2, 12, 14) and bool(maps.isfinite().all()) and float(maps.amax()) > 0
+
+
+def test_a_trunk_without_attention_shows_none():
+    assert build("edsr", colors=1, width=8, blocks=2).mechanism(torch.rand(1, 1, 8, 8), [(1, 1)]) == {}
