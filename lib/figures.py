@@ -189,3 +189,14 @@ def against_similarity(gains: pd.DataFrame) -> Figure:
     axis.set(xlabel="self-similarity of the photograph", ylabel="gain (dB)")
     axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+def points(values: Mapping[str, Sequence[float]], label: str, log: bool = False) -> Figure:
+    """A few numbers for each row, every one a dot."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.8 + 0.36 * len(values)))
+    for row, numbers in enumerate(values.values()):
+        axis.plot(numbers, [row] * len(numbers), "o", color="C0", alpha=0.6)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.invert_yaxis()
+    axis.set(xlabel=label, xscale="log" if log else "linear")
+    return figure

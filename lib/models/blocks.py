@@ -189,8 +189,8 @@ def influence(
     `draws` random signs of the output's channels (Hutchinson), the same for every module.
     """
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, (draws, features.shape[1]), generator=generator).to(features) * 2 - 1
     with torch.inference_mode(False), torch.enable_grad():
+        signs = torch.randint(2, (draws, features.shape[1]), generator=generator).to(features) * 2 - 1
         x = features.clone().requires_grad_()
         added = module(x) - x
         maps = []
