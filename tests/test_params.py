@@ -1,11 +1,12 @@
 """params.yaml is checked whole: every error is one line that names the culprit."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lib.params import ROOT, Params, ParamsError, check, fingerprint
+from lib.params import ROOT, Params, ParamsError, check, fingerprint, missing
 
 TEXT = (ROOT / "params.yaml").read_text()
 
@@ -45,6 +46,27 @@ def test_adding_an_experiment_is_adding_lines(tmp_path):
     assert params(tmp_path, text).experiment("dagl_gray_denoise_25-heads_9").options["heads"] == 9
 
 
+def test_a_size_stands_in_for_the_familys_options(tmp_path):
+    known = params(tmp_path)
+    trunk = known.experiment("dagl_gray_denoise_25-common_trunk").options
+    assert trunk["common_trunk"] is True and "stages" not in trunk
+    assert "common_trunk" not in known.experiment("dagl_gray_denoise_25").options
+
+
+def test_what_a_row_needs_is_named_when_it_is_missing(tmp_path):
+    known = params(tmp_path)
+    row = known.experiment("ignn_sr_x2-vgg19_embedding")
+    assert missing(replace(row, needs="own/absent.pth")) == "the file own/absent.pth is not there"
+    assert missing(replace(row, needs="package:absent_package")) == "the package absent_package is not installed"
+    assert missing(replace(row, needs="params.yaml")) is missing(replace(row, needs="package:torch")) is None
+    assert missing(known.experiment("edsr_sr_x2")) is None
+
+
+def test_tasks_that_nothing_is_about_are_not_used(tmp_path):
+    known = params(tmp_path)
+    assert "dehaze" in known.tasks and "dehaze" not in known.used_tasks and "sr_x4" in known.used_tasks
+
+
 ERRORS = {
     "profile": ("profile: quick", "profile: quik", "unknown profile 'quik'"),
     "top level": ("\nrecipes:", "\nrecipies: {}\nrecipes:", "unknown key 'recipies' in the top level; did you mean"),
@@ -78,6 +100,7 @@ def test_an_error_names_its_key_in_one_line(tmp_path, case):
 BUILD_ERRORS = {
     "model": ("{model: nlm, task", "{model: nlmm, task", "nlmm"),
     "option": ("options: {attention: nl}", "options: {atention: nl}", "unknown option 'atention' of model 'dagl'"),
+    "size": ("size: common_trunk}", "size: comon_trunk}", "unknown size 'comon_trunk' in profiles.quick.models.dagl"),
     "degradation": ("{name: gaussian_noise, sigma: 25}", "{name: gausian_noise, sigma: 25}", "gausian_noise"),
     "set": ("test: [sample/test]", "test: [sampel/test]", "sampel/test"),
 }
