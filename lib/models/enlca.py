@@ -49,6 +49,12 @@ REDRAW = 640 / 1_000_000
 #: Contrastive loss: released from epoch 100 of 1000 on.
 CONTRASTIVE_START = 0.1
 
+#: What `approximation` measures: kinds of features, factors k, numbers m of features; from how many draws and pixels.
+KINDS = ("orthogonal", "orthogonal, random signs", "Gaussian")
+AMPLIFICATIONS = (1, 2, 4, 6, 8, 10)
+FEATURES = (16, 32, 64, 128, 256, 512, 1024)
+DRAWS, PIXELS = 8, 256
+
 #: "paper": share of the pixels that are positive (n1), share that come before the negative ones (n2).
 FRACTIONS = (0.02, 0.08)
 
@@ -117,8 +123,13 @@ class ENLCN(Trunk):
         features, exact: (modules, points, H, W), the weights of `points` by random features and by softmax
         entropy_features, entropy_exact: (modules, H, W), entropy of each pixel's weights in nats, from 0 (one pixel) to
             log(H W) (all alike)
+        k: (modules,), the amplification factors
+        error, log_variance, log_variance_gaussian: see `approximation`; on at most PIXELS pixels, evenly spaced
         """
-        seen = [module.weights(features, points) for module, features in self.attended(image)]
+        seen = [
+            module.weights(features, points) | {"k": torch.tensor(module.k)} | module.approximation(features)
+            for module, features in self.attended(image)
+        ]
         return {key: torch.stack([shown[key] for shown in seen]) for key in seen[0]}
 
 
@@ -201,12 +212,10 @@ class ENLCA(Network):
 
     def phi(self, u: Tensor) -> Tensor:
         """Random features ``(B, N, m)`` of vectors ``(B, N, d)`` of length √k."""
-        return (torch.exp(u @ self.projection_matrix.T - self.k / 2) + OFFSET) / math.sqrt(len(self.projection_matrix))
+        return _phi(u, self.projection_matrix, self.k)
 
     def linear_attention(self, q: Tensor, key: Tensor, v: Tensor) -> Tensor:
-        phi_q, phi_key = self.phi(q), self.phi(key)
-        mixed = phi_q @ (phi_key.mT @ v)
-        return mixed / (phi_q @ phi_key.sum(1)[:, :, None])
+        return _linear_attention(self.phi(q), self.phi(key), v)
 
     def contrastive_loss(self, q: Tensor, key: Tensor) -> Tensor:
         positive, negative = ranks(self.contrastive_ranks, q.shape[1])
@@ -227,6 +236,13 @@ class ENLCA(Network):
             shown[name] = _shares(kernel(q[chosen])).unflatten(1, x.shape[2:])
             shown[f"entropy_{name}"] = torch.cat([torch.special.entr(w).sum(1) for w in blocks]).view(x.shape[2:])
         return shown
+
+    @torch.no_grad()
+    def approximation(self, x: Tensor) -> dict[str, Tensor]:
+        """As the function of that name, for features x ``(1, width, H, W)`` of this module."""
+        q, key, v = (t[0] for t in self.embed(x))
+        chosen = torch.linspace(0, len(q) - 1, min(len(q), PIXELS)).long()
+        return approximation(*(F.normalize(t[chosen], dim=1) for t in (q, key)), v[chosen])
 
 
 #: Makes the module for the common trunk.
@@ -261,6 +277,58 @@ def ranks(rule: str, pixels: int) -> tuple[range, range]:
     count = max(1, min(count, pixels // 2))
     start = min(start, pixels - count)
     return range(count), range(start, start + count)
+
+
+def approximation(q: Tensor, key: Tensor, v: Tensor) -> dict[str, Tensor]:
+    """How far random features are from the softmax, for unit vectors q, key ``(N, d)`` and values v ``(N, C)``.
+
+    The dimensions are KINDS, AMPLIFICATIONS and FEATURES. Random signs make the rows of F uniform in direction: a QR
+    decomposition alone leaves the sign of its vectors' first entries to the algorithm, which fixes some of them.
+    error: (kinds, k, m), |y_features - y| / |y| of the attention's output y, median over pixels and draws
+    log_variance: (kinds, k, m), log of the mean over draws of (φ(q)·φ(key) / exp(q·key) - 1)², median over pairs
+    log_variance_gaussian: (k, m), what the last is over all draws of plain Gaussian features that there could be,
+        log((exp(|q + key|²) - 1) / m). A few draws miss the rare large features that it consists of.
+    """
+    m = torch.tensor(FEATURES, dtype=torch.float64)
+    draws = [[_features_of_kind(kind, max(FEATURES), q.shape[1], draw) for draw in range(DRAWS)] for kind in KINDS]
+    found = {"error": [], "log_variance": [], "log_variance_gaussian": []}
+    for k in AMPLIFICATIONS:
+        a, b = (math.sqrt(k) * t for t in (q, key))
+        measured = [[_deviation(a, b, v, k, [rows[:n] for rows in kind]) for n in FEATURES] for kind in draws]
+        error, variance = torch.tensor(measured).unbind(2)
+        found["error"].append(error)
+        found["log_variance"].append(variance.log())
+        squares = (a[:, None] + b).square().sum(2).median().double()
+        found["log_variance_gaussian"].append((squares.expm1() / m).log().float())
+    return {name: torch.stack(values, -2) for name, values in found.items()}
+
+
+def _features_of_kind(kind: str, features: int, inner: int, draw: int) -> Tensor:
+    generator = torch.Generator().manual_seed(draw)
+    rows = random_features(features, inner, kind != "Gaussian", generator)
+    signs = torch.randint(2, (features, 1), generator=generator) * 2 - 1
+    return rows * signs if kind == "orthogonal, random signs" else rows
+
+
+def _deviation(q: Tensor, key: Tensor, v: Tensor, k: float, draws: Sequence[Tensor]) -> tuple[float, float]:
+    """Median relative error of the output, median over pairs of the kernel's mean squared relative error."""
+    exact, kernel = _softmax_attention(q[None], key[None], v[None])[0], torch.exp(q @ key.T)
+    errors, squares = [], torch.zeros_like(kernel)
+    for projection in draws:
+        phi_q, phi_key = _phi(q, projection, k), _phi(key, projection, k)
+        output = _linear_attention(phi_q[None], phi_key[None], v[None])[0]
+        errors.append((output - exact).norm(dim=1) / exact.norm(dim=1))
+        squares += (phi_q @ phi_key.T / kernel - 1).square() / len(draws)
+    return float(torch.cat(errors).median()), float(squares.median())
+
+
+def _phi(u: Tensor, projection: Tensor, k: float) -> Tensor:
+    return (torch.exp(u @ projection.T - k / 2) + OFFSET) / math.sqrt(len(projection))
+
+
+def _linear_attention(phi_q: Tensor, phi_key: Tensor, v: Tensor) -> Tensor:
+    mixed = phi_q @ (phi_key.mT @ v)
+    return mixed / (phi_q @ phi_key.sum(1)[:, :, None])
 
 
 def _softmax_attention(q: Tensor, key: Tensor, v: Tensor) -> Tensor:

@@ -7,8 +7,18 @@ import torch
 from oracles import assert_matches, fill, wave
 
 from benchmarks.reference.enlca import reference
-from lib.models import build
-from lib.models.enlca import ENLCA, ENLCN, UNUSED, random_features, ranks
+from lib.models import build, enlca
+from lib.models.enlca import (
+    AMPLIFICATIONS,
+    DRAWS,
+    ENLCA,
+    ENLCN,
+    FEATURES,
+    KINDS,
+    UNUSED,
+    random_features,
+    ranks,
+)
 
 ROW = (-0.000035, 0.707157, 1.010041, (0.285649, 0.813020, -0.822662, 0.263816, -0.935882))
 
@@ -179,7 +189,7 @@ def test_features_approximate_the_softmax():
         module = ENLCA(32, k=2, features=features, contrastive=False)
         by_features = module(x)
         module.exact = True
-        errors.append(float((by_features - module(x)).norm()))
+        errors.append((by_features - module(x)).norm().item())
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
@@ -198,6 +208,8 @@ def test_mechanism_shows_the_weights_of_the_forward_pass():
     image = torch.rand(1, 3, 6, 8)
     shown = network.mechanism(image, [(row, column) for row in range(6) for column in range(8)])
     assert shown["entropy_exact"].shape == (2, 6, 8)
+    assert shown["k"].tolist() == [6, 6]
+    assert shown["error"].shape == shown["log_variance"].shape == (2, len(KINDS), len(AMPLIFICATIONS), len(FEATURES))
     for index, (module, features) in enumerate(network.attended(image)):
         for exact, name in ((False, "features"), (True, "exact")):
             weights = shown[name][index].flatten(1)
@@ -208,6 +220,50 @@ def test_mechanism_shows_the_weights_of_the_forward_pass():
             module.exact = exact
             mixed = (weights @ module.f(features).flatten(2).mT).mT.view_as(features)
             torch.testing.assert_close(features + 0.1 * mixed, module(features))
+
+
+@pytest.fixture(scope="module")
+def approximated() -> dict[str, torch.Tensor]:
+    torch.manual_seed(11)
+    return ENLCA(64).approximation(torch.randn(1, 64, 17, 19))  # more pixels than are looked at
+
+
+def test_the_error_of_features_falls_with_their_number_and_grows_with_the_amplification(approximated):
+    error = approximated["error"]
+    assert (error[:, :, -1] < error[:, :, 0]).all()
+    assert (error[:, 1:] > error[:, :-1]).all()
+    assert (error[1:, 0, -1] < 0.3 * error[1:, 0, 0]).all()  # 64 times as many features: an eighth at best
+
+
+def test_the_error_of_features_is_that_of_the_module():
+    torch.manual_seed(12)
+    module, x = ENLCA(16, k=4, features=64, branch_scale=1), torch.randn(1, 16, 8, 8)
+    draws = []
+    for draw in range(DRAWS):
+        whole = random_features(max(FEATURES), 4, True, torch.Generator().manual_seed(draw))
+        module.projection_matrix.copy_(whole[:64])
+        module.exact = False
+        by_features = module(x) - x
+        module.exact = True
+        exact = module(x) - x
+        draws.append((by_features - exact).norm(dim=1) / exact.norm(dim=1))
+    expected = torch.stack(draws).median()
+    measured = module.approximation(x)["error"][0, AMPLIFICATIONS.index(4), FEATURES.index(64)]
+    torch.testing.assert_close(measured, expected, rtol=1e-4, atol=0)
+
+
+def test_the_variance_of_many_draws_is_the_closed_form_and_that_of_few_is_less(approximated, monkeypatch):
+    assert (approximated["log_variance"][:, -1] < approximated["log_variance_gaussian"][-1]).all()
+    monkeypatch.setattr(enlca, "DRAWS", 100)
+    monkeypatch.setattr(enlca, "AMPLIFICATIONS", (0.5, 1))
+    monkeypatch.setattr(enlca, "FEATURES", (16, 64))
+    torch.manual_seed(13)
+    direction = torch.randn(16)  # of the queries; the keys' is the opposite, so that no feature is large
+    q, key = (torch.nn.functional.normalize(side * direction + 0.3 * torch.randn(200, 16), dim=1) for side in (1, -1))
+    found = enlca.approximation(q, key, torch.randn(200, 4))
+    closed = found["log_variance_gaussian"]
+    torch.testing.assert_close(found["log_variance"][KINDS.index("Gaussian")], closed, rtol=0, atol=0.3)
+    torch.testing.assert_close(closed[:, 0] - closed[:, 1], torch.full((2,), math.log(4)))
 
 
 def test_an_unknown_rule_of_ranks_is_named():
