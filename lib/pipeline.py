@@ -81,16 +81,31 @@ def _pins(profile: str) -> Path:
 
 
 def write_readme(params: Params) -> None:
-    """Put the table and the figure of every study into the README."""
+    """Put every study's verdicts, and the table and the figure of the first and the last study, into the README."""
     path = ROOT / "README.md"
     text = path.read_text()
     before, _, rest = text.partition(README_MARKS[0])
     _, mark, after = rest.partition(README_MARKS[1])
     if not mark:
         raise PipelineError(f"{path.name}: the marks {' and '.join(README_MARKS)} are missing")
-    new = "\n\n".join([before + README_MARKS[0], *(_answer(params, name) for name in params.studies), mark + after])
+    first, *_, last = [*params.studies] * 2
+    shown = [_verdicts(params), *(_answer(params, name) for name in dict.fromkeys((last, first)))]
+    new = "\n\n".join([before + README_MARKS[0], *shown, mark + after])
     if new != text:
         path.write_text(new)
+
+
+def _verdicts(params: Params) -> str:
+    """How many claims of each study got which verdict, each study a link to its report."""
+    rows = {}
+    for name, study in params.studies.items():
+        file = params.results("report", name, "verdicts.csv")
+        report = file.with_name(f"report_{name}.ipynb").relative_to(ROOT)
+        verdicts = pd.read_csv(file).verdict if file.exists() else pd.Series([tables.NOT_RUN] * len(study.claims))
+        found = verdicts.value_counts()
+        rows[f"[{name.replace('_', ' ')}]({report})"] = [int(found.get(kind, 0)) for kind in tables.VERDICTS]
+    counts = pd.DataFrame.from_dict(rows, orient="index", columns=[f"claims: {kind}" for kind in tables.VERDICTS])
+    return tables.markdown(counts.rename_axis("study"))
 
 
 def _answer(params: Params, study: str) -> str:
@@ -98,7 +113,7 @@ def _answer(params: Params, study: str) -> str:
     if not (folder / "rows.md").exists():
         return f"**{study}**: {tables.NOT_RUN}"
     figure = f"![{study}]({(folder / 'differences.png').relative_to(ROOT)})"
-    return "\n\n".join([(folder / "rows.md").read_text().strip(), figure])
+    return "\n\n".join([f"### {study.replace('_', ' ')}", (folder / "rows.md").read_text().strip(), figure])
 
 
 def _dvc(*arguments: str) -> int:

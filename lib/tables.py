@@ -22,6 +22,7 @@ PUBLISHED = Path(__file__).with_name("published.csv")
 
 HOLDS, CONTRADICTED, UNRESOLVED = "holds", "contradicted", "not resolved at this budget"
 NOT_RUN = "not run"
+VERDICTS = (HOLDS, CONTRADICTED, UNRESOLVED, NOT_RUN)
 
 
 def collect(evaluated: Path, experiments: tuple[str, ...]) -> pd.DataFrame:
@@ -206,6 +207,26 @@ def label(experiment: str) -> str:
 def claim(better: str, worse: str) -> str:
     """A claim for readers."""
     return f"{label(better)} over {label(worse)} ({task_of(better).replace('_', ' ')})"
+
+
+def growth(numbers: Sequence[float], logarithms: Sequence[float]) -> dict[str, float | str]:
+    """Whether what has these natural logarithms grows exponentially in the numbers (at least four).
+
+    factor: growth per unit by a straight line through all logarithms; r2: share of their variance that it explains;
+    factor_low, factor_high: the same by lines through the lower and the upper half of them; verdict: holds where the
+    slope of the upper half is positive and at least half of the lower's, else contradicted.
+    """
+    numbers, logarithms = np.asarray(numbers, float), np.asarray(logarithms, float)
+    half = len(numbers) // 2
+    whole = stats.linregress(numbers, logarithms)
+    low, high = (stats.linregress(numbers[part], logarithms[part]).slope for part in (slice(half), slice(-half, None)))
+    return {
+        "factor": np.exp(whole.slope),
+        "r2": whole.rvalue**2,
+        "factor_low": np.exp(low),
+        "factor_high": np.exp(high),
+        "verdict": HOLDS if high > 0 and high >= low / 2 else CONTRADICTED,
+    }
 
 
 def text(value: float, digits: int, signed: bool = False) -> str:
