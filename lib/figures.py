@@ -99,23 +99,39 @@ def _difference_panel(
 
 def attention(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: np.ndarray, shown: int = 60) -> Figure:
     """Where chosen pixels look: the photograph with the points, then per point the `shown` largest weights of its map
-    (H, W), as dots of that area, and how many places hold nine tenths of the weight."""
+    (H, W), as dots of that area, and how many places hold nine tenths of the weight.
+
+    The map's grid, in which the points are given, may be coarser than the photograph."""
     columns = len(points) + 1
     figure, axes = plt.subplots(1, columns, figsize=(WIDTH, WIDTH / columns + 0.4))
-    axes[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
+    _lay(axes[0], photograph, maps.shape[1:])
     axes[0].set_title("photograph", fontsize=9)
     for number, ((row, column), weights) in enumerate(zip(points, maps, strict=True), 1):
         axes[0].text(column, row, str(number), color="C1", weight="bold", ha="center", va="center")
-        order = np.argsort(weights, axis=None)[::-1]
-        largest = order[:shown][weights.flat[order[:shown]] > 0]
-        rows, places = np.unravel_index(largest, weights.shape)
-        axes[number].imshow(photograph, cmap="gray", vmin=0, vmax=1, alpha=0.5)
-        axes[number].scatter(places, rows, s=80 * weights.flat[largest] / weights.max(initial=1e-12), color="C3")
+        _lay(axes[number], photograph, weights.shape, alpha=0.5)
+        _dots(axes[number], weights, shown)
         axes[number].plot(column, row, "o", color="C2", markersize=14, fillstyle="none", markeredgewidth=2)
         axes[number].set_title(f"pixel {number}: {places_holding(weights)} hold 90 %", fontsize=9)
     for axis in axes:
         axis.set_axis_off()
     return figure
+
+
+def _lay(axis: Axes, photograph: np.ndarray, grid: tuple[int, int], alpha: float = 1.0) -> None:
+    """Draw a photograph in the coordinates of the pixels of a grid that covers it."""
+    height, width = grid
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axis.imshow(photograph, cmap="gray", vmin=0, vmax=1, alpha=alpha, extent=extent)
+
+
+def _dots(axis: Axes, weights: np.ndarray, shown: int, largest_weight: float | None = None) -> None:
+    """The `shown` largest weights of a map as dots, their area in proportion to its largest weight or that given."""
+    places = np.argsort(weights, axis=None)[::-1][:shown]
+    places = places[weights.flat[places] > 0]
+    rows, columns = np.unravel_index(places, weights.shape)
+    axis.scatter(
+        columns, rows, s=80 * weights.flat[places] / (largest_weight or weights.max(initial=1e-12)), color="C3"
+    )
 
 
 def places_holding(weights: np.ndarray, share: float = 0.9) -> int:
@@ -199,4 +215,100 @@ def points(values: Mapping[str, Sequence[float]], label: str, log: bool = False)
     axis.set_yticks(range(len(values)), list(values))
     axis.invert_yaxis()
     axis.set(xlabel=label, xscale="log" if log else "linear")
+    return figure
+
+
+def pyramid(
+    photograph: np.ndarray, points: Sequence[tuple[int, int]], levels: Mapping[str, np.ndarray], shown: int = 20
+) -> Figure:
+    """What chosen pixels attend to at each level of a pyramid: a row per point, a column per level with its share.
+
+    levels: per title of a level its weights (points, h, w) on its own grid; over all levels they sum to 1. Points are
+    on the first level's grid. Dots of one row are in proportion.
+    """
+    size = (WIDTH, WIDTH / len(levels) * len(points) + 0.3 * len(points))
+    figure, axes = plt.subplots(len(points), len(levels), figsize=size, squeeze=False)
+    grid = next(iter(levels.values())).shape[1:]
+    for line, (index, point) in zip(axes, enumerate(points), strict=True):
+        largest = max(maps[index].max() for maps in levels.values())
+        for axis, (title, maps) in zip(line, levels.items(), strict=True):
+            _lay(axis, photograph, maps.shape[1:], alpha=0.5)
+            _dots(axis, maps[index], shown, largest)
+            row, column = ((p + 0.5) * n / full - 0.5 for p, n, full in zip(point, maps.shape[1:], grid, strict=True))
+            axis.plot(column, row, "o", color="C2", markersize=12, fillstyle="none", markeredgewidth=2)
+            axis.set_title(f"scale {title}: {maps[index].sum():.0%}", fontsize=9)
+            axis.set_axis_off()
+    return figure
+
+
+def masses(shares: Mapping[str, pd.Series], uniform: Mapping[str, pd.Series]) -> Figure:
+    """A group of bars per network: the share of the attention that each level of its pyramid gets, indexed by scale;
+    a line across a bar is what uniform attention would give."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
+    scales = sorted({scale for share in shares.values() for scale in share.index}, reverse=True)
+    color = {scale: f"C{number}" for number, scale in enumerate(scales)}
+    step = 0.85 / len(scales)
+    for group, (name, share) in enumerate(shares.items()):
+        places = group + step * (np.arange(len(share)) - (len(share) - 1) / 2)
+        axis.bar(places, share, step * 0.9, color=[color[scale] for scale in share.index])
+        axis.hlines(uniform[name], places - step * 0.45, places + step * 0.45, color="0.1", linewidth=2)
+    for scale in scales:
+        axis.bar(0, 0, color=color[scale], label=f"scale {scale:g}")
+    axis.hlines([], 0, 0, color="0.1", linewidth=2, label="uniform attention")
+    axis.set_xticks(range(len(shares)), list(shares), fontsize=8)
+    axis.set(ylabel="share of the attention", ylim=(0, 1.02))
+    axis.grid(axis="x", visible=False)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def along(panels: Mapping[str, pd.DataFrame], ylabel: str, spread: float = np.nan) -> Figure:
+    """Values per photograph (rows) against a number (columns), a panel per meaning of that number: photographs as
+    points, their mean as a line. spread: what two trainings of one network differ by, as a band around the mean."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.2), squeeze=False, sharey=True)
+    for axis, (xlabel, table) in zip(axes.flat, panels.items(), strict=True):
+        mean = table.mean()
+        axis.axhline(0, color="0.4", linewidth=1)
+        axis.plot(table.columns, table.T, "o", color="C0", alpha=0.45, markersize=5)
+        axis.plot(mean.index, mean, "D-", color="C3", markersize=6)
+        if np.isfinite(spread):
+            axis.fill_between(mean.index, mean - spread, mean + spread, color="0.85", zorder=0)
+        axis.set(xlabel=xlabel, xscale="log")
+        axis.set_xticks(table.columns, [f"{x:g}" for x in table.columns])
+        axis.minorticks_off()
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def quartiles(
+    panels: Mapping[str, Mapping[str, Mapping]], xlabel: str, ylabel: str, limit: tuple[str, float]
+) -> Figure:
+    """Median and quartiles of many values against a number: a panel per title, a line per label, values per number.
+
+    limit: name and height of a line across all panels.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), squeeze=False, sharey=True)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        axis.axhline(limit[1], color="0.4", linestyle="--", linewidth=1, label=limit[0])
+        for number, (label, values) in enumerate(lines.items()):
+            low, middle, high = np.array([np.percentile(v, [25, 50, 75]) for v in values.values()]).T
+            bars = [middle - low, high - middle]
+            places = np.array(list(values)) * (1 + 0.03 * number)  # bars side by side
+            axis.errorbar(places, middle, bars, fmt="o-", markersize=5, capsize=3, color=f"C{number}", label=label)
+        axis.set(title=title, xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    axes[0, -1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def curves(panels: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, legend: str, **axis_options) -> Figure:
+    """Lines against a number: a panel per title, a line per column of its table, points where it was measured."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.2), squeeze=False, sharey=True)
+    for axis, (title, table) in zip(axes.flat, panels.items(), strict=True):
+        colors = sns.color_palette("viridis", table.shape[1])
+        for color, (label, values) in zip(colors, table.items(), strict=True):
+            axis.plot(table.index, values, "o-", markersize=4, color=color, label=str(label))
+        axis.set(title=title, xlabel=xlabel, **axis_options)
+    axes[0, 0].set_ylabel(ylabel)
+    axes[0, -1].legend(frameon=False, fontsize=8, title=legend, title_fontsize=8)
     return figure

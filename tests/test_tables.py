@@ -111,3 +111,15 @@ def test_gains_stand_beside_self_similarity():
 def test_labels_are_for_readers():
     assert tables.label("dagl_gray_denoise_25-no_threshold") == "dagl: no threshold"
     assert tables.label("edsr_gray_denoise_25") == "edsr"
+
+
+def test_growth_is_exponential_where_the_logarithm_keeps_growing():
+    k = [1, 2, 4, 6, 8, 10]
+    found = tables.growth(k, [0.5 * x for x in k])
+    assert found["factor"] == found["factor_low"] == found["factor_high"] == pytest.approx(np.exp(0.5))
+    assert found["r2"] == pytest.approx(1)
+    assert found["verdict"] == tables.HOLDS
+    flattens = tables.growth(k, [-1.5, -0.7, -0.3, -0.2, -0.15, -0.12])
+    assert flattens["factor_low"] > flattens["factor"] > flattens["factor_high"] > 1
+    assert flattens["verdict"] == tables.CONTRADICTED
+    assert tables.growth(k, [-x for x in k])["verdict"] == tables.CONTRADICTED

@@ -50,7 +50,7 @@ REDRAW = 640 / 1_000_000
 CONTRASTIVE_START = 0.1
 
 #: What `approximation` measures: kinds of features, factors k, numbers m of features; from how many draws and pixels.
-KINDS = ("orthogonal", "orthogonal, random signs", "Gaussian")
+KINDS = ("orthogonal", "random_signs", "gaussian")
 AMPLIFICATIONS = (1, 2, 4, 6, 8, 10)
 FEATURES = (16, 32, 64, 128, 256, 512, 1024)
 DRAWS, PIXELS = 8, 256
@@ -123,11 +123,13 @@ class ENLCN(Trunk):
         features, exact: (modules, points, H, W), the weights of `points` by random features and by softmax
         entropy_features, entropy_exact: (modules, H, W), entropy of each pixel's weights in nats, from 0 (one pixel) to
             log(H W) (all alike)
-        k: (modules,), the amplification factors
-        error, log_variance, log_variance_gaussian: see `approximation`; on at most PIXELS pixels, evenly spaced
+        k, m: (modules,), the amplification factors and numbers of features
+        further ones: see `approximation`; on at most PIXELS pixels, evenly spaced
         """
         seen = [
-            module.weights(features, points) | {"k": torch.tensor(module.k)} | module.approximation(features)
+            {"k": torch.tensor(module.k), "m": torch.tensor(len(module.projection_matrix))}
+            | module.weights(features, points)
+            | module.approximation(features)
             for module, features in self.attended(image)
         ]
         return {key: torch.stack([shown[key] for shown in seen]) for key in seen[0]}
@@ -282,32 +284,32 @@ def ranks(rule: str, pixels: int) -> tuple[range, range]:
 def approximation(q: Tensor, key: Tensor, v: Tensor) -> dict[str, Tensor]:
     """How far random features are from the softmax, for unit vectors q, key ``(N, d)`` and values v ``(N, C)``.
 
-    The dimensions are KINDS, AMPLIFICATIONS and FEATURES. Random signs make the rows of F uniform in direction: a QR
-    decomposition alone leaves the sign of its vectors' first entries to the algorithm, which fixes some of them.
-    error: (kinds, k, m), |y_features - y| / |y| of the attention's output y, median over pixels and draws
-    log_variance: (kinds, k, m), log of the mean over draws of (φ(q)·φ(key) / exp(q·key) - 1)², median over pairs
-    log_variance_gaussian: (k, m), what the last is over all draws of plain Gaussian features that there could be,
+    For each of KINDS, a row for each amplification `at_k`, a column for each number of features `at_m`:
+    error_<kind>: |y_features - y| / |y| of the attention's output y, median over pixels and draws
+    log_variance_<kind>: log of the mean over draws of (φ(q)·φ(key) / exp(q·key) - 1)², median over pairs of pixels
+    log_variance_expected: what the last is over all draws of plain Gaussian features that there could be,
         log((exp(|q + key|²) - 1) / m). A few draws miss the rare large features that it consists of.
+
+    Random signs make the rows of orthogonal features uniform in direction: a QR decomposition alone leaves the signs
+    to its algorithm, which fixes that of some entries.
     """
-    m = torch.tensor(FEATURES, dtype=torch.float64)
-    draws = [[_features_of_kind(kind, max(FEATURES), q.shape[1], draw) for draw in range(DRAWS)] for kind in KINDS]
-    found = {"error": [], "log_variance": [], "log_variance_gaussian": []}
-    for k in AMPLIFICATIONS:
-        a, b = (math.sqrt(k) * t for t in (q, key))
-        measured = [[_deviation(a, b, v, k, [rows[:n] for rows in kind]) for n in FEATURES] for kind in draws]
-        error, variance = torch.tensor(measured).unbind(2)
-        found["error"].append(error)
-        found["log_variance"].append(variance.log())
-        squares = (a[:, None] + b).square().sum(2).median().double()
-        found["log_variance_gaussian"].append((squares.expm1() / m).log().float())
-    return {name: torch.stack(values, -2) for name, values in found.items()}
+    found = {"at_k": torch.tensor(AMPLIFICATIONS), "at_m": torch.tensor(FEATURES)}
+    amplified = [(k, *(math.sqrt(k) * t for t in (q, key))) for k in AMPLIFICATIONS]
+    for kind in KINDS:
+        draws = [_features_of_kind(kind, max(FEATURES), q.shape[1], draw) for draw in range(DRAWS)]
+        measured = [[_deviation(a, b, v, k, [rows[:m] for rows in draws]) for m in FEATURES] for k, a, b in amplified]
+        found[f"error_{kind}"], variance = torch.tensor(measured).unbind(2)
+        found[f"log_variance_{kind}"] = variance.log()
+    strength = torch.stack([(a[:, None] + b).square().sum(2).median() for _, a, b in amplified]).double()
+    found["log_variance_expected"] = (strength.expm1()[:, None] / found["at_m"]).log().float()
+    return found
 
 
 def _features_of_kind(kind: str, features: int, inner: int, draw: int) -> Tensor:
     generator = torch.Generator().manual_seed(draw)
-    rows = random_features(features, inner, kind != "Gaussian", generator)
+    rows = random_features(features, inner, kind != "gaussian", generator)
     signs = torch.randint(2, (features, 1), generator=generator) * 2 - 1
-    return rows * signs if kind == "orthogonal, random signs" else rows
+    return rows * signs if kind == "random_signs" else rows
 
 
 def _deviation(q: Tensor, key: Tensor, v: Tensor, k: float, draws: Sequence[Tensor]) -> tuple[float, float]:
