@@ -1,0 +1,93 @@
+"""Figures: what is drawn where, from small arrays."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import figures
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def offsets(axis) -> np.ndarray:
+    """Centres (column, row) of an axis' dots."""
+    return np.asarray(axis.collections[0].get_offsets())
+
+
+@pytest.mark.parametrize("photograph", [np.zeros((8, 12)), np.zeros((16, 24, 3))])
+def test_attention_marks_the_largest_weights_on_the_maps_grid(photograph):
+    maps = np.zeros((1, 8, 12))
+    maps[0, 2, 5], maps[0, 7, 11], maps[0, 1, 1] = 0.625, 0.3125, 0.0625
+    drawn = figures.attention(photograph, [(4, 6)], maps, shown=2)
+    shown = drawn.axes[1]
+    assert shown.images[0].get_extent() == [-0.5, 11.5, 7.5, -0.5]
+    np.testing.assert_array_equal(offsets(shown), [[5, 2], [11, 7]])
+    areas = shown.collections[0].get_sizes()
+    assert areas[1] / areas[0] == pytest.approx(0.5)
+    assert shown.get_title() == "pixel 1: 2 hold 90 %"
+    assert [line.get_xydata().tolist() for line in shown.lines] == [[[6, 4]]]
+
+
+def test_a_pyramid_has_a_row_per_point_and_a_column_per_level():
+    full, half = np.zeros((2, 8, 12)), np.zeros((2, 4, 6))
+    full[:, 0, 0], half[0, 3, 5], half[1, 1, 2] = [0.75, 0.5], 0.25, 0.5
+    drawn = figures.pyramid(np.zeros((16, 24, 3)), [(4, 6), (1, 1)], {"1": full, "0.5": half})
+    titles = [axis.get_title() for axis in drawn.axes]
+    assert titles == ["scale 1: 75%", "scale 0.5: 25%", "scale 1: 50%", "scale 0.5: 50%"]
+    coarse = drawn.axes[1]
+    assert coarse.images[0].get_extent() == [-0.5, 5.5, 3.5, -0.5]
+    np.testing.assert_array_equal(offsets(coarse), [[5, 3]])
+    assert coarse.collections[0].get_sizes()[0] / drawn.axes[0].collections[0].get_sizes()[0] == pytest.approx(1 / 3)
+    np.testing.assert_allclose(coarse.lines[0].get_xydata(), [[2.75, 1.75]])  # (4.5 / 8) * 4 - .5, (6.5 / 12) * 6 - .5
+
+
+def test_masses_are_bars_with_a_line_for_uniform_attention():
+    shares = {"two": pd.Series([0.7, 0.3], [1, 0.5]), "three": pd.Series([0.2, 0.3, 0.5], [1, 0.8, 0.5])}
+    uniform = {"two": pd.Series([0.8, 0.2], [1, 0.5]), "three": pd.Series([0.5, 0.3, 0.2], [1, 0.8, 0.5])}
+    axis = figures.masses(shares, uniform).axes[0]
+    bars = [bar for bar in axis.patches if bar.get_height()]
+    assert [bar.get_height() for bar in bars] == [0.7, 0.3, 0.2, 0.3, 0.5]
+    assert bars[1].get_facecolor() == bars[4].get_facecolor() != bars[0].get_facecolor()  # one colour per scale
+    lines = np.concatenate([segment for lines in axis.collections for segment in lines.get_segments()])
+    assert lines[::2, 1].tolist() == [0.8, 0.2, 0.5, 0.3, 0.2]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["two", "three"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "uniform attention", "scale 1", "scale 0.8", "scale 0.5",
+    ]  # fmt: skip
+
+
+def test_along_draws_every_photograph_and_the_mean():
+    table = pd.DataFrame({1.0: [0.1, 0.3], 6.0: [0.2, 0.6]}, index=["a", "b"])
+    axis = figures.along({"amplification k": table}, "gain (dB)", spread=0.05).axes[0]
+    _, *points, mean = axis.lines
+    assert sorted(y for line in points for y in line.get_ydata()) == [0.1, 0.2, 0.3, 0.6]
+    np.testing.assert_allclose(mean.get_xydata(), [[1, 0.2], [6, 0.4]])
+    assert axis.collections[0].get_paths()[0].get_extents().y1 == pytest.approx(0.45)
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("amplification k", "gain (dB)")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "6"]
+    assert not figures.along({"k": table}, "gain (dB)").axes[0].collections
+
+
+def test_quartiles_are_those_of_the_values():
+    values = {1: np.arange(101), 6: np.arange(101) / 2}
+    axis = figures.quartiles({"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0)).axes[0]
+    [container] = axis.containers
+    middle, _, [bars] = container.lines
+    np.testing.assert_allclose(middle.get_ydata(), [50, 25])
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[25, 75], [12.5, 37.5]])
+    assert axis.lines[0].get_ydata() == [120, 120]
+    assert axis.get_title() == "module 1"
+
+
+def test_curves_are_the_columns_of_their_tables():
+    panels = {"left": pd.DataFrame({16: [1.0, 2.0]}, [1, 10]), "right": pd.DataFrame({16: [3.0, 4.0]}, [1, 10])}
+    drawn = figures.curves(panels, "k", "error", "features", yscale="log")
+    assert [axis.lines[0].get_ydata().tolist() for axis in drawn.axes] == [[1, 2], [3, 4]]
+    assert drawn.axes[0].lines[0].get_xdata().tolist() == [1, 10]
+    assert {axis.get_yscale() for axis in drawn.axes} == {"log"}
+    assert drawn.axes[1].get_legend().get_texts()[0].get_text() == "16"
