@@ -95,8 +95,10 @@ def self_similarity(image: Tensor, patch: int = 7, stride: int = 4) -> float:
 
 
 def detail_points(image: Tensor, count: int = 3, margin: int = 12) -> list[tuple[int, int]]:
-    """The pixels of strongest gradient of ``(1, C, H, W)``, at least a quarter of the image apart, off the border."""
+    """The pixels of strongest gradient of ``(1, C, H, W)``, at least a quarter of the image apart, and `margin` pixels
+    off the border, in a small image a sixth of its side."""
     gray = image.mean(1)[0]
+    margin = min(margin, min(gray.shape) // 6)
     strength = torch.zeros_like(gray)
     strength[1:-1, 1:-1] = (gray[2:, 1:-1] - gray[:-2, 1:-1]).abs() + (gray[1:-1, 2:] - gray[1:-1, :-2]).abs()
     strength = F.avg_pool2d(strength[None, None], 5, 1, 2)[0, 0]

@@ -203,7 +203,7 @@ def against_similarity(gains: pd.DataFrame) -> Figure:
                     row.image, (row.self_similarity, row.gain), fontsize=7, xytext=(3, 3), textcoords="offset points"
                 )
     axis.set(xlabel="self-similarity of the photograph", ylabel="gain (dB)")
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=8)
     return figure
 
 
@@ -256,9 +256,9 @@ def masses(shares: Mapping[str, pd.Series], uniform: Mapping[str, pd.Series]) ->
         axis.bar(0, 0, color=color[scale], label=f"scale {scale:g}")
     axis.hlines([], 0, 0, color="0.1", linewidth=2, label="uniform attention")
     axis.set_xticks(range(len(shares)), list(shares), fontsize=8)
-    axis.set(ylabel="share of the attention", ylim=(0, 1.02))
+    axis.set(ylabel="share of the attention")
     axis.grid(axis="x", visible=False)
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -297,18 +297,26 @@ def quartiles(
             axis.errorbar(places, middle, bars, fmt="o-", markersize=5, capsize=3, color=f"C{number}", label=label)
         axis.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
-    axes[0, -1].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
 def curves(panels: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, legend: str, **axis_options) -> Figure:
-    """Lines against a number: a panel per title, a line per column of its table, points where it was measured."""
+    """Lines against a number: a panel per title, a line per column of its table, points where it was measured; one
+    colour per name of a column, from dark to light where the names are numbers."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.2), squeeze=False, sharey=True)
+    names = list(dict.fromkeys(name for table in panels.values() for name in table))
+    palette = "colorblind" if any(isinstance(name, str) for name in names) else "viridis"
+    color = dict(zip(names, sns.color_palette(palette, len(names)), strict=True))
+    lines = {}
     for axis, (title, table) in zip(axes.flat, panels.items(), strict=True):
-        colors = sns.color_palette("viridis", table.shape[1])
-        for color, (label, values) in zip(colors, table.items(), strict=True):
-            axis.plot(table.index, values, "o-", markersize=4, color=color, label=str(label))
+        for name, values in table.items():
+            [lines[str(name)]] = axis.plot(table.index, values, "o-", markersize=4, color=color[name])
         axis.set(title=title, xlabel=xlabel, **axis_options)
+        axis.set_xticks(table.index, [f"{x:g}" for x in table.index], fontsize=8)
+        axis.minorticks_off()
     axes[0, 0].set_ylabel(ylabel)
-    axes[0, -1].legend(frameon=False, fontsize=8, title=legend, title_fontsize=8)
+    figure.legend(
+        lines.values(), lines, title=legend, loc="outside right upper", frameon=False, fontsize=8, title_fontsize=8
+    )
     return figure

@@ -97,3 +97,11 @@ def test_detail_points_lie_on_detail_apart_and_inside():
     near = lambda point, box: box[0] - 4 <= point[0] <= box[1] + 4 and box[2] - 4 <= point[1] <= box[3] + 4  # noqa: E731
     boxes = [(20, 30, 20, 30), (40, 50, 60, 66)]
     assert {next(i for i, box in enumerate(boxes) if near(point, box)) for point in (first, second)} == {0, 1}
+
+
+def test_detail_points_of_a_small_image_lie_inside():
+    for seed in range(20):
+        image = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
+        points = evaluation.detail_points(image)
+        assert len(set(points)) == 3
+        assert all(4 <= row < 20 and 4 <= column < 20 for row, column in points)

@@ -56,7 +56,7 @@ def test_masses_are_bars_with_a_line_for_uniform_attention():
     lines = np.concatenate([segment for lines in axis.collections for segment in lines.get_segments()])
     assert lines[::2, 1].tolist() == [0.8, 0.2, 0.5, 0.3, 0.2]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["two", "three"]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+    assert [text.get_text() for text in axis.figure.legends[0].get_texts()] == [
         "uniform attention", "scale 1", "scale 0.8", "scale 0.5",
     ]  # fmt: skip
 
@@ -90,4 +90,15 @@ def test_curves_are_the_columns_of_their_tables():
     assert [axis.lines[0].get_ydata().tolist() for axis in drawn.axes] == [[1, 2], [3, 4]]
     assert drawn.axes[0].lines[0].get_xdata().tolist() == [1, 10]
     assert {axis.get_yscale() for axis in drawn.axes} == {"log"}
-    assert drawn.axes[1].get_legend().get_texts()[0].get_text() == "16"
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == ["1", "10"]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["16"]
+    assert drawn.legends[0].get_title().get_text() == "features"
+
+
+def test_a_name_has_one_colour_in_all_panels_of_curves():
+    kernel, output = pd.DataFrame({"a": [1, 2], "b": [2, 3], "c": [0, 1]}), pd.DataFrame({"b": [1, 2], "c": [3, 4]})
+    drawn = figures.curves({"kernel": kernel, "output": output}, "k", "variance", "features")
+    left, right = ([line.get_color() for line in axis.lines] for axis in drawn.axes)
+    assert left[1:] == right
+    assert len(set(left)) == 3
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["a", "b", "c"]

@@ -44,6 +44,9 @@ SMALLEST_NORM = 1e-4
 
 SCALES = (1, 0.9, 0.8, 0.7, 0.6)
 
+#: How many pixels the share of the levels is averaged over.
+PIXELS = 1024
+
 #: A tensor for each level.
 Levels = Sequence[Tensor]
 
@@ -104,7 +107,8 @@ class PANet(Trunk):
     def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What `points` attend to, of one image ``(1, colors, H, W)``; one leading entry per attention module.
 
-        mass: (modules, levels), the share of the attention that each level gets, averaged over the image's pixels
+        mass: (modules, levels), the share of the attention that each level gets, averaged over the image's pixels, at
+            most PIXELS, evenly spaced
         map_<s> for each scale s: (modules, points, h_s, w_s), the weights of each point on the grid of level s; over
             all levels they sum to 1. The grid covers the image: pixel (i, j) is at ((i + .5) H / h_s, (j + .5) W / w_s)
         """
@@ -173,22 +177,23 @@ class PyramidAttention(nn.Module):
 
     @torch.no_grad()
     def weights(self, x: Tensor, points: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
-        """Attention on features x ``(1, width, H, W)``: the share of each level ``(levels,)``, averaged over all
-        pixels, and the weights of `points` on each level's grid, a list of ``(points, h_s, w_s)``."""
+        """Attention on features x ``(1, width, H, W)``: the share of each level ``(levels,)``, averaged over pixels,
+        and the weights of `points` on each level's grid, a list of ``(points, h_s, w_s)``."""
         levels = self.pyramid(x)
         blocks = [F.unfold(self.g(z), self.patch, padding=self.patch // 2)[0] for z in levels]
         keys = torch.cat(blocks, 1)
         keys = self.softmax_scale * keys / keys.norm(dim=0).clamp_min(SMALLEST_NORM)
         queries = F.unfold(self.theta(x), self.patch, padding=self.patch // 2)[0].T
         counts = [block.shape[1] for block in blocks]
+        some = queries[torch.linspace(0, len(queries) - 1, min(len(queries), PIXELS)).long()]
         mass = torch.stack(
             [
                 torch.stack([part.sum() for part in (chunk @ keys).softmax(1).split(counts, 1)])
-                for chunk in queries.split(max(1, self.max_scores // keys.shape[1]))
+                for chunk in some.split(max(1, self.max_scores // keys.shape[1]))
             ]
         )
         chosen = (queries[[row * x.shape[3] + column for row, column in points]] @ keys).softmax(1).split(counts, 1)
-        return mass.sum(0) / len(queries), [w.unflatten(1, z.shape[2:]) for w, z in zip(chosen, levels, strict=True)]
+        return mass.sum(0) / len(some), [w.unflatten(1, z.shape[2:]) for w, z in zip(chosen, levels, strict=True)]
 
 
 #: Makes the module for the common trunk.
