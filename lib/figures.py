@@ -296,6 +296,7 @@ def quartiles(
             places = np.array(list(values)) * (1 + 0.03 * number)  # bars side by side
             axis.errorbar(places, middle, bars, fmt="o-", markersize=5, capsize=3, color=f"C{number}", label=label)
         axis.set(title=title, xlabel=xlabel)
+        axis.set_xticks(list(values), [f"{x:g}" for x in values])
     axes[0, 0].set_ylabel(ylabel)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure

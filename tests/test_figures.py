@@ -82,6 +82,7 @@ def test_quartiles_are_those_of_the_values():
     np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[25, 75], [12.5, 37.5]])
     assert axis.lines[0].get_ydata() == [120, 120]
     assert axis.get_title() == "module 1"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "6"]
 
 
 def test_curves_are_the_columns_of_their_tables():
