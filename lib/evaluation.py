@@ -119,7 +119,8 @@ def mechanism(experiment: Experiment, network: nn.Module, items: Sequence[sets.I
     """What the network's attention does on the most self-similar photograph, for the study's report.
 
     Keys: photograph (uint8), image (its name), points (on the input's grid) and what the network's `mechanism` returns,
-    in half precision; empty for a network without attention.
+    in half precision; empty for a network without attention. A network that shows the degradation that it subtracts
+    from the untiled photograph has the photograph with it too: degraded, restored ``(1, colors, H, W)``.
     """
     task, crop = experiment.task, experiment.evaluation.crop
     chosen = max(items, key=lambda item: self_similarity(experiments.target(item, task, crop)))
@@ -128,6 +129,8 @@ def mechanism(experiment: Experiment, network: nn.Module, items: Sequence[sets.I
     points = detail_points(given)
     with torch.inference_mode():
         shown = network.mechanism(given, points)
+        if "degradation" in shown:
+            shown |= {"degraded": given, "restored": network(given)}
     if not shown:
         return {}
     arrays = {key: value.half().numpy() if value.is_floating_point() else value.numpy() for key, value in shown.items()}

@@ -31,7 +31,9 @@ released code switches windowing off for good after the first small image; here 
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +48,9 @@ from .blocks import DIV2K_MEAN, MAX_SCORES, Network, ResBlock, Upsampler, conv, 
 #: Mean and standard deviation of ImageNet's colours, which VGG19 was trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: The first digits of a file's sha256 in its name, as torchvision's weights have them.
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 #: Added to a variance under its root, from the released code.
 SMALLEST_VARIANCE = 1e-5
@@ -578,7 +583,8 @@ class Embedding(nn.Module):
     def load(self, path: str | Path | None) -> None:
         """Take torchvision's VGG19 weights from a file; None leaves NaN, to be replaced by ``load_state_dict``.
 
-        Raises ValueError, naming the file, where it is missing or holds other tensors.
+        Raises ValueError, naming the file, where it is missing, holds other tensors, or has another sha256 than the
+        digits that torchvision puts into the name: ``vgg19-dcbb9e9d.pth``.
         """
         if path is None:
             self.loaded = False
@@ -589,6 +595,9 @@ class Embedding(nn.Module):
             raise ValueError(
                 f"vgg19_weights {path}: no such file; get torchvision's vgg19 weights or another embedding"
             )
+        digits = HASH_IN_NAME.search(Path(path).name)
+        if digits and not (found := sha256(path)).startswith(digits[1]):
+            raise ValueError(f"vgg19_weights {path}: its sha256 begins with {found[:8]}; damaged, download it again")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             for number, layer in ((0, self.conv1), (2, self.conv2)):
@@ -603,6 +612,11 @@ class Embedding(nn.Module):
         self.loaded = True
         x = (x - self.mean) / self.deviation
         return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def edge_network(inputs: int, width: int = 64) -> nn.Sequential:

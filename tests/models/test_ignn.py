@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 
 import pytest
@@ -320,6 +321,17 @@ def test_a_bad_vgg19_file_is_one_line_that_names_it(tmp_path, content):
     with pytest.raises(ValueError, match="vgg19_weights") as caught:
         IGNN(width=4, blocks=2, vgg19_weights=path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vgg19_file_is_what_its_name_says(tmp_path):
+    torch.save(vgg19_state(), tmp_path / "vgg19.pth")
+    digits = hashlib.sha256((tmp_path / "vgg19.pth").read_bytes()).hexdigest()[:8]
+    named = (tmp_path / "vgg19.pth").rename(tmp_path / f"vgg19-{digits}.pth")
+    assert not IGNN(width=4, blocks=2, vgg19_weights=named).embedding.conv1.weight.isnan().any()
+    other = named.rename(tmp_path / "vgg19-dcbb9e9d.pth")
+    with pytest.raises(ValueError, match=f"vgg19-dcbb9e9d.pth: its sha256 begins with {digits}; damaged") as caught:
+        IGNN(width=4, blocks=2, vgg19_weights=other)
     assert "\n" not in str(caught.value)
 
 
