@@ -321,3 +321,66 @@ def curves(panels: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, legend:
         lines.values(), lines, title=legend, loc="outside right upper", frameon=False, fontsize=8, title_fontsize=8
     )
     return figure
+
+
+def matches(
+    photograph: np.ndarray,
+    queries: np.ndarray,
+    found: np.ndarray,
+    titles: Sequence[Sequence[str]],
+    grid: int,
+    side: int,
+) -> Figure:
+    """Patches and their larger matches in one photograph: a row per query with the photograph, in which boxes mark
+    them, the query, and each match under its title.
+
+    queries ``(P, 2)``, found ``(P, k, 2)``: top left corners (row, column) of 3 x 3 and of side x side pixels of an
+    image of which a pixel is `grid` pixels of the photograph, k the nearest first.
+    """
+    count = found.shape[1]
+    size = (WIDTH, 1.45 * len(queries))
+    figure, axes = plt.subplots(len(queries), count + 2, figsize=size, width_ratios=[1.6, *[1] * (count + 1)])
+    for line, query, several, texts in zip(np.atleast_2d(axes), queries, found, titles, strict=True):
+        boxes = [
+            (query, 3, "C2", "query"),
+            *((corner, side, "C3", text) for corner, text in zip(several, texts, strict=True)),
+        ]
+        line[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
+        for axis, ((row, column), pixels, color, title) in zip(line[1:], boxes, strict=True):
+            top, left, width = (int(grid * number) for number in (row, column, pixels))
+            line[0].add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, width, fill=False, color=color))
+            axis.imshow(photograph[top : top + width, left : left + width], cmap="gray", vmin=0, vmax=1)
+            axis.set_title(title, fontsize=8, color=color)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
+def by_rank(panels: Mapping[str, np.ndarray], uniform: float) -> Figure:
+    """Numbers of the k nearest neighbours ``(P, k)`` against their rank: a panel per name, a line per query; `uniform`
+    is drawn where the numbers of a query sum to 1."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0))
+    for axis, (title, values) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        ranks = np.arange(1, values.shape[1] + 1)
+        for number, line in enumerate(values, 1):
+            axis.plot(ranks, line, "o-", markersize=5, label=f"pixel {number}")
+        if np.allclose(values.sum(1), 1, atol=1e-2):
+            axis.axhline(uniform, color="0.4", linestyle="--", linewidth=1)
+        axis.set(title=title, xlabel="rank of the neighbour", xticks=ranks, ylim=(0, None))
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def mixtures(alpha: np.ndarray, beta: np.ndarray, rows: Sequence[str], operators: Sequence[str]) -> Figure:
+    """Learned numbers of adaptive filters, a row each: what `alpha` (N, operators) and `beta` (N,) are, and by colour
+    how far they have moved from where they start, 1 and 0."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 1.2 + 0.27 * len(rows)), width_ratios=[len(operators), 1])
+    reach = max(np.abs(alpha - 1).max(), np.abs(beta).max())
+    how = {"annot": True, "fmt": ".2f", "cmap": "vlag", "annot_kws": {"fontsize": 8}, "cbar": False}
+    sns.heatmap(alpha, ax=axes[0], vmin=1 - reach, vmax=1 + reach, xticklabels=operators, yticklabels=rows, **how)
+    sns.heatmap(beta[:, None], ax=axes[1], vmin=-reach, vmax=reach, xticklabels=["identity"], yticklabels=False, **how)
+    for axis, title in zip(axes, ("alpha (starts at 1)", "beta (starts at 0)"), strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.tick_params(axis="x", rotation=35)
+        axis.tick_params(axis="y", rotation=0)
+    return figure

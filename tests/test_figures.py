@@ -103,3 +103,31 @@ def test_a_name_has_one_colour_in_all_panels_of_curves():
     assert left[1:] == right
     assert len(set(left)) == 3
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["a", "b", "c"]
+
+
+def test_matches_are_cut_from_the_photograph_and_boxed_in_it():
+    photograph = np.arange(24 * 24.0).reshape(24, 24) / 24**2
+    drawn = figures.matches(photograph, np.array([[2, 4]]), np.array([[[0, 0], [6, 2]]]), [["a", "b"]], 2, 6)
+    whole, query, first, second = drawn.axes
+    assert [box.get_bbox().bounds for box in whole.patches] == [
+        (7.5, 3.5, 6, 6), (-0.5, -0.5, 12, 12), (3.5, 11.5, 12, 12),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(query.images[0].get_array(), photograph[4:10, 8:14])
+    np.testing.assert_array_equal(first.images[0].get_array(), photograph[:12, :12])
+    np.testing.assert_array_equal(second.images[0].get_array(), photograph[12:, 4:16])
+    assert [axis.get_title() for axis in (query, first, second)] == ["query", "a", "b"]
+
+
+def test_by_rank_draws_a_line_per_query_and_uniform_beside_weights():
+    panels = {"distance": np.array([[1.0, 2, 3], [2, 2, 4]]), "weight": np.array([[0.5, 0.25, 0.25], [0.2, 0.5, 0.3]])}
+    distance, weight = figures.by_rank(panels, 1 / 3).axes
+    np.testing.assert_array_equal(distance.lines[1].get_xydata(), [[1, 2], [2, 2], [3, 4]])
+    assert len(distance.lines) == 2 and weight.lines[2].get_ydata() == [1 / 3, 1 / 3]
+
+
+def test_mixtures_are_coloured_by_how_far_they_moved():
+    alpha, beta = np.array([[1.0, 1.5], [0.75, 1]]), np.array([0.0, -1])
+    left, right = figures.mixtures(alpha, beta, ["level 1", "level 2"], ["Sobel", "Laplace"]).axes
+    assert [text.get_text() for text in left.texts] == ["1.00", "1.50", "0.75", "1.00"]
+    assert left.collections[0].get_clim() == (0, 2) and right.collections[0].get_clim() == (-1, 1)
+    assert [label.get_text() for label in left.get_yticklabels()] == ["level 1", "level 2"]

@@ -615,7 +615,7 @@ class Embedding(nn.Module):
 
 
 def sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
