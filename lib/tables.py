@@ -25,6 +25,10 @@ NOT_RUN = "not run"
 VERDICTS = (HOLDS, CONTRADICTED, UNRESOLVED, NOT_RUN)
 
 
+#: What a row costs, on one 96 x 96 input.
+COSTS = ["parameters", "multiply_adds", "peak_bytes"]
+
+
 def collect(evaluated: Path, experiments: tuple[str, ...]) -> pd.DataFrame:
     """Per-image rows of a study's experiments: experiment, set, image, seed, psnr, ssim, ...; absent ones have none."""
     found = [
@@ -42,7 +46,7 @@ def collect_costs(evaluated: Path, experiments: tuple[str, ...]) -> pd.DataFrame
     """Parameters, multiply-adds and peak bytes per experiment, indexed by its name."""
     files = {name: evaluated / name / "cost.json" for name in experiments}
     found = {name: pd.read_json(file, typ="series") for name, file in files.items() if file.exists()}
-    return pd.DataFrame(found).T.rename_axis("experiment")
+    return pd.DataFrame(found).T.reindex(columns=COSTS).rename_axis("experiment")
 
 
 def collect_reasons(evaluated: Path, experiments: tuple[str, ...]) -> pd.DataFrame:

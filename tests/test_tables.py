@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from lib import tables
+from lib.params import Study
 
 
 def images(means: dict[str, float], photographs=8, seeds=(1, 2, 3), noise=0.0, spread=0.0) -> pd.DataFrame:
@@ -100,6 +101,15 @@ def test_collecting_reads_what_exists(tmp_path):
     assert set(tables.collect(tmp_path, ("a", "b")).experiment) == {"a"}
     assert tables.collect_costs(tmp_path, ("a", "b")).parameters.to_dict() == {"a": 5}
     assert tables.collect(tmp_path, ("b",)).empty
+
+
+def test_a_study_that_was_not_run_has_its_table(tmp_path):
+    study = Study("s", ("a_t", "a_t-x"), (("a_t", "a_t-x"),))
+    tables.collect(tmp_path, study.experiments).to_csv(tmp_path / "images.csv", index=False)
+    tables.collect_costs(tmp_path, study.experiments).to_csv(tmp_path / "costs.csv")
+    rows, costs = pd.read_csv(tmp_path / "images.csv"), pd.read_csv(tmp_path / "costs.csv", index_col=0)
+    shown = tables.for_readers(rows, costs, study, tables.published())
+    assert list(shown.seeds) == [tables.NOT_RUN] * 2 and set(shown["PSNR (dB)"]) == {""}
 
 
 def test_gains_stand_beside_self_similarity():
