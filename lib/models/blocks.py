@@ -14,6 +14,10 @@ MAX_SCORES = 2**23
 #: Scores of one block on a CPU where there is a choice: a few blocks of float32 stay in its last cache.
 CACHED_SCORES = 2**20
 
+#: Tensors of NonLocal without effect or gradient: they add one number to the scores of all keys of a query, and the
+#: softmax takes it away again.
+INERT = ("key.bias",)
+
 #: Mean colour of DIV2K, subtracted by the networks that descend from EDSR.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 

@@ -61,6 +61,9 @@ COPIED = 2**19
 #: Queries of a tile along one side where windows are used: their windows then overlap by more than half.
 TILE = 16
 
+#: Parts that are never trained.
+FROZEN = ("embedding",)
+
 #: Tensors of GraphAggregation without effect or gradient: they add one number to the scores of all neighbours, and the
 #: softmax takes it away again.
 INERT = ("edges_lr.1.body.2.bias", "edges_lr.2.bias", "edges_hr.1.body.2.bias", "edges_hr.2.bias")
