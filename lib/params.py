@@ -128,7 +128,6 @@ class _AnchorEntry:
     task: str
     options: dict = field(default_factory=dict)
     size: str | None = None
-    official: str | None = None
     needs: str | None = None
 
 
@@ -138,11 +137,20 @@ class _StudyEntry:
     claims: tuple[tuple[str, ...], ...] = ()
 
 
-_TOP = ("profile", "profiles", "recipes", "tasks", "anchors", "experiments", "studies")
+_TOP = ("profile", "profiles", "recipes", "tasks", "official", "anchors", "experiments", "studies")
 
 
 class Params:
     """params.yaml resolved for one profile.
+    official: typing.ClassVar[None] = None
+
+
+@dataclass(frozen=True)
+class _OfficialEntry:
+    model: str
+    task: str
+    official: str
+    needs: typing.ClassVar[None] = None
 
     Raises ParamsError, one line, for anything unknown, missing or of the wrong type anywhere in the file.
     """
@@ -161,8 +169,9 @@ class Params:
             name: self._make(Task, {"name": name, **entry, **self._settings.sets}, f"tasks.{name}")
             for name, entry in raw["tasks"].items()
         }
-        self._entries: dict[str, _ExperimentEntry | _AnchorEntry] = {}
-        for kind, entry_class in (("experiments", _ExperimentEntry), ("anchors", _AnchorEntry)):
+        self._entries: dict[str, _ExperimentEntry | _AnchorEntry | _OfficialEntry] = {}
+        kinds = (("experiments", _ExperimentEntry), ("anchors", _AnchorEntry), ("official", _OfficialEntry))
+        for kind, entry_class in kinds:
             for name, entry in (raw[kind] or {}).items():
                 made = self._make(entry_class, entry, f"{kind}.{name}")
                 self._check_entry(f"{kind}.{name}", name, made)
@@ -180,7 +189,12 @@ class Params:
     @property
     def anchors(self) -> list[str]:
         """Names of everything that is evaluated without training."""
-        return [name for name, entry in self._entries.items() if isinstance(entry, _AnchorEntry)]
+        return [name for name, entry in self._entries.items() if not isinstance(entry, _ExperimentEntry)]
+
+    def stage(self, name: str) -> str:
+        """The stage of dvc.yaml that evaluates an experiment or anchor."""
+        stages = {_ExperimentEntry: "evaluate", _AnchorEntry: "anchor", _OfficialEntry: "official"}
+        return stages[type(self._entries[name])]
 
     def experiment(self, name: str) -> Experiment:
         """The experiment or anchor `name`, resolved; raises ParamsError for an unknown name."""
@@ -194,7 +208,7 @@ class Params:
             "evaluation": settings.evaluation,
             "needs": entry.needs,
         }
-        if isinstance(entry, _AnchorEntry):
+        if not isinstance(entry, _ExperimentEntry):
             return Experiment(**common, seeds=settings.seeds[:1], official=entry.official)
         if entry.task not in settings.training:
             raise ParamsError(
@@ -208,7 +222,8 @@ class Params:
         )
 
     def options(self, name: str) -> dict:
-        """The options of an experiment's network: the profile's for its family and size, beneath its own."""
+        """The options of an experiment's network: the profile's for its family and size, beneath its own; none for a
+        public checkpoint, which says itself what its network is."""
         entry = self._entries[name]
         of_model = self._settings.models.get(entry.model, {})
         if entry.size:
@@ -223,6 +238,8 @@ class Params:
         named = {entry.task for entry in self._entries.values()}
         return {name: task for name, task in self.tasks.items() if name in named}
 
+        if isinstance(entry, _OfficialEntry):
+            return {}
     def study(self, name: str) -> Study:
         """The study `name`; raises ParamsError for an unknown name."""
         self._known(name, self.studies, "study", "studies")
@@ -269,7 +286,7 @@ class Params:
                 self._known(experiment, made.experiments, "experiment", f"studies.{name}.claims")
         return Study(name, made.experiments, made.claims)
 
-    def _check_entry(self, where: str, name: str, entry: _ExperimentEntry | _AnchorEntry) -> None:
+    def _check_entry(self, where: str, name: str, entry: _ExperimentEntry | _AnchorEntry | _OfficialEntry) -> None:
         self._known(entry.task, self.tasks, "task", where)
         if "." in name or not f"{name}-".startswith(f"{entry.model}_{entry.task}-"):
             raise ParamsError(

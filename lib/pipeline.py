@@ -46,7 +46,7 @@ def repro(profile: str | None, study: str | None) -> int:
 def _study(params: Params, name: str) -> int:
     """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
     experiments = params.study(name).experiments
-    stages = [f"{'anchor' if e in params.anchors else 'evaluate'}@{e}" for e in experiments]
+    stages = [f"{params.stage(experiment)}@{experiment}" for experiment in experiments]
     status = _dvc("repro", *stages)
     for stage in ("tables", f"report@{name}", "summary"):
         status = status or _dvc("repro", "--single-item", stage)

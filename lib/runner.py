@@ -123,7 +123,7 @@ def code_digest(params: Params, stage: str, key: str | None) -> str:
 def code_of(params: Params, stage: str, key: str | None) -> list[str]:
     """The code dependencies of a stage as dvc.yaml lists them, filled in for `key`."""
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-    entry = stages["anchor"] if stage == "evaluate" and key in params.anchors else stages[stage]
+    entry = stages[params.stage(key) if stage == "evaluate" else stage]
     model = params.experiment(key).model if stage in ("train", "evaluate") else ""
     deps = [dep.replace("item.model", "model") for dep in entry.get("do", entry).get("deps", [])]
     filled = [string.Template(dep).safe_substitute(key=key, model=model, profile=params.profile) for dep in deps]

@@ -53,6 +53,18 @@ def test_a_size_stands_in_for_the_familys_options(tmp_path):
     assert "common_trunk" not in known.experiment("dagl_gray_denoise_25").options
 
 
+def test_a_public_checkpoint_is_an_anchor_of_its_own_stage(tmp_path):
+    entry = "dncnn_gray_denoise_25-official: {model: dncnn, task: gray_denoise_25, official: own/dncnn.pth}"
+    known = params(tmp_path, edited("official: {}", f"official:\n  {entry}"))
+    run = known.experiment("dncnn_gray_denoise_25-official")
+    assert (run.official, run.options, run.recipe, run.seeds) == ("own/dncnn.pth", {}, None, (1,))
+    assert run.name in known.anchors and known.stage(run.name) == "official"
+    assert known.stage("nlm_gray_denoise_25") == "anchor" and known.stage("edsr_gray_denoise_25") == "evaluate"
+    for wrong in ("official: own/dncnn.pth, options: {depth: 3}", "needs: own/dncnn.pth"):
+        with pytest.raises(ParamsError, match="dncnn_gray_denoise_25-official"):
+            params(tmp_path, edited("official: {}", f"official:\n  {entry.replace('official: own/dncnn.pth', wrong)}"))
+
+
 def test_what_a_row_needs_is_named_when_it_is_missing(tmp_path):
     known = params(tmp_path)
     row = known.experiment("ignn_sr_x2-vgg19_embedding")

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
+from lib.models import build
 from lib.params import ROOT
 
 TINY = """
@@ -177,6 +179,20 @@ def test_adding_an_experiment_runs_it_alone(clone):
 
 
 def test_a_mistake_is_reported_before_anything_runs(clone):
+def test_a_public_checkpoint_is_measured_and_tracked(clone):
+    name, file = "dncnn_gray_denoise_25-official", clone.folder / "own/dncnn.pth"
+    entry = f"official:\n  {name}: {{model: dncnn, task: gray_denoise_25, official: own/dncnn.pth}}"
+    clone.edit("params.yaml", "official: {}", entry)
+    clone.edit("params.yaml", f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - {name}\n")
+    file.parent.mkdir(exist_ok=True)
+    torch.save(build("dncnn", width=4, depth=3).state_dict(), file)
+    assert sorted(clone.repro()) == sorted([f"official@{name}", "tables", "report@dagl_ablation", "summary"])
+    assert (clone.folder / "results/tiny/evaluate" / name / "images.csv").exists() and clone.changed() == set()
+    torch.save(build("dncnn", width=4, depth=3).state_dict(), file)
+    assert clone.changed() == {f"official@{name}"}
+    clone.shell("git checkout -q . && git clean -fdq && rm -r own")
+
+
     clone.edit("params.yaml", "{model: edsr, task: gray_denoise_25", "{model: edsr, task: gray_denoize_25")
     ended = clone.shell("python -m lib repro", check=False)
     assert ended.returncode == 1 and "Running stage" not in ended.stdout
