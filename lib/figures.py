@@ -384,3 +384,65 @@ def mixtures(alpha: np.ndarray, beta: np.ndarray, rows: Sequence[str], operators
         axis.tick_params(axis="x", rotation=35)
         axis.tick_params(axis="y", rotation=0)
     return figure
+
+
+def deviations(rows: pd.DataFrame) -> Figure:
+    """How far numbers are from what they must be: a line per `label`, a dot per row, over a bar of its tolerance.
+
+    rows: label, metric (psnr or ssim), deviation, tolerance, agrees (bool). A panel for dB and, where there is any, one
+    for SSIM.
+    """
+    labels = list(dict.fromkeys(rows.label))
+    panels = {metric: text for metric, text in UNITS.items() if (rows.metric == metric).any()}
+    size = (WIDTH, 1.0 + 0.25 * len(labels))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (metric, unit) in zip(axes.flat, panels.items(), strict=True):
+        shown = rows[rows.metric == metric]
+        line = shown.label.map(labels.index)
+        axis.barh(line, 2 * shown.tolerance, left=-shown.tolerance, height=0.7, color="0.88", zorder=1)
+        axis.axvline(0, color="0.4", linewidth=1, zorder=2)
+        for agrees, color, marker in ((True, "C0", "o"), (False, "C3", "D")):
+            of_kind = shown.agrees == agrees
+            axis.plot(shown.deviation[of_kind], line[of_kind], marker, color=color, alpha=0.7, markersize=5)
+        axis.set_xlabel(f"measured - reference ({unit})")
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=9)
+    axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
+    return figure
+
+
+UNITS = {"psnr": "dB", "ssim": "SSIM"}
+
+
+def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
+    """What each choice changes, as bars: a row of panels per anchor, PSNR and SSIM side by side, a colour per group.
+
+    choices: anchor, group, choice, difference (dB), ssim_difference and, for what was drawn several times, low and high
+    (dB). PSNR is linear up to `linear` dB and logarithmic beyond.
+    """
+    parts = [rows.reset_index(drop=True) for _, rows in choices.groupby("anchor", sort=False)]
+    colors = {group: f"C{number}" for number, group in enumerate(dict.fromkeys(choices.group))}
+    figure, axes = plt.subplots(
+        len(parts), 2, figsize=(WIDTH, 1.2 + 0.26 * len(choices)), sharex="col", sharey="row", squeeze=False,
+        height_ratios=[len(rows) + 1 for rows in parts], width_ratios=[3, 1.3],
+    )  # fmt: skip
+    for (left, right), rows in zip(axes, parts, strict=True):
+        left.hlines(rows.index, rows.low, rows.high, color="0.2", linewidth=2, zorder=3)
+        for axis, column, digits in ((left, "difference", 3), (right, "ssim_difference", 4)):
+            axis.barh(rows.index, rows[column].fillna(0), color=rows.group.map(colors), height=0.7)
+            axis.axvline(0, color="0.4", linewidth=1)
+            axis.grid(axis="y", visible=False)
+            for place, value in rows[column].dropna().items():
+                text = f"{value:+.{digits}f}" if round(abs(value), digits) else "0"
+                axis.annotate(text, (value, place), xytext=(5 if value >= 0 else -5, 0), textcoords="offset points",
+                              ha="left" if value >= 0 else "right", va="center", fontsize=8)  # fmt: skip
+        left.set_yticks(rows.index, rows.group + ": " + rows.choice, fontsize=8)
+        left.set_ylim(len(rows) - 0.4, -0.6)
+        left.set_title(rows.anchor[0], fontsize=10, loc="left")
+    left, right = axes[-1]
+    reach, ssim_reach = choices.difference.abs().max(), choices.ssim_difference.abs().max()
+    left.set_xscale("symlog", linthresh=linear)
+    left.set(xlim=(-12 * reach, 12 * reach), xlabel="difference of PSNR (dB)")
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.set(xlim=(-2.6 * ssim_reach, 2.6 * ssim_reach), xlabel="difference of SSIM")
+    return figure

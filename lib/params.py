@@ -103,12 +103,25 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Ruler:
+    """What the study `protocol` measures with: references of the registry, the two of them whose restoration is varied,
+    how much of the first's photographs, and how often their noise is drawn anew."""
+
+    sets: tuple[str, ...]
+    denoised: str
+    enlarged: str
+    crop: int
+    draws: int
+
+
+@dataclass(frozen=True)
 class _ProfileEntry:
     sets: dict
     seeds: tuple[int, ...]
     evaluation: Evaluation
     models: dict
     training: dict
+    protocol: Ruler
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,15 @@ class _AnchorEntry:
     options: dict = field(default_factory=dict)
     size: str | None = None
     needs: str | None = None
+    official: typing.ClassVar[None] = None
+
+
+@dataclass(frozen=True)
+class _OfficialEntry:
+    model: str
+    task: str
+    official: str
+    needs: typing.ClassVar[None] = None
 
 
 @dataclass(frozen=True)
@@ -142,15 +164,6 @@ _TOP = ("profile", "profiles", "recipes", "tasks", "official", "anchors", "exper
 
 class Params:
     """params.yaml resolved for one profile.
-    official: typing.ClassVar[None] = None
-
-
-@dataclass(frozen=True)
-class _OfficialEntry:
-    model: str
-    task: str
-    official: str
-    needs: typing.ClassVar[None] = None
 
     Raises ParamsError, one line, for anything unknown, missing or of the wrong type anywhere in the file.
     """
@@ -225,6 +238,8 @@ class _OfficialEntry:
         """The options of an experiment's network: the profile's for its family and size, beneath its own; none for a
         public checkpoint, which says itself what its network is."""
         entry = self._entries[name]
+        if isinstance(entry, _OfficialEntry):
+            return {}
         of_model = self._settings.models.get(entry.model, {})
         if entry.size:
             self._known(entry.size, [key for key, value in of_model.items() if isinstance(value, dict)], "size",
@@ -238,12 +253,21 @@ class _OfficialEntry:
         named = {entry.task for entry in self._entries.values()}
         return {name: task for name, task in self.tasks.items() if name in named}
 
-        if isinstance(entry, _OfficialEntry):
-            return {}
     def study(self, name: str) -> Study:
         """The study `name`; raises ParamsError for an unknown name."""
         self._known(name, self.studies, "study", "studies")
         return self.studies[name]
+
+    @property
+    def protocol(self) -> Ruler:
+        """What the study `protocol` measures with in this profile."""
+        return self._settings.protocol
+
+    @property
+    def references(self) -> list[str]:
+        """Every image set that this profile uses, sorted."""
+        of_tasks = {reference for task in self.used_tasks.values() for reference in (*task.train, *task.test)}
+        return sorted(of_tasks | set(self.protocol.sets))
 
     def results(self, *parts: str) -> Path:
         """A path under results/<profile>/."""
@@ -273,6 +297,11 @@ class _OfficialEntry:
             self._make(Budget, budget, f"{where}.training.{task}")
         if not made.seeds:
             raise ParamsError(f"{self._file}: {where}.seeds is empty; it needs at least one number")
+        for key in ("denoised", "enlarged"):
+            self._known(getattr(made.protocol, key), made.protocol.sets, "set", f"{where}.protocol.{key}")
+        for key, least in (("crop", 32), ("draws", 2)):
+            if getattr(made.protocol, key) < least:
+                raise ParamsError(f"{self._file}: {where}.protocol.{key} must be at least {least}")
         return made
 
     def _study(self, name: str, entry: dict) -> Study:
@@ -355,6 +384,10 @@ def check(params: Params) -> None:
             registry.check_references((*task.train, *task.test))
         except (degradations.DegradationError, sets.SetError) as error:
             raise ParamsError(f"{params._file}: tasks.{task.name}: {error}") from None
+    try:
+        registry.check_references(params.protocol.sets)
+    except sets.SetError as error:
+        raise ParamsError(f"{params._file}: profiles.{params.profile}.protocol.sets: {error}") from None
 
 
 def fingerprint(experiment: Experiment, *more: str) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from . import tables
 from .params import ROOT, Params, check
+from .runner import PROTOCOL
 
 #: A profile's pins: the lock of its stages and the hash of its images. The root holds those of the profile in force.
 PINS = ("dvc.lock", "data.dvc")
@@ -45,6 +46,8 @@ def repro(profile: str | None, study: str | None) -> int:
 
 def _study(params: Params, name: str) -> int:
     """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
+    if name == PROTOCOL:
+        return _dvc("repro", PROTOCOL)
     experiments = params.study(name).experiments
     stages = [f"{params.stage(experiment)}@{experiment}" for experiment in experiments]
     status = _dvc("repro", *stages)

@@ -129,6 +129,11 @@ class Convention:
     self_ensemble: bool = False
     tile: int | None = None
 
+    def cut(self, image: Tensor) -> Tensor:
+        """``(..., H, W)`` without the rows at the bottom and the columns on the right that the paper leaves out."""
+        height, width = (side // self.multiple * self.multiple for side in image.shape[-2:])
+        return image[..., :height, :width]
+
 
 _SR = Protocol("y", quantise=True)
 

@@ -194,8 +194,19 @@ class Registry:
                 twice = next((key for key in keys if keys.count(key) > 1), None)
                 if twice:
                     raise SetError(f"task {task}: two {side} images are called {twice[1]} of set {twice[0]}")
-                with (folder / f"{task}.csv").open("w", newline="", encoding="utf-8") as file:
-                    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+                _write_manifest(folder / f"{task}.csv", rows)
+
+    def write_set_manifests(self, folder: Path, references: Iterable[str]) -> None:
+        """Write a manifest per set, with all of its files, to `folder` in the downloads, and remove any other there.
+
+        `manifest_of` names them.
+        """
+        wanted = {manifest_of(reference): reference for reference in references}
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in {path.name for path in folder.iterdir()} - set(wanted):
+            (folder / stale).unlink()
+        for name, reference in wanted.items():
+            _write_manifest(folder / name, self._manifest(folder.parent, reference, set()))
 
     def _manifest(self, downloads: Path, reference: str, left_out: set[Path]) -> list[tuple]:
         name = self.set_of(reference)
@@ -203,7 +214,7 @@ class Registry:
             return [
                 (name, t.name, t.path.as_posix(), i.path.as_posix(), t.pixels_sha256, i.pixels_sha256)
                 if i
-                else (name, t.name, t.path.as_posix(), "", t.pixels_sha256, "")
+                else (name, t.name, t.path.as_posix(), "", t.pixels_sha256 or t.sha256, "")
                 for t, i in self.pairs(reference)
                 if t.path not in left_out
             ]
@@ -213,6 +224,11 @@ class Registry:
             hashes = [pixels_sha256(open_image(path)) if path else "" for path in paths]
             rows.append((name, stem, *relative, *hashes))
         return rows
+
+
+def manifest_of(reference: str) -> str:
+    """Name of the manifest of one set: `set5/HR` -> `set5_HR.csv`."""
+    return f"{reference.replace('/', '_')}.csv"
 
 
 @cache
@@ -234,6 +250,11 @@ def _stored(downloads: Path, reference: str) -> list[tuple[str, Path, Path | Non
     if not targets:
         raise SetError(f"set {reference}: {folder} holds no image")
     return [(path.stem, path, folder / "input" / path.name if paired else None) for path in targets]
+
+
+def _write_manifest(path: Path, rows: list[tuple]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
 def _is_own(reference: str) -> bool:

@@ -19,6 +19,9 @@ from ruamel.yaml import YAML
 
 from .params import ROOT, Params, missing
 
+#: The study that measures the ruler itself: a stage of its own, with a report like the others and no experiment.
+PROTOCOL = "protocol"
+
 #: stage -> name of the notebook's one parameter, or None
 PARAMETER = {
     "download": None,
@@ -27,6 +30,7 @@ PARAMETER = {
     "tables": None,
     "report": "study",
     "summary": None,
+    PROTOCOL: None,
 }
 
 
@@ -40,7 +44,8 @@ class StageError(RuntimeError):
 
 def notebook_of(stage: str, key: str | None) -> Path:
     """The notebook behind a stage: one per kind, and one report per study."""
-    return ROOT / "notebooks" / (f"report_{key}.ipynb" if stage == "report" else f"{stage}.ipynb")
+    study = key if stage == "report" else PROTOCOL if stage == PROTOCOL else None
+    return ROOT / "notebooks" / (f"report_{study}.ipynb" if study else f"{stage}.ipynb")
 
 
 def run(params: Params, stage: str, key: str | None = None) -> Path:
@@ -50,14 +55,15 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     depends on changed while it ran: DVC would record the new code beside the old code's result.
     """
     source = notebook_of(stage, key)
-    target = params.results(stage, *([key] if key else []), source.name)
+    folder = ("report", PROTOCOL) if stage == PROTOCOL else (stage, *([key] if key else []))
+    target = params.results(*folder, source.name)
     if not source.exists():
         raise StageError(f"{source.relative_to(ROOT)} does not exist; a study needs a report notebook of that name")
     target.parent.mkdir(parents=True, exist_ok=True)
     if stage in ("train", "evaluate") and (reason := missing(params.experiment(key))):
         return _not_run(params, stage, key, reason)
     before, began = code_digest(params, stage, key), time.monotonic()
-    _execute(source, target, {PARAMETER[stage]: key} if key else {})
+    execute(source, target, {PARAMETER[stage]: key} if key else {})
     if code_digest(params, stage, key) != before:
         raise StageError(f"{stage} {key or ''}: its code changed while it ran; run it again")
     _record(params, stage, key, time.monotonic() - began)
@@ -73,7 +79,7 @@ def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
     return path
 
 
-def _execute(source: Path, target: Path, parameters: dict) -> None:
+def execute(source: Path, target: Path, parameters: dict) -> None:
     import papermill  # slow to import, and not needed to check parameters
     from papermill.exceptions import PapermillExecutionError
 

@@ -1,0 +1,398 @@
+"""The study `protocol`: does this ruler agree with the literature? Its numbers are those of anchors.csv, a row each:
+
+    check             what is measured, a key of CHECKS
+    images            references of the registry: the photographs first, then what else is needed (low-resolution files;
+                      `weights`, DnCNN's checkpoint)
+    setting           scale, sigma, quality, or what is measured
+    way               the convention, where there is more than one; the function of a check explains its ways
+    metric            psnr (dB), ssim, or identical (number of images that equal the published file)
+    value, tolerance  what it must be; without a tolerance the value only stands beside ours
+    source            where the value is from
+
+What the choices of a protocol are worth is measured in `lib.sensitivity`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import models, sets
+from .degradations import resize
+from .experiment import degraded, target
+from .inference import restore
+from .parallel import each
+from .params import Task
+from .protocol import Protocol, psnr, published, ssim
+from .registry import manifest_of
+from .sets import Item
+
+ANCHORS = Path(__file__).with_name("anchors.csv")
+
+AGREES, DIFFERS, REPORTED, NOT_RUN = "agrees", "differs", "no reference", "not run"
+
+#: check -> its name in a table
+CHECKS = {
+    "lr_files": "low-resolution files, made anew",
+    "bicubic": "bicubic enlargement",
+    "noise": "noisy input",
+    "own_noise": "noisy input, as papers draw it",
+    "jpeg": "JPEG input",
+    "mosaic": "mosaiced input",
+    "pairs": "input of pairs",
+    "dncnn": "DnCNN, published weights",
+    "nlm": "non-local means beside BM3D",
+    "bm3d": "BM3D",
+}
+
+#: How DnCNN's numbers were made, and for fairness those of the classical denoisers here.
+DNCNN = published("dncnn", "gray_denoise")
+
+#: DnCNN's 17 convolutions see this many pixels to each side; tiles that overlap by twice that restore like the whole.
+REACH = 17
+TILE = 1024
+
+#: way -> metrics asked for, and (way, metric) -> value
+Ways = dict[str, list[str]]
+Found = dict[tuple[str, str], float]
+
+
+def anchors(path: Path = ANCHORS) -> pd.DataFrame:
+    """The rows of anchors.csv: `value` and `tolerance` are numbers or NaN, all else is text."""
+    return pd.read_csv(path, dtype={"setting": str, "way": str}, keep_default_na=False, na_values={
+        "value": [""], "tolerance": [""]})  # fmt: skip
+
+
+def absent(check: str, images: str, references: Iterable[str]) -> str:
+    """Why an anchor cannot be measured with the sets `references`, or ""."""
+    lacking = [reference for reference in images.split() if reference not in references]
+    if lacking:
+        return f"{' and '.join(lacking)} not in this profile"
+    if check == "bm3d" and not importlib.util.find_spec("bm3d"):
+        return "the package bm3d is not installed"
+    return ""
+
+
+# --- anchors ------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    table: pd.DataFrame, manifests: Path, say: Callable[[str], None] = lambda line: None, workers: int | None = None
+) -> pd.DataFrame:
+    """Measure every image of every anchor in `table` that can be.
+
+    manifests: folder with a manifest per set, see `registry.manifest_of`. workers: processes, None for one per core.
+
+    Returns rows check, images, setting, way, metric, image, value.
+    """
+    jobs, keys = [], []
+    held = {reference for images in table["images"] for reference in images.split()
+            if (manifests / manifest_of(reference)).exists()}  # fmt: skip
+    for key, rows in table.groupby(["check", "images", "setting"], sort=False):
+        check, images, setting = key
+        if absent(check, images, held):
+            continue
+        ways = {way: list(of_way.metric) for way, of_way in rows.groupby("way", sort=False)}
+        photographs, *others = (sets.read(manifests / manifest_of(reference)) for reference in images.split())
+        for item in photographs:
+            # beside a photograph lies the file of its name, or the only one there is
+            beside = [next((o for o in other if o.name == item.name), other[0]) for other in others]
+            jobs.append(partial(_MEASURES[check], item, beside, setting, ways))
+            keys.append((*key, item.name))
+    rows = [
+        (check, images, setting, way, metric, name, value)
+        for (check, images, setting, name), found in zip(keys, each(jobs, say, workers), strict=True)
+        for (way, metric), value in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["check", "images", "setting", "way", "metric", "image", "value"])
+
+
+def compare(table: pd.DataFrame, images: pd.DataFrame, references: Iterable[str]) -> pd.DataFrame:
+    """`table` with what was measured.
+
+    New columns: measured (mean over the images, for `identical` their number), photographs, deviation, verdict (AGREES,
+    DIFFERS, REPORTED, NOT_RUN) and why it was not run.
+    """
+    references = set(references)
+    key = ["check", "images", "setting", "way", "metric"]
+    found = images.groupby(key, sort=False).value.agg(["mean", "sum", "count"]).reset_index()
+    rows = table.merge(found, "left", key)
+    rows["measured"] = rows["sum"].where(rows.metric == "identical", rows["mean"])
+    rows["photographs"] = rows["count"].fillna(0).astype(int)
+    rows["deviation"] = rows.measured - rows.value
+    rows["why"] = [absent(row.check, row.images, references) for row in rows.itertuples()]
+    within = rows.deviation.abs().round(6) <= rows.tolerance
+    rows["verdict"] = np.select(
+        [rows.measured.isna(), rows.value.isna() | rows.tolerance.isna(), within], [NOT_RUN, REPORTED, AGREES], DIFFERS
+    )
+    return rows.drop(columns=["mean", "sum", "count"])
+
+
+def lr_files(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """Whether our low-resolution image is the published one, for each way "border, rounding" of downscaling."""
+    scale, low, found = int(setting[1:]), target(others[0], task_of("paired")), {}
+    for way in ways:
+        border, rounding = way.split(", ")
+        task = task_of("bicubic", scale=scale, border=border, rounding=rounding)
+        ours = degraded(item, task, target(item, task))
+        found[way, "identical"] = float(torch.equal((ours * 255).round(), (low * 255).round()))
+    return found
+
+
+def bicubic(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """Bicubic enlargement.
+
+    Ways: `8-bit images` enlarges the low-resolution file (ours where there is none) to 8 bit and takes Y of that; `Y
+    first` takes Y, rounded, there and back without rounding, as the published rows do; `Y first; <image> full range`
+    leaves that gray image at 0 to 255, as it is published, where Y of three equal channels has 16 to 235.
+    """
+    scale, found = int(setting[1:]), {}
+    task = task_of("bicubic", scale=scale)
+    clean = target(item, task)
+    for way, metrics in ways.items():
+        if way == "8-bit images":
+            low = target(others[0], task_of("paired")) if others else degraded(item, task, clean)
+            found |= _values(way, metrics, resize(low, scale, rounding="both"), clean, Protocol("y8", scale, True))
+        else:
+            gray = clean[:, :1].double() if way == f"Y first; {item.name} full range" else luma8(clean)
+            found |= _values(way, metrics, there_and_back(gray, scale), gray, Protocol("gray", scale, True))
+    return found
+
+
+def noise(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """Noisy input, gray, by the study's noise. Ways: `clamped`, `not clamped`."""
+    found, task = {}, noise_task(float(setting), "study")
+    clean = target(item, task)
+    given = degraded(item, task, clean)
+    for way, metrics in ways.items():
+        found |= _values(way, metrics, given, clean, Protocol("gray", clamp=way == "clamped"))
+    return found
+
+
+def own_noise(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """Noisy input as papers draw, store and cut it, see `protocol.CONVENTIONS`; the way is "paper kind"."""
+    found = {}
+    for way, metrics in ways.items():
+        how = published(*way.split())
+        task = noise_task(float(setting), how.noise, "opencv" if how.protocol.measured == "gray" else "", how.stored)
+        clean = target(item, task)
+        given, clean = (how.cut(image) for image in (degraded(item, task, clean), clean))
+        found |= _values(way, metrics, given, clean, replace(how.protocol, clamp=False, quantise=False))
+    return found
+
+
+def jpeg(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """Compressed input, gray; the way is the window of the SSIM."""
+    task, found = task_of("jpeg", gray="matlab", quality=int(setting)), {}
+    clean = target(item, task)
+    given = degraded(item, task, clean)
+    for way, metrics in ways.items():
+        protocol = Protocol("gray", quantise=True, window=way.removesuffix(" window"))
+        found |= _values(way, metrics, given, clean, protocol)
+    return found
+
+
+def mosaic(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """Mosaiced input, zero where the colour filter array has no value."""
+    clean = target(item, task_of("bayer"))
+    given = degraded(item, task_of("bayer"), clean)
+    return _values("", ways[""], given, clean, Protocol("rgb", quantise=True))
+
+
+def pairs(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """The degraded photograph of a set of pairs; the setting is what is measured."""
+    clean = target(item, task_of("paired"))
+    given = degraded(item, task_of("paired"), clean)
+    return _values("", ways[""], given, clean, Protocol(setting, quantise=True))
+
+
+def dncnn(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """DnCNN with its published weights on its toolbox's noise; the way is how a colour photograph becomes gray."""
+    network, found, before = dncnn_network(others[0].target), {}, None
+    for way, metrics in ways.items():
+        task = noise_task(float(setting), DNCNN.noise, way or "matlab")
+        clean = target(item, task)
+        given = degraded(item, task, clean)
+        restored = _renewed(network, given, *before) if before else restore(network, given, TILE, 2 * REACH)
+        before = given, restored
+        found |= _values(way, metrics, restored, clean, DNCNN.protocol)
+    return found
+
+
+def classical(name: str, item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+    """A classical denoiser on the noise and by the protocol of DnCNN."""
+    task = noise_task(float(setting), DNCNN.noise)
+    clean = target(item, task)
+    restored = models.build(name, sigma=float(setting))(degraded(item, task, clean))
+    return _values("", ways[""], restored, clean, DNCNN.protocol)
+
+
+#: check -> its measurement of one image: (photograph, what lies beside it, setting, ways) -> {(way, metric): value}
+_MEASURES = {
+    "lr_files": lr_files,
+    "bicubic": bicubic,
+    "noise": noise,
+    "own_noise": own_noise,
+    "jpeg": jpeg,
+    "mosaic": mosaic,
+    "pairs": pairs,
+    "dncnn": dncnn,
+    "nlm": partial(classical, "nlm"),
+    "bm3d": partial(classical, "bm3d"),
+}
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+#: Digits of a deviation.
+DIGITS = {"psnr": 3, "ssim": 4, "identical": 0}
+
+
+def set_name(images: str) -> str:
+    """Of the photographs of an anchor: `set5/HR set5/LR_x2` -> `set5`."""
+    return images.split()[0].split("/")[0]
+
+
+def summary(compared: pd.DataFrame) -> pd.DataFrame:
+    """A row per check for readers: sets, numbers, how many agree, largest deviation, what was not run and why."""
+    rows = {}
+    for check, mine in compared.groupby("check", sort=False):
+        run, not_run = mine[mine.verdict != NOT_RUN], mine[mine.verdict == NOT_RUN]
+        judged = run[run.verdict != REPORTED]
+        worst = judged.loc[judged.deviation.abs().groupby(judged.metric, sort=False).idxmax()]
+        rows[CHECKS[check]] = {
+            "sets": ", ".join(dict.fromkeys(map(set_name, run["images"]))),
+            "numbers": str(len(run)),
+            "agree": f"{(judged.verdict == AGREES).sum()} of {len(judged)}" if len(judged) else "",
+            "largest deviation": "; ".join(_signed(row.deviation, row.metric) for row in worst.itertuples()),
+            "tolerance": "; ".join(f"{row.tolerance:g}" for row in worst.itertuples()),
+            NOT_RUN: f"{len(not_run)} ({'; '.join(not_run.why.unique())})" if len(not_run) else "",
+        }
+    return pd.DataFrame(rows).T.rename_axis("check")
+
+
+def held(compared: pd.DataFrame) -> pd.DataFrame:
+    """What `figures.deviations` draws: PSNR and SSIM that have a tolerance, labelled by check, set and way."""
+    rows = compared[compared.verdict.isin([AGREES, DIFFERS]) & compared.metric.isin(["psnr", "ssim"])]
+    parts = zip(rows.check, rows["images"].map(set_name), rows.way, strict=True)
+    label = [", ".join(filter(None, (CHECKS[check].partition(",")[0], name, way))) for check, name, way in parts]
+    return rows.assign(label=label, agrees=rows.verdict == AGREES)
+
+
+def wide(compared: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """For readers: a row per way and set, a column per setting, each cell "measured (reference)"."""
+    texts = [
+        NOT_RUN if row.verdict == NOT_RUN else f"{row.measured:.{digits}f}{_reference(row, digits)}"
+        for row in compared.itertuples()
+    ]
+    rows = compared.assign(text=texts, set=compared["images"].map(set_name))
+    order = {key: list(dict.fromkeys(rows[key])) for key in ("way", "set", "setting")}
+    table = rows.pivot(index=["way", "set"], columns="setting", values="text")
+    index = [pair for pair in ((w, s) for w in order["way"] for s in order["set"]) if pair in table.index]
+    return table.reindex(index=index, columns=order["setting"]).fillna("")
+
+
+def beside(compared: pd.DataFrame) -> pd.DataFrame:
+    """For readers: a row per number with what it must be, where that is from, and the verdict."""
+    rows = compared[compared.verdict != NOT_RUN]
+    deviation = [_signed(row.deviation, row.metric) if pd.notna(row.deviation) else "" for row in rows.itertuples()]
+    digits = rows.metric.map(DIGITS)
+    return pd.DataFrame(
+        {
+            "check": rows.check.map(CHECKS),
+            "set": rows["images"].map(set_name),
+            "setting": rows.setting,
+            "way": rows.way,
+            "measured": [f"{value:.{d}f}" for value, d in zip(rows.measured, digits, strict=True)],
+            "reference": [_reference(row, 4 if row.metric == "ssim" else 2)[2:-1] for row in rows.itertuples()],
+            "deviation": deviation,
+            "verdict": rows.verdict,
+            "source": rows.source,
+        }
+    ).set_index("check")
+
+
+def finding(compared: pd.DataFrame) -> str:
+    """How many anchors agree, which do not, and how many could not be measured."""
+    judged = compared[compared.verdict.isin([AGREES, DIFFERS])]
+    differing = judged[(judged.verdict == DIFFERS) & (judged.metric == "psnr")]
+    sentences = [f"{(judged.verdict == AGREES).sum()} of {len(judged)} anchors agree with their reference."]
+    for (check, images, way), rows in differing.groupby(["check", "images", "way"], sort=False):
+        by = f"{rows.deviation.min():+.2f} to {rows.deviation.max():+.2f} dB"
+        sentences.append(f"{CHECKS[check].capitalize()} of {set_name(images)} ({way}) differs by {by}.")
+    not_run = (compared.verdict == NOT_RUN).sum()
+    return " ".join(sentences + ([f"{not_run} numbers were not run in this profile."] if not_run else []))
+
+
+def _signed(value: float, metric: str) -> str:
+    """A deviation with its unit; never minus zero."""
+    unit = {"psnr": " dB", "ssim": " SSIM", "identical": " photographs"}[metric]
+    return f"{round(value, DIGITS[metric]) + 0.0:+.{DIGITS[metric]}f}{unit}"
+
+
+def _reference(row: tuple, digits: int) -> str:
+    return f" ({row.value:.{digits}f})" if pd.notna(row.value) else ""
+
+
+# --- one image ----------------------------------------------------------------------------------------------------
+
+
+def task_of(name: str, gray: str = "", **options) -> Task:
+    """A task for reading and degrading images as the study's own tasks do."""
+    nothing = {"measured": "gray", "border": 0, "quantise": False, "train": (), "test": ()}
+    return Task("protocol", {"name": name, **options}, 1 if gray else 3, gray=gray or "matlab", **nothing)
+
+
+def noise_task(sigma: float, who: str, gray: str = "opencv", stored: bool = False) -> Task:
+    """Denoising of noise that `who` drew, in 8 bit where it was `stored`; `gray` is empty for colour."""
+    return task_of("gaussian_noise", gray, sigma=sigma, noise=who, quantise=stored)
+
+
+def _values(way: str, metrics: Sequence[str], restored: Tensor, clean: Tensor, protocol: Protocol) -> Found:
+    """The metrics asked for and no more: the SSIM of a large image takes half a second."""
+    a, b = protocol.planes(restored), protocol.planes(clean)
+    return {(way, m): psnr(a, b) if m == "psnr" else ssim(a, b, protocol.window) for m in metrics}
+
+
+@cache
+def dncnn_network(weights: Path) -> nn.Module:
+    network = models.build("dncnn")
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    return network.eval().to(memory_format=torch.channels_last)  # a fifth faster, and the same
+
+
+@torch.inference_mode()
+def _renewed(network: nn.Module, given: Tensor, before: Tensor, restored: Tensor) -> Tensor:
+    """What the network makes of `given`, from what it made of `before`, which differs from it in few pixels.
+
+    Exact, as the network sees no further than REACH.
+    """
+    rows, columns = torch.nonzero((given != before)[0, 0], as_tuple=True)
+    blocks = torch.unique(torch.stack([rows // REACH, columns // REACH], 1), dim=0) * REACH
+    out, sides = restored.clone(), given.shape[2:]
+    for corner in blocks.tolist():
+        inner = [(max(at - REACH, 0), min(at + 2 * REACH, n)) for at, n in zip(corner, sides, strict=True)]
+        outer = [(max(a - REACH, 0), min(b + REACH, n)) for (a, b), n in zip(inner, sides, strict=True)]
+        (top, bottom), (left, right) = outer
+        part = network(given[:, :, top:bottom, left:right])
+        (a, b), (c, d) = inner
+        out[:, :, a:b, c:d] = part[:, :, a - top : b - top, c - left : d - left]
+    return out
+
+
+def there_and_back(image: Tensor, scale: int) -> Tensor:
+    return resize(resize(image, down=scale), scale)
+
+
+def luma8(image: Tensor) -> Tensor:
+    """Y of an 8-bit image, rounded, ``(1, 1, H, W)``."""
+    return torch.from_numpy(Protocol("y8").planes(image))[None]

@@ -1,0 +1,240 @@
+"""What each choice that a protocol leaves open is worth in dB: the second half of the study `protocol`.
+
+One number of denoising and one of super-resolution are measured as their papers did, then with one choice changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from . import degradations, models, sets, tables
+from .degradations import resize
+from .experiment import degraded, target
+from .inference import restore
+from .parallel import each
+from .protocol import Protocol
+from .registry import manifest_of
+from .ruler import DNCNN, REACH, TILE, dncnn_network, luma8, noise_task, task_of, there_and_back
+from .sets import Item
+
+#: (group, choice): what the others differ from, and the one that is made several times.
+BASE, DRAWN = ("", "as published"), ("noise", "drawn anew")
+
+
+def vary(
+    manifests: Path,
+    denoised: str,
+    enlarged: str,
+    crop: int,
+    draws: int,
+    say: Callable[[str], None] = lambda line: None,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Restore and measure the photographs of two sets under every choice that a protocol leaves open.
+
+    denoised: reference of the set denoised at sigma 25, by DnCNN where its weights are there, else by non-local means;
+        of each photograph the central `crop` pixels, and `draws` times with noise drawn anew
+    enlarged: reference of the set enlarged four times by bicubic interpolation, whole photographs
+
+    Returns rows anchor, group, choice, draw, image, psnr, ssim; the rows of BASE are what the others differ from.
+    """
+    weights = manifests / manifest_of("weights")
+    file = sets.read(weights)[0].target if weights.exists() else None
+    asked = {
+        f"{'DnCNN' if file else 'non-local means'}, {denoised}, sigma 25": (
+            denoised, partial(denoising, weights=file, crop=crop, draws=draws)),
+        f"bicubic, {enlarged}, x4": (enlarged, enlarging),
+    }  # fmt: skip
+    jobs = [
+        (anchor, item, partial(vary_one, item))
+        for anchor, (reference, vary_one) in asked.items()
+        for item in sets.read(manifests / manifest_of(reference))
+    ]
+    rows = [
+        {"anchor": anchor, "image": item.name, **row}
+        for (anchor, item, _), found in zip(jobs, each([job for *_, job in jobs], say, workers), strict=True)
+        for row in found
+    ]
+    return pd.DataFrame(rows)[["anchor", "group", "choice", "draw", "image", "psnr", "ssim"]]
+
+
+def denoising(item: Item, weights: Path | None, crop: int, draws: int) -> list[dict]:
+    """Rows of one photograph, see `vary`."""
+    network = dncnn_network(weights) if weights else models.build("nlm", sigma=25)
+    p, task, study = DNCNN.protocol, noise_task(25, DNCNN.noise), noise_task(25, "study")
+    clean = target(item, task, crop)
+    given = degraded(item, task, clean)
+
+    def restored(noisy: Tensor, tile: int = TILE, overlap: int = 2 * REACH, ensemble: bool = False) -> Tensor:
+        return restore(network, noisy, tile, overlap, ensemble)
+
+    output = restored(given)
+    dagl = degraded(item, noise_task(25, "dagl"), clean)
+    choices = {
+        BASE: (output, clean, p),
+        ("rounding", "output not rounded"): (output, clean, replace(p, quantise=False)),
+        ("rounding", "noisy input clipped, stored in 8 bit"): (restored(_to_8_bit(given)), clean, p),
+        ("clipping", "noisy input clipped"): (restored(given.clamp(0, 1)), clean, p),
+        ("clipping", "output neither clamped nor rounded"): (output, clean, replace(p, quantise=False, clamp=False)),
+        ("border", "8 pixels left out"): (output, clean, replace(p, border=8)),
+        ("channel", "gray stored as RGB, measured as Y"): (_rgb(output), _rgb(clean), replace(p, measured="y8")),
+        ("SSIM window", "uniform, 8 x 8"): (output, clean, replace(p, window="uniform")),
+        ("restoration", "tiles of 100 pixels, overlap 12"): (restored(given, 100, 12), clean, p),
+        ("restoration", "self-ensemble x8"): (restored(given, ensemble=True), clean, p),
+        ("noise", "as DAGL draws it"): (restored(dagl), clean, p),
+    }
+    if sets.open_image(item.target).ndim == 3:
+        other = noise_task(25, DNCNN.noise, gray="matlab")
+        gray = target(item, other, crop)
+        choices["channel", "gray by MATLAB's rgb2gray"] = (restored(degraded(item, other, gray)), gray, p)
+    found = [_row(choice, *measured) for choice, measured in choices.items()]
+    degradation = degradations.build(**study.degradation)
+    for draw in range(draws):
+        noisy = degradation(clean, degradation.generator(item.set, item.name, draw))
+        found.append(_row(DRAWN, restored(noisy), clean, p) | {"draw": draw})
+    return found
+
+
+def enlarging(item: Item, scale: int = 4) -> list[dict]:
+    """Rows of one photograph, see `vary`."""
+    p, clean = Protocol("y8", scale, quantise=True), target(item, task_of("bicubic", scale=scale))
+    y = luma8(clean)
+
+    def low(**options) -> Tensor:
+        return degraded(item, task_of("bicubic", scale=scale, **options), clean)
+
+    def enlarged(given: Tensor, **options) -> Tensor:
+        return resize(given, scale, **{"rounding": "both", **options})
+
+    output = enlarged(low())
+    choices = {
+        BASE: (output, clean, p),
+        ("rounding", "Y not rounded"): (output, clean, replace(p, measured="y")),
+        ("rounding", "nothing rounded but the input"): (enlarged(low(), rounding="none"), clean, Protocol("y", scale)),
+        ("rounding", "input rounded once, not twice"): (enlarged(low(rounding="last")), clean, p),
+        ("rounding", "input not rounded"): (enlarged(low(rounding="none")), clean, p),
+        ("channel", "RGB"): (output, clean, replace(p, measured="rgb")),
+        ("channel", "Y from 0 to 255"): (_full_range(output), _full_range(clean), replace(p, measured="gray")),
+        ("channel", "Y first, then there and back"): (there_and_back(y, scale), y, replace(p, measured="gray")),
+        ("border", "nothing left out"): (output, clean, replace(p, border=0)),
+        ("border", "8 pixels left out"): (output, clean, replace(p, border=8)),
+        ("border", "input made with a mirrored border"): (enlarged(low(border="mirror")), clean, p),
+        ("border", "enlarged with a replicated border"): (enlarged(low(), border="replicate"), clean, p),
+        ("SSIM window", "uniform, 8 x 8"): (output, clean, replace(p, window="uniform")),
+        ("input", "by Pillow's bicubic"): (enlarged(_by_pillow(clean, scale)), clean, p),
+        ("input", "without antialiasing"): (enlarged(_aliased(clean, scale)), clean, p),
+    }
+    return [_row(choice, *measured) for choice, measured in choices.items()]
+
+
+def worth(rows: pd.DataFrame) -> pd.DataFrame:
+    """What each choice of `vary` changes: a row per anchor and choice.
+
+    Columns: anchor, group, choice, psnr (mean over the photographs, dB), difference and ssim_difference to the base;
+    low and high (of the difference over the draws), spread (standard deviation over them), NaN where nothing is drawn.
+    """
+    found = []
+    for anchor, mine in rows.groupby("anchor", sort=False):
+        base = mine[mine.choice == BASE[1]].set_index("image")[["psnr", "ssim"]]
+        for (group, choice), these in mine.groupby(["group", "choice"], sort=False):
+            # photographs that a choice does not concern stay as they are
+            means = pd.DataFrame(
+                [part.set_index("image")[["psnr", "ssim"]].combine_first(base).mean()
+                 for _, part in these.groupby("draw", dropna=False)]
+            )  # fmt: skip
+            change = means - base.mean()
+            row = {"psnr": means.psnr.mean(), "difference": change.psnr.mean(), "ssim_difference": change.ssim.mean()}
+            if len(means) > 1:
+                row |= {"low": change.psnr.min(), "high": change.psnr.max(), "spread": means.psnr.std()}
+            found.append({"anchor": anchor, "group": group, "choice": choice, **row})
+        of_mean_error = -10 * np.log10((10 ** (-base.psnr / 10)).mean())
+        found.append({"anchor": anchor, "group": "mean", "choice": "PSNR of the mean error", "psnr": of_mean_error,
+                      "difference": of_mean_error - base.psnr.mean()})  # fmt: skip
+    columns = ["anchor", "group", "choice", "psnr", "difference", "ssim_difference", "low", "high", "spread"]
+    return pd.DataFrame(found).reindex(columns=columns)
+
+
+def gray_conversion(compared: pd.DataFrame) -> pd.DataFrame:
+    """A row like those of `worth` for the two gray conversions of a set that DnCNN was run on, or none."""
+    found = []
+    for images, rows in compared[compared.check == "dncnn"].groupby("images", sort=False):
+        by_way = rows.set_index("way").measured
+        if {"opencv", "matlab"} <= set(by_way.dropna().index):
+            anchor = f"DnCNN, {images.split()[0]}, sigma 25"
+            for (group, choice), way in ((BASE, "opencv"), (("channel", "gray by MATLAB's rgb2gray"), "matlab")):
+                found.append({"anchor": anchor, "group": group, "choice": choice, "psnr": by_way[way],
+                              "difference": by_way[way] - by_way["opencv"]})  # fmt: skip
+    return pd.DataFrame(found, columns=["anchor", "group", "choice", "psnr", "difference"])
+
+
+def for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `worth` as text; what is drawn several times as "mean (low to high)"."""
+    several = [f" ({row.low:+.3f} to {row.high:+.3f})" if pd.notna(row.low) else "" for row in table.itertuples()]
+    difference = [tables.text(value, 3, signed=True) for value in table.difference + 0.0]
+    return pd.DataFrame(
+        {
+            "anchor": table.anchor,
+            "group": table.group,
+            "choice": table.choice,
+            "PSNR (dB)": [tables.text(value, 2) for value in table.psnr],
+            "difference (dB)": [one + drawn for one, drawn in zip(difference, several, strict=True)],
+            "difference of SSIM": [tables.text(value, 4, signed=True) for value in table.ssim_difference],
+        }
+    ).set_index("anchor")
+
+
+def finding(table: pd.DataFrame, matters: float = 0.05) -> str:
+    """Per anchor: how many choices matter, which matters most, and what a draw of the noise does."""
+    sentences = []
+    for anchor, rows in table.groupby("anchor", sort=False):
+        changed = rows[rows.group != BASE[0]]
+        most = changed.loc[changed.difference.abs().idxmax()]
+        many = (changed.difference.abs() > matters).sum()
+        sentences.append(
+            f"{anchor}: {many} of {len(changed)} choices are worth more than {matters} dB, most of all {most.group}, "
+            f"{most.choice} ({most.difference:+.2f} dB)."
+        )
+        for drawn in changed[changed.low.notna()].itertuples():
+            sentences.append(f"Noise drawn anew spreads it by {drawn.spread:.3f} dB (standard deviation).")
+    return " ".join(sentences)
+
+
+def _row(choice: tuple[str, str], output: Tensor, clean: Tensor, protocol: Protocol) -> dict:
+    return {"group": choice[0], "choice": choice[1], "draw": np.nan, **protocol.measure(output, clean)}
+
+
+def _full_range(image: Tensor) -> Tensor:
+    """Y stretched to [0, 1], as JPEG has it, ``(1, 1, H, W)``."""
+    return (torch.from_numpy(Protocol("y", quantise=True).planes(image))[None] * 255 - 16) / 219
+
+
+def _rgb(gray: Tensor) -> Tensor:
+    return gray.expand(-1, 3, -1, -1)
+
+
+def _to_8_bit(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * 255).round() / 255
+
+
+def _by_pillow(image: Tensor, scale: int) -> Tensor:
+    """Downscaled by Pillow's bicubic filter: antialiased, a = -0.5, other weights at the border, rounded in between."""
+    pixels = np.moveaxis((image[0] * 255).round().byte().numpy(), 0, 2)
+    small = Image.fromarray(pixels).resize(
+        (pixels.shape[1] // scale, pixels.shape[0] // scale), Image.Resampling.BICUBIC
+    )
+    return torch.from_numpy(np.moveaxis(np.asarray(small), 2, 0).copy())[None] / 255
+
+
+def _aliased(image: Tensor, scale: int) -> Tensor:
+    """Downscaled by PyTorch's plain bicubic: a = -0.75, four pixels whatever the scale, rounded."""
+    return _to_8_bit(F.interpolate(image, scale_factor=1 / scale, mode="bicubic"))
