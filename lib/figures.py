@@ -366,7 +366,7 @@ def by_rank(panels: Mapping[str, np.ndarray], uniform: float) -> Figure:
             axis.plot(ranks, line, "o-", markersize=5, label=f"pixel {number}")
         if np.allclose(values.sum(1), 1, atol=1e-2):
             axis.axhline(uniform, color="0.4", linestyle="--", linewidth=1)
-        axis.set(title=title, xlabel="rank of the neighbour", xticks=ranks, ylim=(0, None))
+        axis.set(title=title, xlabel="rank of the neighbour", xticks=ranks, ylim=(0, 1.15 * values.max()))
     axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -379,7 +379,7 @@ def mixtures(alpha: np.ndarray, beta: np.ndarray, rows: Sequence[str], operators
     how = {"annot": True, "fmt": ".2f", "cmap": "vlag", "annot_kws": {"fontsize": 8}, "cbar": False}
     sns.heatmap(alpha, ax=axes[0], vmin=1 - reach, vmax=1 + reach, xticklabels=operators, yticklabels=rows, **how)
     sns.heatmap(beta[:, None], ax=axes[1], vmin=-reach, vmax=reach, xticklabels=["identity"], yticklabels=False, **how)
-    for axis, title in zip(axes, ("alpha (starts at 1)", "beta (starts at 0)"), strict=True):
+    for axis, title in zip(axes, ("alpha, which starts at 1", "beta, at 0"), strict=True):
         axis.set_title(title, fontsize=10)
         axis.tick_params(axis="x", rotation=35)
         axis.tick_params(axis="y", rotation=0)
