@@ -73,8 +73,9 @@ def differences(changes: Mapping[str, pd.DataFrame], bounds: pd.DataFrame, label
     for axis, (title, table) in zip(axes.flat, changes.items(), strict=True):
         axis.set_title(title, fontsize=10, loc="left")
         _difference_panel(axis, table, bounds, labels, spreads[title])
-    axes.flat[-1].set_xlabel(
-        "difference of PSNR (dB); dots: photographs, diamond: mean, bar: 95 % interval, band: spread over seeds"
+    figure.supxlabel(
+        "difference of PSNR (dB); dots: photographs, diamond: mean, bar: 95 % interval, band: spread over seeds",
+        fontsize=9,
     )
     return figure
 

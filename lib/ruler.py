@@ -284,7 +284,10 @@ def held(compared: pd.DataFrame) -> pd.DataFrame:
     """What `figures.deviations` draws: PSNR and SSIM that have a tolerance, labelled by check, set and way."""
     rows = compared[compared.verdict.isin([AGREES, DIFFERS]) & compared.metric.isin(["psnr", "ssim"])]
     parts = zip(rows.check, rows["images"].map(set_name), rows.way, strict=True)
-    label = [", ".join(filter(None, (CHECKS[check].partition(",")[0], name, way))) for check, name, way in parts]
+    label = [
+        ", ".join(filter(None, (CHECKS[check].partition(",")[0], name, way.replace("_", " "))))
+        for check, name, way in parts
+    ]
     return rows.assign(label=label, agrees=rows.verdict == AGREES)
 
 
@@ -322,21 +325,30 @@ def beside(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def finding(compared: pd.DataFrame) -> str:
-    """How many anchors agree, which do not, and how many could not be measured."""
+    """How many anchors agree, which do not and what cures it, and how many could not be measured."""
     judged = compared[compared.verdict.isin([AGREES, DIFFERS])]
-    differing = judged[(judged.verdict == DIFFERS) & (judged.metric == "psnr")]
-    sentences = [f"{(judged.verdict == AGREES).sum()} of {len(judged)} anchors agree with their reference."]
-    for (check, images, way), rows in differing.groupby(["check", "images", "way"], sort=False):
-        by = f"{rows.deviation.min():+.2f} to {rows.deviation.max():+.2f} dB"
-        sentences.append(f"{CHECKS[check].capitalize()} of {set_name(images)} ({way}) differs by {by}.")
+    judged = judged.assign(name=[f"{CHECKS[row.check].partition(',')[0]} of {set_name(row.images)}" for row in
+                                 judged.itertuples()])  # fmt: skip
+    sentences = [f"{(judged.verdict == AGREES).sum()} of {len(judged)} numbers agree with their reference."]
+    differing = judged[judged.verdict == DIFFERS]
+    for (name, way, metric), rows in differing.groupby(["name", "way", "metric"], sort=False):
+        worst = rows.deviation[rows.deviation.abs().idxmax()]
+        # a way "<way>; <exception>" that agrees explains the difference
+        cures = judged[(judged.name == name) & (judged.metric == metric) & judged.way.str.startswith(f"{way}; ")]
+        cured = len(cures) > 0 and (cures.verdict == AGREES).all()
+        sentences.append(
+            f"{name[0].upper()}{name[1:]}{f' ({way})' if way else ''} differs by up to {_signed(worst, metric)}"
+            f"{'; with ' + cures.way.iloc[0].partition('; ')[2] + ' it agrees' if cured else ''}."
+        )
     not_run = (compared.verdict == NOT_RUN).sum()
-    return " ".join(sentences + ([f"{not_run} numbers were not run in this profile."] if not_run else []))
+    return " ".join(sentences + ([f"{not_run} numbers were not run."] if not_run else []))
 
 
 def _signed(value: float, metric: str) -> str:
-    """A deviation with its unit; never minus zero."""
-    unit = {"psnr": " dB", "ssim": " SSIM", "identical": " photographs"}[metric]
-    return f"{round(value, DIGITS[metric]) + 0.0:+.{DIGITS[metric]}f}{unit}"
+    """A deviation with its unit."""
+    unit = {"psnr": "dB", "ssim": "SSIM", "identical": "photographs"}[metric]
+    rounded = round(value, DIGITS[metric])
+    return f"{rounded:+.{DIGITS[metric]}f} {unit}" if rounded else f"0 {unit}"
 
 
 def _reference(row: tuple, digits: int) -> str:
