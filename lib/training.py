@@ -159,7 +159,9 @@ def train(
     state = {"network": network, "average": average, "optimiser": optimiser}
     start, log, sums, counted = _resume(checkpoint, state)
     sums = sums.to(device)  # loss and squared error, summed since the last row of the log
-    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+    learned, kept = (
+        [list(tensors(net)) for net in (average, network)] for tensors in (nn.Module.parameters, nn.Module.buffers)
+    )
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=str(device).startswith("cuda"))
 
     began = saved = told = clock()
@@ -178,7 +180,7 @@ def train(
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
         optimiser.step()
         # A short run's first weights say nothing: the horizon of the average grows to its full length.
-        _lerp(pairs, 1 - min(budget.ema, (1 + step) / (10 + step)))
+        _average(learned, kept, 1 - min(budget.ema, (1 + step) / (10 + step)))
 
         with torch.no_grad():
             sums += torch.stack([loss.detach(), F.mse_loss(restored.float(), target)])
@@ -198,13 +200,13 @@ def train(
     return Trained(weights, log)
 
 
-def _lerp(pairs: Sequence[tuple[Tensor, Tensor]], weight: float) -> None:
+def _average(learned: Sequence[list[Tensor]], kept: Sequence[list[Tensor]], weight: float) -> None:
+    """Move the first list's parameters towards the second's; buffers (ENLCA's random features) are copied, as a mean
+    of random draws is none."""
     with torch.no_grad():
-        moving = [(a, b) for a, b in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in moving], [b for _, b in moving], weight)
-        for a, b in pairs:
-            if not a.is_floating_point():
-                a.copy_(b)
+        torch._foreach_lerp_(*learned, weight)
+        for a, b in zip(*kept, strict=True):
+            a.copy_(b)
 
 
 def _row(step: int, means: Tensor, lr: float) -> dict:

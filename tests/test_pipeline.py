@@ -25,6 +25,7 @@ TINY = """
       dagl: {width: 4, blocks: 2, heads: 1, stages: 1, patch: 3, stride: 2, image_skip: true}
     training:
       gray_denoise_25: {steps: 4, batch: 2, crop: 12, lr: 1.0e-3, ema: 0.9}
+    protocol: {sets: [sample/test], denoised: sample/test, enlarged: sample/test, crop: 32, draws: 2}
 """
 KEPT = ("dagl_gray_denoise_25", "dagl_gray_denoise_25-no_graph_attention", "edsr_gray_denoise_25")
 
@@ -178,7 +179,6 @@ def test_adding_an_experiment_runs_it_alone(clone):
     clone.shell("git checkout -q . && git clean -fdq")
 
 
-def test_a_mistake_is_reported_before_anything_runs(clone):
 def test_a_public_checkpoint_is_measured_and_tracked(clone):
     name, file = "dncnn_gray_denoise_25-official", clone.folder / "own/dncnn.pth"
     entry = f"official:\n  {name}: {{model: dncnn, task: gray_denoise_25, official: own/dncnn.pth}}"
@@ -193,6 +193,7 @@ def test_a_public_checkpoint_is_measured_and_tracked(clone):
     clone.shell("git checkout -q . && git clean -fdq && rm -r own")
 
 
+def test_a_mistake_is_reported_before_anything_runs(clone):
     clone.edit("params.yaml", "{model: edsr, task: gray_denoise_25", "{model: edsr, task: gray_denoize_25")
     ended = clone.shell("python -m lib repro", check=False)
     assert ended.returncode == 1 and "Running stage" not in ended.stdout

@@ -158,6 +158,14 @@ def test_kill_9_loses_nothing(tmp_path):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_random_features_are_not_averaged(tmp_path):
+    torch.manual_seed(0)
+    made = build("enlca", colors=1, scale=1, width=8, blocks=1, every=1, redraw=0.3, image_skip=True)
+    trained = train(made, crops(), RECIPE, BUDGET, 1, tmp_path / "checkpoint", clock=time.monotonic)
+    features = {key: value for key, value in made.state_dict().items() if key.endswith("projection_matrix")}
+    assert features and all(torch.equal(trained.weights[key], value) for key, value in features.items())
+
+
 def test_an_infinite_loss_stops_with_its_step(tmp_path):
     broken = network()
     with torch.no_grad():
