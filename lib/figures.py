@@ -435,8 +435,11 @@ def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
             axis.grid(axis="y", visible=False)
             for place, value in rows[column].dropna().items():
                 text = f"{value:+.{digits}f}" if round(abs(value), digits) else "0"
-                axis.annotate(text, (value, place), xytext=(5 if value >= 0 else -5, 0), textcoords="offset points",
-                              ha="left" if value >= 0 else "right", va="center", fontsize=8)  # fmt: skip
+                ends = [value, *(rows.loc[place, ["low", "high"]].dropna() if axis is left else ())]
+                end, side, align = (max(ends), 5, "left") if value >= 0 else (min(ends), -5, "right")
+                axis.annotate(
+                    text, (end, place), (side, 0), textcoords="offset points", ha=align, va="center", fontsize=8
+                )
         left.set_yticks(rows.index, rows.group + ": " + rows.choice, fontsize=8)
         left.set_ylim(len(rows) - 0.4, -0.6)
         left.set_title(rows.anchor[0], fontsize=10, loc="left")

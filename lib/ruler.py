@@ -73,9 +73,9 @@ def anchors(path: Path = ANCHORS) -> pd.DataFrame:
 
 def absent(check: str, images: str, references: Iterable[str]) -> str:
     """Why an anchor cannot be measured with the sets `references`, or ""."""
-    lacking = [reference for reference in images.split() if reference not in references]
+    lacking = dict.fromkeys(r.split("/")[0] for r in images.split() if r not in references)
     if lacking:
-        return f"{' and '.join(lacking)} not in this profile"
+        return f"not in this profile: {', '.join(lacking)}"
     if check == "bm3d" and not importlib.util.find_spec("bm3d"):
         return "the package bm3d is not installed"
     return ""
@@ -275,7 +275,7 @@ def summary(compared: pd.DataFrame) -> pd.DataFrame:
             "agree": f"{(judged.verdict == AGREES).sum()} of {len(judged)}" if len(judged) else "",
             "largest deviation": "; ".join(_signed(row.deviation, row.metric) for row in worst.itertuples()),
             "tolerance": "; ".join(f"{row.tolerance:g}" for row in worst.itertuples()),
-            NOT_RUN: f"{len(not_run)} ({'; '.join(not_run.why.unique())})" if len(not_run) else "",
+            NOT_RUN: f"{len(not_run)}, {_reasons(not_run.why)}" if len(not_run) else "",
         }
     return pd.DataFrame(rows).T.rename_axis("check")
 
@@ -342,6 +342,15 @@ def finding(compared: pd.DataFrame) -> str:
         )
     not_run = (compared.verdict == NOT_RUN).sum()
     return " ".join(sentences + ([f"{not_run} numbers were not run."] if not_run else []))
+
+
+def _reasons(why: Iterable[str]) -> str:
+    """Reasons "what: names" in one line, the names of equal ones together."""
+    found: dict[str, dict] = {}
+    for reason in why:
+        what, _, names = reason.partition(": ")
+        found.setdefault(what, {}).update(dict.fromkeys(filter(None, names.split(", "))))
+    return "; ".join(f"{what}: {', '.join(names)}" if names else what for what, names in found.items())
 
 
 def _signed(value: float, metric: str) -> str:
