@@ -1,9 +1,9 @@
-# make repro [PROFILE=quick] [STUDY=dagl_ablation] | test | check | lab; each creates .venv on first use.
+# make repro [PROFILE=quick] [STUDY=dagl_ablation] | test | check | lab | benchmark; each creates .venv on first use.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: repro test check lab lock
+.PHONY: repro test check lab benchmark lock
 repro: .venv/ready
 	python -m lib repro $(if $(PROFILE),--profile $(PROFILE)) $(if $(STUDY),--study $(STUDY))
 
@@ -16,6 +16,10 @@ check: .venv/ready
 
 lab: .venv/ready
 	jupyter lab --notebook-dir=notebooks
+
+# Time and memory beside the reference formulations, on this machine; PART=modules measures one part again.
+benchmark: .venv/ready
+	python -m benchmarks $(PART)
 
 # The pip part of environment.yml, in a virtual environment; made again when the pins change.
 .venv/ready: environment.yml constraints.txt pyproject.toml

@@ -80,6 +80,7 @@ def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
+    """Execute a notebook with `parameters` into `target`, with live output; raises StageError when it fails."""
     import papermill  # slow to import, and not needed to check parameters
     from papermill.exceptions import PapermillExecutionError
 

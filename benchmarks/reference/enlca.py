@@ -11,12 +11,15 @@ from torch import Tensor
 from lib.models.enlca import ENLCA, OFFSET, SMALLEST_NORM, ranks
 
 
-def reference(module: ENLCA, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and unweighted contrastive loss of `module` with its weights for features ``(B, width, H, W)``."""
+def reference(module: ENLCA, x: Tensor, contrast: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Output and, with `contrast`, unweighted contrastive loss of `module` with its weights for features
+    ``(B, width, H, W)``."""
     q, key, v = (layer(x).flatten(2).mT for layer in (module.theta, module.g, module.f))
     q, key = (math.sqrt(module.k) * F.normalize(t, dim=2, eps=SMALLEST_NORM) for t in (q, key))
     mixed = torch.softmax(q @ key.mT, 2) @ v if module.exact else linear_attention(module, q, key, v)
-    return x + module.branch_scale * mixed.mT.unflatten(2, x.shape[2:]), contrastive_loss(module, q, key)
+    return x + module.branch_scale * mixed.mT.unflatten(2, x.shape[2:]), contrastive_loss(
+        module, q, key
+    ) if contrast else None
 
 
 def linear_attention(module: ENLCA, q: Tensor, key: Tensor, v: Tensor) -> Tensor:

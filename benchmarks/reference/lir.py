@@ -6,21 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.models.blocks import mirror_pad
 from lib.models.lir import OPERATOR_SCALE, OPERATORS, REACH, SIGMA, AdaptiveFilter
 
 
 def reference(module: AdaptiveFilter, x: Tensor, separable: bool = False) -> Tensor:
-    """The output of `module` for ``(B, C, H, W)``; `separable` gives the reference a Gaussian in two passes.
-
-    H, W > 7, as PyTorch's reflect padding needs.
-    """
+    """The output of `module` for ``(B, C, H, W)``; `separable` gives the reference a Gaussian in two passes."""
     y = module.beta * x
     for alpha, operator in zip(module.alpha, OPERATORS, strict=False):
         kernel = OPERATOR_SCALE * x.new_tensor(operator)
         y = y + alpha * depthwise(x, kernel, padding=1)
     line = torch.exp(-(torch.arange(-REACH, REACH + 1).to(x) ** 2) / (2 * SIGMA**2))
     line = line / line.sum()
-    padded = F.pad(x, (REACH,) * 4, mode="reflect")
+    padded = mirror_pad(x, (REACH,) * 4)
     if separable:
         blurred = depthwise(depthwise(padded, line[:, None]), line[None, :])
     else:

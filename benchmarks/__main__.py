@@ -1,0 +1,58 @@
+"""Command line of the benchmark: measures, and shows the results in an executed notebook."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from dataclasses import asdict
+
+import pandas as pd
+import torch
+
+from lib import progress, runner
+from lib.params import ROOT
+
+from . import measure, parts
+
+RESULTS = ROOT / "results" / "benchmark"
+NOTEBOOK = ROOT / "notebooks" / "benchmark.ipynb"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(parts.PARTS)}; all by default")
+    parser.add_argument("--only", nargs="+", metavar="name", help="these modules, networks or experiments of the part")
+    given = parser.parse_args(arguments)
+    if unknown := [part for part in given.parts if part not in parts.PARTS]:
+        parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(parts.PARTS)}")
+    device = measure.device()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    machine = measure.machine(device)
+    for part in given.parts or parts.PARTS:
+        run(part, device, machine, given.only)
+    try:
+        runner.execute(NOTEBOOK, RESULTS / f"{machine['name']}.ipynb", {"machine": machine["name"]})
+    except runner.StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(part: str, device: str, machine: dict, only: parts.Names = None) -> None:
+    """Measure one part; what is found of a case takes, at once, the place of what the machine's csv holds of it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{machine['name']}.json").write_text(json.dumps(machine, indent=1) + "\n")
+    file = RESULTS / f"{machine['name']}.csv"
+    for case, records in itertools.groupby(parts.PARTS[part](device, only), key=lambda record: record.case):
+        rows = pd.DataFrame(map(asdict, records))
+        if file.exists():
+            kept = pd.read_csv(file, keep_default_na=False)
+            rows = pd.concat([kept[(kept.part != part) | (kept.case != case)], rows])
+        rows.to_csv(file, index=False, float_format="%.6g")
+    progress.done(f"{part}: {file.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

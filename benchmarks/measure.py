@@ -1,0 +1,212 @@
+"""Seconds of several forms by turns, the most memory that a form holds, floating-point operations, the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count
+
+from lib.inference import FUSED_ATTENTION
+from lib.models.blocks import CACHED_SCORES
+
+#: What PyTorch's counter does not know: products in place, and the derivative of the CPU's fused attention.
+MORE_FLOPS = {
+    torch.ops.aten.addmm_: lambda total, a, b, *_, **__: 2 * math.prod(total) * a[-1],
+    torch.ops.aten.baddbmm_: lambda total, a, b, *_, **__: 2 * math.prod(total) * a[-1],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+#: Side of the square matrix product that stands for what a device can do.
+LARGE = 4096
+
+Result = TypeVar("Result")
+
+STATUS = Path("/proc/self/status")
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine(device: str) -> dict[str, str | int]:
+    """Name (of the files), processor or card, threads, and what computes."""
+    if device == "cuda":
+        processor, threads = torch.cuda.get_device_name(), 1
+    else:
+        processor, threads = _processor(), torch.get_num_threads()
+    count = "" if device == "cuda" else f"-{threads}-threads"
+    return {
+        "name": re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-") + count,
+        "processor": processor,
+        "threads": threads,
+        "memory_gib": round(_memory(device) / 2**30),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def seconds(function: Callable[[], object], device: str = "cpu") -> float:
+    """Of one call, all of the device's work included."""
+    _finish(device)
+    began = time.perf_counter()
+    function()
+    _finish(device)
+    return time.perf_counter() - began
+
+
+def by_turns(
+    forms: Mapping[str, Callable[[], object]],
+    repeats: int,
+    limit: float,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, float]]:
+    """Seconds of each form, one entry per round; in a round every form is called once, in the order of the mapping.
+
+    `repeats` rounds, or at least three until `limit` seconds are over. Forms should have been called before: the first
+    call sets up what later ones find.
+    """
+    rounds: list[dict[str, float]] = []
+    began = time.monotonic()
+    gc.collect()
+    gc.disable()
+    try:
+        while len(rounds) < min(3, repeats) or (len(rounds) < repeats and time.monotonic() - began < limit):
+            rounds.append({name: seconds(function, device) for name, function in forms.items()})
+            say(f"round {len(rounds)}/{repeats}  " + "  ".join(f"{n} {1e3 * s:.1f} ms" for n, s in rounds[-1].items()))
+    finally:
+        gc.enable()
+    return rounds
+
+
+def _finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class Peak:
+    """What was held at most inside the context, in bytes: `growth` beyond what was held before, and `resident`.
+
+    CPU: resident pages of the process (Linux), so that libraries' own buffers count; to be read in a process in which
+    nothing large has been freed before. CUDA: bytes of PyTorch's allocator. NaN where neither is known.
+    """
+
+    growth = resident = float("nan")
+
+    def __init__(self, device: str = "cpu"):
+        self.device = device
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        elif STATUS.exists():
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            self.resident = torch.cuda.max_memory_allocated()
+            self.growth = self.resident - self.before
+        elif STATUS.exists():
+            self.resident = _status("VmHWM")
+            self.growth = self.resident - self.before
+
+
+def _status(key: str) -> int:
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())[1])
+
+
+class Work(NamedTuple):
+    """flops: floating-point operations of convolutions, matrix products and fused attention; moved: bytes that all
+    other operations read and write."""
+
+    flops: int
+    moved: int
+
+
+def counted(function: Callable[[], Result]) -> tuple[Result, Work]:
+    """A function's result and its work, backward passes included."""
+    counter = FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION | MORE_FLOPS)
+    traffic = _Traffic(counter.flop_registry)
+    with counter, traffic:
+        result = function()
+    return result, Work(counter.get_total_flops(), traffic.moved)
+
+
+class _Traffic(TorchDispatchMode):
+    """Bytes of the tensors that operations outside `products` take and give; views move none."""
+
+    def __init__(self, products: Mapping):
+        super().__init__()
+        self.products, self.moved = products, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        found = operation(*args, **(kwargs or {}))
+        aliases = [given.alias_info for given in operation._schema.returns]
+        view = any(alias is not None and not alias.is_write for alias in aliases)
+        if not view and operation.overloadpacket not in self.products and "empty" not in str(operation):
+            self.moved += sum(_stored(t) for t in tree_leaves((args, found)) if isinstance(t, Tensor))
+        return found
+
+
+def _stored(tensor: Tensor) -> int:
+    """Bytes of a tensor, once where it is expanded."""
+    return tensor.element_size() * math.prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
+
+
+def bandwidth(device: str, count: int = CACHED_SCORES) -> float:
+    """Byte/s of additions of two arrays of `count` numbers into a third, each as large as a block of scores."""
+    a, b, c = (torch.randn(count, device=device) for _ in range(3))
+    return 3 * 4 * count / min(seconds(lambda: torch.add(a, b, out=c), device) for _ in range(50))
+
+
+def peak_rate(device: str, dtype: torch.dtype, side: int = LARGE) -> float:
+    """FLOP/s of one large matrix product, the best of five: what a device can do at most."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(6))
+
+
+@contextlib.contextmanager
+def precision(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype`, off for float32, where matrix products and convolutions then keep all of its digits."""
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    a, b = (t.detach().double() for t in (a, b))
+    return float((a - b).norm() / b.norm())

@@ -1,0 +1,192 @@
+"""The parts of the benchmark. Each yields records, one per measured number, which `__main__` writes to the csv."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib import experiment as experiments
+from lib import params, progress
+from lib.models.blocks import MAX_SCORES
+from lib.training import OPTIMISERS
+
+from . import measure
+from .cases import CASES, Case, call, with_references
+from .process import in_process
+
+#: Rounds of a comparison and the seconds after which it ends early.
+REPEATS, LIMIT = 9, 40.0
+
+#: Sides of the square inputs of the curves.
+SIDES = (32, 48, 64, 96, 128, 192, 256)
+
+#: A second curve is drawn with blocks of so many scores.
+SMALL_BLOCKS = 2**17
+
+#: Full-size networks that restore an image in one piece.
+NETWORKS = {"dagl": {"colors": 1}, "panet": {"colors": 3}}
+IMAGE = 256
+
+
+@dataclass(frozen=True)
+class Record:
+    """One number. `mode`: forward, both (forward and backward) or step; `form`: ours, reference or short; `side`: of
+    the input; `repeat`: the round, in which all forms were measured one after the other."""
+
+    part: str
+    case: str
+    quantity: str
+    value: float
+    form: str = ""
+    mode: str = ""
+    dtype: str = "float32"
+    side: int = 0
+    repeat: int = 0
+
+
+#: Name of the case that holds what the machine can do.
+MACHINE = "machine"
+
+Records = Iterator[Record]
+
+#: Cases, networks or experiments that a part is restricted to.
+Names = Sequence[str] | None
+
+
+def modules(device: str, only: Names = None, sides: dict[str, int] | None = None, repeats: int = REPEATS) -> Records:
+    """Time, operations and agreement of every module; `sides` replaces the inputs' sides."""
+    for dtype in dtypes(device):
+        rate = measure.peak_rate(device, dtype, 256 if sides else measure.LARGE)
+        yield Record("modules", MACHINE, "flop/s", rate, dtype=name_of(dtype))
+    yield Record("modules", MACHINE, "byte/s", measure.bandwidth(device))
+    for name in only or CASES:
+        for dtype in dtypes(device):
+            yield from _module(name, CASES[name], device, dtype, (sides or {}).get(name), repeats)
+
+
+def _module(name: str, case: Case, device: str, dtype: torch.dtype, side: int | None, repeats: int) -> Records:
+    module, inputs = case.module(device), case.inputs(side, device=device)
+    side, kind = inputs[0].shape[3], name_of(dtype)
+    for mode in ("forward", "both"):
+        with measure.precision(device, dtype):
+            forms = {
+                form: lambda function=function: call(function, module, inputs, mode)  # noqa: B023
+                for form, function in case.forms.items()
+            }
+            first = {form: measure.counted(function) for form, function in forms.items()}
+            rounds = measure.by_turns(forms, repeats, LIMIT, device, _say(f"{name}, {mode}, {kind}"))
+        for form, (outputs, work) in first.items():
+            difference = max(map(measure.relative_difference, outputs, first["reference"][0]))
+            yield Record("modules", name, "difference", difference, form, mode, kind, side)
+            for quantity, count in work._asdict().items():
+                yield Record("modules", name, quantity, count, form, mode, kind, side)
+            for repeat, found in enumerate(rounds):
+                yield Record("modules", name, "seconds", found[form], form, mode, kind, side, repeat)
+
+
+def memory(device: str, only: Names = None) -> Records:
+    """What every module holds at most beyond its weights and inputs, each form in a process of its own."""
+    for name in only or CASES:
+        for form, kind, mode in itertools.product(CASES[name].forms, map(name_of, dtypes(device)), ("forward", "both")):
+            progress.show(f"{name}, {mode}, {kind}: memory of {form}")
+            [found] = in_process("held", name, form, mode, [None], kind)
+            yield Record("memory", name, "bytes", found["growth"], form, mode, kind, found["side"])
+
+
+def sizes(device: str, only: Names = None, sides: Sequence[int] = SIDES) -> Records:
+    """Time and memory of a forward pass on one image against its side, for ours also with small blocks."""
+    for name in only or CASES:
+        blocks = {"ours": MAX_SCORES, "reference": MAX_SCORES}
+        if name in ("pyramid attention", "DAGL stage"):
+            blocks["ours, small blocks"] = SMALL_BLOCKS
+        for form, max_scores in blocks.items():
+            progress.show(f"{name}: {form} against the side of the image")
+            for found in in_process("held", name, form.split(",")[0], "forward", list(sides), "float32", max_scores):
+                yield Record("sizes", name, "seconds", found["seconds"], form, "forward", side=found["side"])
+                yield Record("sizes", name, "bytes", found["growth"], form, "forward", side=found["side"])
+
+
+def networks(device: str, only: Names = None, side: int = IMAGE, options: dict[str, dict] = NETWORKS) -> Records:
+    """Time and memory of full-size networks that restore one image in one piece, their attention global."""
+    for name in only or options:
+        progress.show(f"{name} at full size on {side} x {side} pixels")
+        [found] = in_process("restore", name, side, options[name])
+        for quantity in ("seconds", "resident", "growth"):
+            yield Record("networks", name, quantity, found[quantity], "ours", "forward", side=side)
+
+
+def steps(device: str, only: Names = None, repeats: int = 15) -> Records:
+    """One training step of each experiment's network, its modules ours and their references."""
+    study = params.Params()
+    for name in only or study.experiments:
+        chosen = study.experiment(name)
+        if params.missing(chosen):
+            continue
+        ours = experiments.network(chosen).to(device).train()
+        forms = {"ours": ours, "reference": with_references(ours)}
+        batch = images(chosen, device)
+        trainings = {form: training_step(network, chosen, *batch, device) for form, network in forms.items()}
+        for form, training in trainings.items():
+            work = measure.counted(training)[1]
+            yield Record("steps", name, "flops", work.flops, form, "step", side=chosen.budget.crop)
+        for repeat, found in enumerate(measure.by_turns(trainings, repeats, LIMIT, device, _say(name))):
+            for form, seconds in found.items():
+                yield Record("steps", name, "seconds", seconds, form, "step", side=chosen.budget.crop, repeat=repeat)
+        yield Record("steps", name, "images", chosen.budget.batch)
+        yield Record("steps", name, "trained", chosen.budget.steps * len(chosen.seeds))
+
+
+def images(chosen: params.Experiment, device: str) -> tuple[Tensor, Tensor]:
+    """A batch of the experiment: noise that stands for degraded and for clean crops."""
+    budget, scale = chosen.budget, experiments.degradations.build(**chosen.task.degradation).scale
+    generator = torch.Generator().manual_seed(0)
+    sides = (budget.crop // scale, budget.crop)
+    shapes = [(budget.batch, chosen.task.colors, side, side) for side in sides]
+    degraded, clean = (torch.rand(shape, generator=generator).to(device) for shape in shapes)
+    return degraded, clean
+
+
+def training_step(
+    network: nn.Module, chosen: params.Experiment, degraded: Tensor, clean: Tensor, device: str
+) -> Callable[[], None]:
+    """A step as in lib/training.py, on a batch that stays; every loss inside the network has begun."""
+    network.start_step(0.999, torch.Generator().manual_seed(0))
+    options = {key: value for key, value in chosen.recipe.optimiser.items() if key != "name"}
+    optimiser = OPTIMISERS[chosen.recipe.optimiser["name"]](network.parameters(), lr=1e-6, **options)
+
+    def step() -> None:
+        with measure.precision(device, torch.bfloat16 if device == "cuda" else torch.float32):
+            restored = network(degraded)
+        loss = F.mse_loss(restored.float(), clean) + network.auxiliary_loss()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), chosen.recipe.clip)
+        optimiser.step()
+
+    return step
+
+
+PARTS: dict[str, Callable[[str, Names], Records]] = {
+    "modules": modules,
+    "memory": memory,
+    "sizes": sizes,
+    "networks": networks,
+    "steps": steps,
+}
+
+
+def dtypes(device: str) -> tuple[torch.dtype, ...]:
+    return (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _say(title: str) -> Callable[[str], None]:
+    return lambda line: progress.show(f"{title}: {line}")

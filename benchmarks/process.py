@@ -1,0 +1,70 @@
+"""What is measured in a process of its own, so that nothing held or freed before counts.
+
+`python -m benchmarks.process <task> <arguments as JSON>` prints a line of JSON for each finding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from lib.models import build
+from lib.models.blocks import MAX_SCORES
+from lib.params import ROOT
+
+from . import measure
+from .cases import CASES, call, set_blocks
+
+#: What ends a curve: seconds of a call, bytes held.
+LONGEST, LARGEST = 4.0, 4 * 2**30
+
+#: Fixed thresholds: the C library then hands every large block back to the system when it is freed.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def in_process(task: str, *arguments) -> list[dict]:
+    """What the function `task` of `TASKS` yields in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.process", task, json.dumps(arguments)]
+    ran = subprocess.run(command, cwd=ROOT, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError(f"{task} {arguments}: {ran.stderr.strip().splitlines()[-1]}")
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def held(name: str, form: str, mode: str, sides: list, dtype: str, max_scores: int = MAX_SCORES) -> Iterator[dict]:
+    """A case's memory and seconds for one side after the other, None being its own, until one is LONGEST or LARGEST."""
+    case, device = CASES[name], measure.device()
+    module = set_blocks(case.module(device), max_scores)
+    call(case.forms[form], module, case.inputs(16, device=device), mode)  # sets up what stays
+    batch = 1 if len(sides) > 1 else None
+    for side in sides:
+        inputs = case.inputs(side, batch, device)
+        with measure.precision(device, getattr(torch, dtype)), measure.Peak(device) as peak:
+            seconds = measure.seconds(lambda: call(case.forms[form], module, inputs, mode), device)  # noqa: B023
+        yield {"side": inputs[0].shape[3], "seconds": seconds, "growth": peak.growth, "resident": peak.resident}
+        if seconds > LONGEST or peak.growth > LARGEST:
+            return
+
+
+def restore(name: str, side: int, options: dict) -> Iterator[dict]:
+    """A network's memory and seconds for one image."""
+    device = measure.device()
+    network = build(name, **options).to(device).eval()
+    image = torch.rand(1, options["colors"], side, side, device=device)
+    with torch.inference_mode(), measure.Peak(device) as peak:
+        network(image[:, :, :16, :16])
+        seconds = measure.seconds(lambda: network(image), device)
+    yield {"seconds": seconds, "growth": peak.growth, "resident": peak.resident}
+
+
+TASKS = {"held": held, "restore": restore}
+
+
+if __name__ == "__main__":
+    for finding in TASKS[sys.argv[1]](*json.loads(sys.argv[2])):
+        print(json.dumps(finding), flush=True)

@@ -1,0 +1,188 @@
+"""Tables and figures of notebooks/benchmark.ipynb, made from the csv of one machine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lib.figures import WIDTH
+
+from .cases import CASES
+from .parts import MACHINE
+
+MODES = {"forward": "forward", "both": "forward + backward"}
+
+#: What the bounded networks may hold, bytes.
+IN_ONE_PIECE = 3e9
+
+
+def load(folder: Path, machine: str) -> tuple[dict, pd.DataFrame]:
+    """The machine and its records (`parts.Record`)."""
+    about = json.loads((folder / f"{machine}.json").read_text())
+    return about, pd.read_csv(folder / f"{machine}.csv", keep_default_na=False)
+
+
+def wide(records: pd.DataFrame, part: str, quantity: str, *index: str) -> pd.DataFrame:
+    """One quantity of a part, a column for each form."""
+    chosen = records[(records.part == part) & (records.quantity == quantity)]
+    return chosen.pivot(index=list(index), columns="form", values="value")
+
+
+def ratios(seconds: pd.DataFrame, over: str = "reference") -> pd.DataFrame:
+    """Median, first and third quartile of the rounds' ratios `over` / ours, from `wide` seconds whose last index is the
+    round."""
+    ratio = (seconds[over] / seconds["ours"]).dropna()
+    return ratio.groupby(level=list(range(seconds.index.nlevels - 1)), sort=False).quantile([0.25, 0.5, 0.75]).unstack()
+
+
+def modules(records: pd.DataFrame, dtype: str = "float32") -> pd.DataFrame:
+    """Every module and mode: times, ratios and their bars, memory, agreement, share of a large product's FLOP/s."""
+    of_type = records[records.dtype == dtype]
+    index = ("case", "mode")
+    seconds = wide(of_type, "modules", "seconds", *index, "repeat")
+    held = wide(of_type, "memory", "bytes", *index)
+    counts, apart = (wide(of_type, "modules", quantity, *index) for quantity in ("flops", "difference"))
+    rate = _rate(of_type, "flop/s")
+    middle = seconds.groupby(level=[0, 1], sort=False).median()
+    against, short = ratios(seconds), ratios(seconds, "short")
+    rows = []
+    for case, mode in itertools.product(CASES, MODES):
+        if (case, mode) not in middle.index:
+            continue
+        key, bars = (case, mode), CASES[case].bars
+        speed, memory = against.loc[key], held.loc[key] if key in held.index else None
+        bar = bars[list(MODES).index(mode)]
+        row = {
+            "module": case,
+            "pass": MODES[mode],
+            "reference (ms)": f"{1e3 * middle.reference[key]:.1f}",
+            "ours (ms)": f"{1e3 * middle.ours[key]:.1f}",
+            "ratio": f"{speed[0.5]:.2f} ({speed[0.25]:.2f} to {speed[0.75]:.2f})",
+            "bar": f"{bar:g}",
+            "to the short form": f"{short.loc[key, 0.5]:.2f}" if key in short.index else "",
+            "memory (MiB)": "not run"
+            if memory is None
+            else f"{memory.reference / 2**20:.0f} / {memory.ours / 2**20:.0f}",
+            "memory ratio": "" if memory is None else f"{memory.reference / memory.ours:.1f}",
+            "memory bar": f"{bars[2]:g}",
+            "relative difference": f"{apart.ours[key]:.0e}",
+            "share of peak": f"{counts.ours[key] / middle.ours[key] / rate:.0%}",
+            "missed": " ".join(_missed(speed[0.5] >= bar, memory is None or memory.reference / memory.ours >= bars[2])),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["module", "pass"])
+
+
+def _missed(time: bool, memory: bool) -> list[str]:
+    return [word for word, held in (("time", time), ("memory", memory)) if not held]
+
+
+def modules_finding(table: pd.DataFrame) -> str:
+    missed = [f"{module}, {mode}: {row.missed}" for (module, mode), row in table.iterrows() if row.missed]
+    ratio = table.ratio.str.split().str[0].astype(float)
+    said = f"Our forms take between 1/{ratio.min():.1f} and 1/{ratio.max():.1f} of the references' time. "
+    return said + (f"Bars missed: {'; '.join(missed)}." if missed else "Every bar is reached.")
+
+
+def bounds(records: pd.DataFrame) -> pd.DataFrame:
+    """What our forms could not go below if each operation ran at the best rate measured: matrix products at that of a
+    large one, passes over scores at that of additions of arrays as large as a block."""
+    rows = records[(records.form == "ours") & (records.part == "modules") & (records.dtype == "float32")]
+    found = rows.groupby(["case", "mode", "quantity"], sort=False).value.median().unstack()
+    products = found.flops / _rate(records[records.dtype == "float32"], "flop/s")
+    passes = found.moved / _rate(records, "byte/s")
+    table = pd.DataFrame(
+        {"matrix products": products, "passes": passes, "both": products + passes, "measured": found.seconds}
+    )
+    table = (1e3 * table).add_suffix(" (ms)")
+    table["bound / measured"] = (products + passes) / found.seconds
+    return table.rename(index=MODES, level=1).round(2)
+
+
+def _rate(records: pd.DataFrame, quantity: str) -> float:
+    return records[(records.case == MACHINE) & (records.quantity == quantity)].value.item()
+
+
+def dtypes(records: pd.DataFrame) -> list[str]:
+    return list(records[records.part == "modules"].dtype.unique())
+
+
+def against_size(records: pd.DataFrame) -> Figure:
+    """Time and memory of a forward pass against the side of the image, a column for each module."""
+    rows = records[records.part == "sizes"]
+    cases = list(rows.case.unique())
+    figure, axes = plt.subplots(2, len(cases), figsize=(WIDTH * 1.4, 4.6), squeeze=False, sharex=True, sharey="row")
+    units = {"seconds": ("seconds", 1.0), "bytes": ("memory (MiB)", 2.0**-20)}
+    for column, case in enumerate(cases):
+        for axis, (quantity, (label, unit)) in zip(axes[:, column], units.items(), strict=True):
+            for form, line in rows[(rows.case == case) & (rows.quantity == quantity)].groupby("form", sort=False):
+                axis.plot(line.side, unit * line.value.clip(lower=1e-9), marker=".", label=form)
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks([32, 64, 128, 256], labels=["32", "64", "128", "256"])
+            axis.minorticks_off()
+            if column == 0:
+                axis.set_ylabel(label)
+        axes[0, column].set_title(case, fontsize=9)
+        axes[1, column].set_xlabel("side (pixels)")
+    handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def networks(records: pd.DataFrame) -> pd.DataFrame:
+    """Full-size networks on one whole image."""
+    rows = records[records.part == "networks"].pivot(index=["case", "side"], columns="quantity", values="value")
+    return pd.DataFrame(
+        {
+            "pixels": [f"{side} x {side}" for _, side in rows.index],
+            "seconds": rows.seconds.round(1).to_numpy(),
+            "resident memory (GB)": (rows.resident / 1e9).round(2).to_numpy(),
+        },
+        index=pd.Index(rows.index.get_level_values("case"), name="network"),
+    )
+
+
+def networks_finding(table: pd.DataFrame) -> str:
+    most = table["resident memory (GB)"]
+    within = "all of them within" if most.max() < IN_ONE_PIECE / 1e9 else "not all of them within"
+    return f"At most {most.max():.2f} GB ({most.idxmax()}): {within} {IN_ONE_PIECE / 1e9:g} GB."
+
+
+def steps(records: pd.DataFrame) -> pd.DataFrame:
+    """One training step of every experiment's network, and its images per second."""
+    seconds = wide(records, "steps", "seconds", "case", "repeat")
+    rest = {
+        q: records[(records.part == "steps") & (records.quantity == q)].set_index("case").value
+        for q in ("images", "trained")
+    }
+    middle, against = seconds.groupby(level=0, sort=False).median(), ratios(seconds)
+    table = pd.DataFrame(
+        {
+            "reference (ms)": 1e3 * middle.reference,
+            "ours (ms)": 1e3 * middle.ours,
+            "ratio": against[0.5],
+            "from": against[0.25],
+            "to": against[0.75],
+            "images/s": rest["images"] / middle.ours,
+            "trainings saved (s)": rest["trained"] * (middle.reference - middle.ours),
+        }
+    )
+    return table.round(2)
+
+
+def steps_finding(table: pd.DataFrame) -> str:
+    slower = table[table.ratio < 1 / 1.05]
+    mean = np.exp(np.log(table.ratio).mean())
+    total = table["trainings saved (s)"].sum()
+    return (
+        f"A step is {mean:.2f} times as fast as with reference modules on (geometric) average; "
+        f"{len(slower)} of {len(table)} networks are more than 5 % slower"
+        f"{': ' + ', '.join(slower.index) if len(slower) else ''}. All trainings of the profile together take "
+        f"{total:.0f} s less."
+    )

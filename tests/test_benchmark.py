@@ -1,0 +1,187 @@
+"""The benchmark's own behaviour on tiny inputs: what is compared is equal, and what is measured is what was done."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import __main__ as command
+from benchmarks import measure, parts, process, report
+from benchmarks.cases import CASES, REFERENCES, set_blocks, with_references
+from lib import models, params
+
+#: Smaller sides than the table's, odd where the module allows.
+SIDES = {name: 12 if name == "IGNN graph" else 13 for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def records():
+    return pd.DataFrame(parts.modules("cpu", sides=SIDES, repeats=2))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_all_forms_agree(name, batch):
+    case = CASES[name]
+    module, inputs = case.module(), case.inputs(12, batch)
+    found = {}
+    for form, function in case.forms.items():
+        x = inputs[0].clone().requires_grad_()
+        outputs = function(module, x, *inputs[1:])
+        sum((y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum() for y in outputs if y.requires_grad).backward()
+        found[form] = [*outputs, x.grad]
+    for form in set(found) - {"reference"}:
+        *outputs, grad = (
+            measure.relative_difference(a, b) for a, b in zip(found[form], found["reference"], strict=True)
+        )
+        assert max(outputs) < 1e-5 and grad < 1e-4, (form, outputs, grad)
+
+
+def test_modules_are_measured_by_turns(records):
+    seconds = report.wide(records, "modules", "seconds", "case", "mode", "repeat")
+    assert set(seconds.index.droplevel(2)) == {(name, mode) for name in CASES for mode in ("forward", "both")}
+    assert seconds.groupby(level=[0, 1]).size().eq(2).all()
+    assert (seconds[["ours", "reference"]] > 0).all(axis=None)
+    assert (records[records.quantity == "difference"].value < 1e-5).all()
+
+
+def test_ratios_are_taken_within_a_round():
+    index = pd.MultiIndex.from_product([["a"], ["forward"], range(3)], names=["case", "mode", "repeat"])
+    seconds = pd.DataFrame({"reference": [4.0, 40.0, 8.0], "ours": [2.0, 10.0, 2.0]}, index=index)
+    assert report.ratios(seconds).loc["a", "forward"].tolist() == [3.0, 4.0, 4.0]
+
+
+def test_turns_and_their_limit():
+    calls = []
+    forms = {name: lambda name=name: calls.append(name) for name in "ab"}
+    assert len(measure.by_turns(forms, 5, limit=60)) == 5 and calls == ["a", "b"] * 5
+    assert len(measure.by_turns(forms, 5, limit=0)) == 3
+
+
+def test_work_is_what_was_done():
+    a, b, c = (torch.randn(8, 8) for _ in range(3))
+    _, product = measure.counted(lambda: (a @ b, torch.addmm(c, a, b), c.addmm_(a, b)))
+    assert product == (3 * 2 * 8**3, 0)
+    _, passes = measure.counted(lambda: torch.add(a, b, out=c).view(64).add_(1))
+    assert passes == (0, (3 + 2) * 4 * 64)
+    assert measure.counted(lambda: a + a[:1].expand(8, 8))[1].moved == 4 * (64 + 8 + 64)
+
+
+@pytest.mark.skipif(not measure.STATUS.exists(), reason="resident memory is known on Linux")
+def test_peak_is_what_was_held():
+    with measure.Peak() as peak:
+        torch.ones(2**23)  # 32 MiB, dropped at once
+        torch.ones(2**22)
+    assert 30 * 2**20 < peak.growth < 46 * 2**20 < peak.resident
+
+
+def test_memory_in_a_process_of_its_own_is_bounded():
+    forms = ("ours", "reference")
+    [ours], [reference] = (process.in_process("held", "non-local", form, "both", [64], "float32") for form in forms)
+    assert ours["side"] == 64 and ours["growth"] < reference["growth"] / 6
+    with pytest.raises(RuntimeError, match="KeyError"):
+        process.in_process("held", "no such module", "ours", "both", [16], "float32")
+
+
+def test_small_blocks_hold_less_and_give_the_same():
+    for name in ("DAGL stage", "pyramid attention"):
+        case = CASES[name]
+        module, [x] = case.module(), case.inputs(20, 1)
+        whole = module(x)
+        assert set_blocks(module, 5000) is module
+        assert measure.relative_difference(module(x), whole) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("dagl", {"heads": 2, "stages": 2, "stage_blocks": 1, "patch": 5, "stride": 3, "blocks": 2}),
+        ("dagl", {"attention": "mhnl", "stages": 2, "stage_blocks": 1, "blocks": 2}),
+        ("panet", {"blocks": 2}),
+        ("enlca", {"blocks": 3, "every": 3, "scale": 2, "contrastive_start": 0}),
+        ("ignn", {"blocks": 2, "embedding": "random"}),
+        ("lir", {"blocks": [1, 1, 1, 1, 1]}),
+    ],
+)
+def test_a_network_with_references_is_the_same_network(model, options):
+    torch.manual_seed(0)
+    network = models.build(model, colors=1, width=16, **options).train()
+    for tensor in network.parameters():
+        if not tensor.any():
+            nn.init.normal_(tensor, std=0.1)
+    plain, x = with_references(network), torch.rand(2, 1, 12, 14)
+    replaced = [module for module in plain.modules() if "forward" in vars(module)]
+    assert replaced and all(type(module) in REFERENCES for module in replaced)
+    assert not any("forward" in vars(module) for module in network.modules())
+    assert measure.relative_difference(plain(x), network(x)) < 1e-5
+    assert torch.as_tensor(plain.auxiliary_loss()).item() == pytest.approx(
+        torch.as_tensor(network.auxiliary_loss()).item(), rel=1e-5
+    )
+
+
+def test_a_step_is_measured_for_both(monkeypatch):
+    name = "dagl_gray_denoise_25"
+    rows = pd.DataFrame(parts.steps("cpu", [name], repeats=2))
+    assert len(rows[rows.quantity == "seconds"]) == 4
+    table = report.steps(rows)
+    assert table.index.tolist() == [name] and (table[["reference (ms)", "ours (ms)"]] > 0).all(axis=None)
+    assert "1 networks" not in report.steps_finding(table).split(";")[0]
+
+
+def test_a_step_changes_the_weights():
+    study = params.Params(profile="quick")
+    chosen = study.experiment("dagl_gray_denoise_25")
+    network = parts.experiments.network(chosen).train()
+    before = [p.clone() for p in network.parameters()]
+    degraded, clean = parts.images(chosen, "cpu")
+    assert degraded.shape == clean.shape == (chosen.budget.batch, 1, chosen.budget.crop, chosen.budget.crop)
+    parts.training_step(network, chosen, degraded, clean, "cpu")()
+    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_results_are_written_case_by_case_and_shown(records, tmp_path, monkeypatch):
+    rows = [parts.Record(**row) for row in records.to_dict("records")]
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setitem(parts.PARTS, "modules", lambda device, only: iter(rows))
+    other = parts.Record("networks", "dagl", "resident", 1e9, "ours", "forward", side=16)
+    monkeypatch.setitem(parts.PARTS, "networks", lambda device, only: iter([other] * 1))
+    machine = measure.machine("cpu")
+    for part in ("networks", "modules", "modules"):
+        command.run(part, "cpu", machine)
+    about, read = report.load(tmp_path, machine["name"])
+    assert about == machine and len(read) == len(rows) + 1
+    table = report.modules(read)
+    assert len(table) == 2 * len(CASES) and (table["memory (MiB)"] == "not run").all()
+    assert table.index[0] == ("pyramid attention", "forward")
+    assert all(name in report.modules_finding(table) for name in table.index[table.missed != ""].get_level_values(0))
+    assert report.bounds(read)["bound / measured"].between(0, 2).all()
+
+
+def test_figure_and_networks(records):
+    found = [
+        parts.Record("sizes", "non-local", quantity, float(side), form, "forward", side=side)
+        for quantity in ("seconds", "bytes")
+        for form in ("ours", "reference")
+        for side in (32, 64)
+    ]
+    figure = report.against_size(pd.DataFrame(found))
+    assert len(figure.axes) == 2 and all(len(axis.lines) == 2 for axis in figure.axes)
+    held = [parts.Record("networks", "dagl", q, v) for q, v in (("seconds", 2.0), ("resident", 4e9), ("growth", 3e9))]
+    assert "not all" in report.networks_finding(report.networks(pd.DataFrame(held)))
+
+
+def test_unknown_part_is_named(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["speed"])
+    assert "unknown part 'speed'; known: modules, memory, sizes, networks, steps" in capsys.readouterr().err
+
+
+def test_machine_names_files():
+    machine = measure.machine("cpu")
+    assert machine["name"] == machine["name"].lower() and machine["name"].endswith("-threads")
+    json.dumps(machine)
