@@ -239,7 +239,7 @@ def test_profiles_switch_there_and_back(clone):
 
 
 def test_one_study_alone(clone):
-    shutil.rmtree(clone.folder / "results/tiny/report")
+    shutil.rmtree(clone.folder / "results/tiny/report/dagl_ablation")
     assert set(clone.repro("--study dagl_ablation")) <= {"report@dagl_ablation"}  # DVC's run cache may have it
     assert (clone.folder / "results/tiny/report/dagl_ablation/differences.png").exists()
     assert clone.shell("git status --porcelain").stdout == ""

@@ -11,6 +11,8 @@ import inspect
 
 from torch import nn
 
+from .blocks import CommonTrunk
+
 #: name -> class in the file of that name
 NETWORKS = {
     "bicubic": "Bicubic",
@@ -34,9 +36,8 @@ class ModelError(ValueError):
 def build(name: str, *, common_trunk: bool = False, **options) -> nn.Module:
     """Make the network `name`; `options` are the arguments of its constructor.
 
-    With `common_trunk` the network is the residual trunk of ``edsr.EDSR`` with `name`'s attention module in its
-    middle, made by the ``attention`` function of `name`'s file: then options that the trunk does not know go to the
-    module.
+    With `common_trunk` the network is ``blocks.CommonTrunk``, EDSR's, with `name`'s attention module in its middle,
+    made by the ``attention`` function of `name`'s file: then options that the trunk does not know go to the module.
 
     Raises ModelError for an unknown name or option and lists the known ones.
     """
@@ -45,7 +46,7 @@ def build(name: str, *, common_trunk: bool = False, **options) -> nn.Module:
         return network_class(name)(**options)
     inner = {key: value for key, value in options.items() if key in of_module}
     outer = {key: value for key, value in options.items() if key not in of_module}
-    return network_class("edsr")(**outer, attention=lambda width: _module(name).attention(width, **inner))
+    return CommonTrunk(**outer, attention=lambda width: _module(name).attention(width, **inner))
 
 
 def check_options(name: str, options: dict) -> set[str]:
@@ -56,7 +57,7 @@ def check_options(name: str, options: dict) -> set[str]:
         if attention is None:
             raise ModelError(f"model {name!r} has no attention module for the common trunk")
         of_module = _arguments(attention) - {"width"}
-        network = network_class("edsr")
+        network = CommonTrunk
     of_network = _arguments(network) - ({"attention"} if of_module else set())
     for key in options:
         if key not in of_network | of_module | {"common_trunk"}:

@@ -240,3 +240,40 @@ NON_LOCAL: dict[str, Callable[[int], nn.Module]] = {
     "nl": lambda width: NonLocal(width),
     "mhnl": lambda width: NonLocal(width, heads=4),
 }
+
+
+class CommonTrunk(Trunk):
+    """EDSR's trunk with at most one attention module, in its middle: where the study compares modules.
+
+    attention: "nl" or "mhnl" (non-local with one or four heads), a function from the width to a module, or None
+    """
+
+    def __init__(
+        self,
+        colors: int = 3,
+        scale: int = 1,
+        width: int = 64,
+        blocks: int = 16,
+        res_scale: float = 1.0,
+        attention: str | Callable[[int], nn.Module] | None = None,
+        image_skip: bool = False,
+    ):
+        if isinstance(attention, str) and attention not in NON_LOCAL:
+            raise ValueError(f"attention {attention!r} is not one of {', '.join(NON_LOCAL)}")
+        super().__init__(
+            colors,
+            width,
+            blocks,
+            scale=scale,
+            res_scale=res_scale,
+            attention=NON_LOCAL[attention] if isinstance(attention, str) else attention,
+            positions=(blocks // 2,),
+            image_skip=image_skip,
+            mean_shift=True,
+        )
+
+    def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """influence: (points, H, W), how much each pixel moves what the attention module adds at the points."""
+        with torch.no_grad():
+            inserted = self.attended(image)
+        return {"influence": influence(*inserted[0], points)} if inserted else {}
