@@ -92,6 +92,12 @@ ERRORS = {
     "key of task": ("    measured: gray", "    mesured: gray", "unknown key 'mesured' in tasks.gray_denoise_15"),
     "key of recipe": ("    loss: mse", "    los: mse", "unknown key 'los' in recipes.common"),
     "type": ("    border: 0", "    border: none", "tasks.gray_denoise_15.border is 'none'; it must be of type int"),
+    "varied set": (
+        "      denoised: sample/test",
+        "      denoised: set12",
+        "unknown set 'set12' in profiles.quick.protocol.denoised; known: sample/test",
+    ),
+    "draws": ("      draws: 20", "      draws: 1", "profiles.quick.protocol.draws must be at least 2"),
     "name": (
         "  edsr_gray_denoise_25: {model: edsr",
         "  ersr_gray_denoise_25: {model: edsr",
@@ -115,6 +121,11 @@ BUILD_ERRORS = {
     "size": ("size: common_trunk}", "size: comon_trunk}", "unknown size 'comon_trunk' in profiles.quick.models.dagl"),
     "degradation": ("{name: gaussian_noise, sigma: 25}", "{name: gausian_noise, sigma: 25}", "gausian_noise"),
     "set": ("test: [sample/test]", "test: [sampel/test]", "sampel/test"),
+    "set of the study protocol": (
+        "sets: [sample/test]",
+        "sets: [sample/test, wieghts]",
+        "profiles.quick.protocol.sets: ",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from lib.models import build
 from lib.params import ROOT
+from lib.runner import notebook_of
 
 TINY = """
   tiny:
@@ -151,15 +152,19 @@ def test_code_reaches_the_stages_that_use_it_and_no_others(clone):
     assert clone.changed() == set()
 
 
-@pytest.mark.parametrize(("stage", "unused"), [("train", set()), ("evaluate", {"lib.training"})])
+@pytest.mark.parametrize(
+    ("stage", "unused"),
+    [("train", set()), ("evaluate", {"lib.training"}), ("protocol", {"lib.training"})],
+)
 def test_what_a_notebook_imports_is_what_its_stage_depends_on(stage, unused):
     """Every module of lib that the notebook loads is a dependency, or hands on values that DVC tracks."""
     tracked_by_value = {"lib", "lib.params", "lib.progress", "lib.runner"}
-    source = json.loads((ROOT / f"notebooks/{stage}.ipynb").read_text())
+    source = json.loads(notebook_of(stage, None).read_text())
     imports = [line for cell in source["cells"] for line in cell["source"] if line.startswith(("import ", "from "))]
     code = "".join(imports) + "\nimport sys; print(*[m for m in sys.modules if m.partition('.')[0] == 'lib'])"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    depends = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["do"]["deps"]
+    entry = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]
+    depends = entry.get("do", entry)["deps"]
     files = {re.sub(r"(/__init__)?\.py", "", name).replace("/", ".") for name in depends if name.endswith(".py")}
     assert set(loaded.split()) - tracked_by_value - unused <= files
 

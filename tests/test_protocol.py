@@ -155,6 +155,9 @@ def test_published_conventions():
     assert published("ignn", "sr", 3).protocol == Protocol("y", 3, True)
     assert published("dagl", "gray_denoise").self_ensemble
     assert all(c.noise in degradations.GaussianNoise.NOISE for c in CONVENTIONS.values())
+    image = torch.arange(40.0 * 70).view(1, 1, 40, 70)
+    assert torch.equal(published("lir", "derain").cut(image), image[:, :, :32, :64])
+    assert published("dagl", "jpeg").cut(image).shape == image.shape
     with pytest.raises(ProtocolError, match="no convention of 'edsr' for 'sr'; known: dagl"):
         published("edsr", "sr")
 

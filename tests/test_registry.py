@@ -145,6 +145,18 @@ def test_manifests_list_hashes_drop_leaks_and_forget_other_tasks(tmp_path):
     assert (tmp_path / "train/derain.csv").read_bytes() == before  # another test set changes no training
 
 
+def test_manifests_of_single_sets_hold_pairs_and_plain_files(tmp_path):
+    folder = tmp_path / "protocol"
+    KNOWN.write_set_manifests(folder, ["set12"])
+    KNOWN.write_set_manifests(folder, ["set5/LR_x2", "rain100l", "weights"])
+    assert sorted(path.name for path in folder.iterdir()) == ["rain100l.csv", "set5_LR_x2.csv", "weights.csv"]
+    tables = {path.stem: list(csv.DictReader(path.open(newline=""))) for path in folder.iterdir()}
+    assert {name: len(rows) for name, rows in tables.items()} == {"rain100l": 100, "set5_LR_x2": 5, "weights": 1}
+    assert tables["rain100l"][0]["input"] == "images/rain100l/input/1.npy"
+    (weights,) = tables["weights"]
+    assert weights["target"] == "weights/dncnn_25.pth" and weights["pixels_sha256"].startswith("0451a70d")
+
+
 def test_two_images_of_one_name_in_a_task_are_an_error(tmp_path):
     with pytest.raises(SetError, match="task sr: two test images are called baby of set set5"):
         KNOWN.write_manifests(tmp_path, {"sr": ([], ["set5/HR", "set5/LR_x2"])})

@@ -1,0 +1,245 @@
+"""The ruler against the literature: every check on tiny images whose answer is known, and on real ones."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib import models, registry, ruler, sets
+from lib.degradations import resize
+from lib.download import download
+from lib.inference import restore
+from lib.params import ROOT
+from lib.protocol import CONVENTIONS, Protocol, psnr
+
+HR, LOW = "set5/HR", "set5/LR_x2"
+
+
+def picture(height: int, width: int, channels: int, seed: int) -> np.ndarray:
+    """An image with structure finer than x2 resolves, uint8."""
+    noise = torch.rand(1, channels, height // 2 + 1, width // 2 + 1, generator=torch.Generator().manual_seed(seed))
+    image = resize(noise, up=2)[0, :, :height, :width].clamp(0, 1)
+    pixels = np.moveaxis((image * 255).round().byte().numpy(), 0, 2)
+    return pixels[:, :, 0] if channels == 1 else pixels
+
+
+class Study:
+    """A folder of images with the manifests of the study."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "protocol"
+        self.folder.mkdir()
+
+    def add(self, reference: str, **images: np.ndarray) -> None:
+        rows = []
+        for name, pixels in images.items():
+            file = self.folder.parent / f"{registry.manifest_of(reference)}_{name}.npy"
+            np.save(file, pixels)
+            rows.append((reference.split("/")[0], name, file.name, "", sets.pixels_sha256(pixels), ""))
+        with (self.folder / registry.manifest_of(reference)).open("w", newline="") as file:
+            csv.writer(file).writerows([sets.COLUMNS, *rows])
+
+    def measure(self, *anchors: tuple) -> pd.DataFrame:
+        """Images measured for anchors (check, images, setting, way, metric)."""
+        table = pd.DataFrame(anchors, columns=["check", "images", "setting", "way", "metric"])
+        return ruler.measure(table, self.folder, workers=1)
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(tmp_path)
+
+
+def test_every_anchor_can_be_measured_and_says_where_it_is_from():
+    table = ruler.anchors()
+    assert not table.duplicated(["check", "images", "setting", "way", "metric"]).any()
+    assert set(table.check) == set(ruler.CHECKS) == set(ruler._MEASURES)
+    registry.check_references({reference for images in table["images"] for reference in images.split()})
+    assert set(table.metric) <= {"psnr", "ssim", "identical"}
+    assert (table.source != "").equals(table.value.notna())
+    assert not (table.tolerance.notna() & table.value.isna()).any() and (table.tolerance.dropna() >= 0).all()
+    ways = set(table.way[table.check == "own_noise"])
+    assert {tuple(way.split()) for way in ways} <= set(CONVENTIONS)
+
+
+def test_low_resolution_files_are_compared_pixel_by_pixel(study):
+    high = picture(40, 48, 3, seed=0)
+    low = resize(
+        torch.from_numpy(np.moveaxis(high, 2, 0).copy())[None] / 255, down=2, border="replicate", rounding="both"
+    )
+    pixels = np.moveaxis((low[0] * 255).round().byte().numpy(), 0, 2)
+    other = pixels.copy()
+    other[0, 0, 0] ^= 1
+    study.add(HR, a=high, b=high)
+    study.add(LOW, a=pixels, b=other)
+    ways = ("replicate, both", "mirror, both")
+    found = study.measure(*(("lr_files", f"{HR} {LOW}", "x2", way, "identical") for way in ways))
+    assert found.pivot(index="image", columns="way", values="value").to_dict() == {
+        "replicate, both": {"a": 1.0, "b": 0.0},
+        "mirror, both": {"a": 0.0, "b": 0.0},
+    }
+
+
+def test_bicubic_rows_in_their_two_procedures(study):
+    image = picture(40, 41, 3, seed=1)  # 41 columns: one is left out
+    study.add(HR, a=image)
+    low = np.zeros((20, 20, 3), np.uint8)
+    study.add(LOW, a=low)
+    anchors = [("bicubic", HR, "x2", way, "psnr") for way in ("8-bit images", "Y first")]
+    ours, y_first = study.measure(*anchors).value
+    (given,) = study.measure(("bicubic", f"{HR} {LOW}", "x2", "8-bit images", "psnr")).value
+    clean = torch.from_numpy(np.moveaxis(image[:, :40], 2, 0).copy())[None] / 255
+    y = torch.from_numpy(Protocol("y8").planes(clean))[None]
+    assert y_first == Protocol("gray", 2, True).measure(resize(resize(y, down=2), up=2), y)["psnr"]
+    assert 15 < ours < 60 and abs(ours - y_first) < 1
+    assert given == Protocol("y8", 2, True).measure(torch.zeros_like(clean), clean)["psnr"]
+
+
+def test_a_gray_image_over_its_full_range_counts_its_error_in_full(study):
+    gray = np.repeat(picture(48, 48, 1, seed=2)[:, :, None], 3, axis=2)
+    study.add(HR, bridge=gray, other=gray)
+    ways = ("Y first", "Y first; bridge full range")
+    found = study.measure(*(("bicubic", HR, "x2", way, "psnr") for way in ways))
+    value = found.set_index(["way", "image"]).value
+    assert value[ways[0], "bridge"] - value[ways[1], "bridge"] == pytest.approx(20 * math.log10(255 / 219), abs=0.1)
+    assert value[ways[1], "other"] == value[ways[0], "other"]
+
+
+def test_noise_has_its_theoretical_psnr_until_it_is_clamped(study):
+    study.add("set12", a=picture(256, 256, 1, seed=3))
+    found = study.measure(*(("noise", "set12", "25", way, "psnr") for way in ("not clamped", "clamped")))
+    unclamped, clamped = found.value
+    assert unclamped == pytest.approx(20 * math.log10(255 / 25), abs=0.05)
+    assert clamped > unclamped + 0.1
+
+
+def test_lir_draws_noise_for_the_whole_image_and_cuts_it_afterwards(study):
+    image = picture(40, 70, 3, seed=4)
+    study.add("cbsd68", a=image)
+    (value,) = study.measure(("own_noise", "cbsd68", "50", "lir color_denoise", "psnr")).value
+    drawn = np.random.RandomState(0).standard_normal(image.shape)[:32, :64] * 50 / 255
+    assert value == pytest.approx(psnr(drawn, np.zeros_like(drawn)), abs=1e-4)
+
+
+def test_panet_stores_noisy_images(study):
+    study.add("cbsd68", a=picture(64, 64, 3, seed=5))
+    anchors = [("own_noise", "cbsd68", "50", f"{paper} color_denoise", "psnr") for paper in ("panet", "lir")]
+    stored, drawn = study.measure(*anchors).value
+    assert stored > drawn + 0.3  # what is clipped is not as far off
+
+
+def test_a_network_is_brought_up_to_date_where_its_input_changed():
+    torch.manual_seed(0)
+    network = models.build("dncnn", width=4).eval()
+    for weight in (p for p in network.parameters() if p.ndim > 1):
+        torch.nn.init.kaiming_normal_(weight)  # so that the farthest pixel counts
+    before = torch.rand(1, 1, 90, 75)
+    given = before.clone()
+    for row, column in ((0, 0), (3, 60), (51, 51), (52, 51), (89, 74)):
+        given[0, 0, row, column] += 0.5
+    with torch.no_grad():
+        restored, wanted = network(before), network(given)
+    assert not torch.allclose(restored, wanted, atol=1e-5)
+    assert torch.allclose(ruler._renewed(network, given, before, restored), wanted, atol=1e-6)
+    assert torch.allclose(restore(network, given, 60, 2 * ruler.REACH), wanted, atol=1e-6)
+    assert not torch.allclose(restore(network, given, 60, ruler.REACH), wanted, atol=1e-7)
+
+
+def compared() -> pd.DataFrame:
+    rows = [
+        ("bicubic", "set14/HR", "x2", "Y first", "psnr", 30.24, 0.02, "a"),
+        ("bicubic", "set14/HR", "x2", "Y first; bridge full range", "psnr", 30.24, 0.02, "a"),
+        ("noise", "set12", "25", "clamped", "psnr", math.nan, math.nan, ""),
+        ("nlm", "set12", "25", "", "psnr", 29.96, math.nan, "BM3D"),
+        ("pairs", "cc15", "rgb", "", "psnr", 33.41, 0.02, "b"),
+        ("pairs", "rain100l", "y8", "", "psnr", 26.90, 0.02, "b"),
+        ("lr_files", "set5/HR set5/LR_x2", "x2", "mirror, both", "identical", 2, 0, "c"),
+    ]
+    table = pd.DataFrame(rows, columns=list(ruler.anchors().columns))
+    values = [(30.32, 30.33), (30.235, 30.235), (20.3,), (29.0,), (), (26.90 + 0.02,), (1.0, 1.0)]
+    key = ["check", "images", "setting", "way", "metric"]
+    images = [
+        {**row, "image": str(n), "value": value}
+        for row, several in zip(table[key].to_dict("records"), values, strict=True)
+        for n, value in enumerate(several)
+    ]
+    return ruler.compare(table, pd.DataFrame(images), ["set14/HR", "set12", "rain100l", "set5/HR", "set5/LR_x2"])
+
+
+def test_verdicts():
+    found = compared()
+    assert list(found.verdict) == [
+        *(ruler.DIFFERS, ruler.AGREES, ruler.REPORTED, ruler.REPORTED, ruler.NOT_RUN, ruler.AGREES, ruler.AGREES)
+    ]
+    assert found.deviation[0] == pytest.approx(0.085) and found.photographs[0] == 2
+    assert found.measured[6] == 2  # identical images are counted
+    assert found.why[4] == "not in this profile: cc15"
+
+
+def test_tables_for_readers():
+    found = compared()
+    rows = ruler.summary(found)
+    assert rows.loc["bicubic enlargement", "agree"] == "1 of 2"
+    assert rows.loc["bicubic enlargement", "largest deviation"] == "+0.085 dB"
+    assert rows.loc["input of pairs", "not run"] == "1, not in this profile: cc15"
+    assert rows.loc["non-local means beside BM3D", ["agree", "largest deviation"]].tolist() == ["", ""]
+    assert ruler.wide(found[found.check == "bicubic"], 2).loc[("Y first", "set14"), "x2"] == "30.32 (30.24)"
+    assert list(ruler.beside(found).verdict) == [v for v in found.verdict if v != ruler.NOT_RUN]
+    assert set(ruler.held(found).metric) == {"psnr"} and ruler.held(found).agrees.sum() == 2
+    text = ruler.finding(found)
+    assert text.startswith("3 of 4 numbers agree")
+    assert "set14 (Y first) differs by up to +0.085 dB; with bridge full range it agrees." in text
+
+
+def test_what_a_profile_lacks_is_not_run(study):
+    study.add("set12", a=picture(32, 32, 1, seed=6))
+    table = ruler.anchors()
+    found = ruler.compare(table, ruler.measure(table[table.check == "dncnn"], study.folder, workers=1), ["set12"])
+    assert set(found.verdict) == {ruler.NOT_RUN}
+    assert found.why[found.check == "dncnn"].iloc[0] == "not in this profile: weights"
+    assert ruler.absent("bm3d", "set12", []) == "not in this profile: set12"
+
+
+# --- on the published images --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def benchmark(mirror, tmp_path_factory) -> Path:
+    """Manifests of Set5, of two images of Set12, and of DnCNN's weights."""
+    folder = tmp_path_factory.mktemp("ruler")
+    references = ["set5/HR", "set5/LR_x2", "set5/LR_x3", "set5/LR_x4", "set12", "weights"]
+    if not (mirror.parent / "weights" / "dncnn_25.pth").is_file():
+        pytest.skip("DnCNN's weights are not beside the mirror")
+    download(references, folder, folder / "cache", mirror=str(mirror))
+    registry.published().write_set_manifests(folder / "protocol", references)
+    lines = (folder / "protocol" / "set12.csv").read_text().splitlines(keepends=True)
+    (folder / "protocol" / "set12.csv").write_text("".join(lines[:3]))
+    return folder / "protocol"
+
+
+def test_set5_agrees_with_the_literature(benchmark):
+    table = ruler.anchors()
+    table = table[table["images"].str.startswith("set5/HR")]
+    found = ruler.compare(
+        table, ruler.measure(table, benchmark, workers=1), ["set5/HR", *(f"set5/LR_x{n}" for n in "234")]
+    )
+    assert len(found) == 21 and set(found.verdict) == {ruler.AGREES, ruler.REPORTED}
+
+
+def test_dncnn_restores_as_in_the_committed_report(benchmark):
+    committed = ROOT / "results/gpu/report/protocol/images.csv"
+    if not committed.exists():
+        pytest.skip("the study protocol has not been run in profile gpu")
+    table = ruler.anchors()
+    found = ruler.measure(
+        table[(table.check == "dncnn") & table["images"].str.startswith("set12")], benchmark, workers=1
+    )
+    rows = pd.read_csv(committed, dtype={"image": str}).query("check == 'dncnn' and images == 'set12 weights'")
+    assert list(found.image) == ["01", "02"]
+    assert list(found.value) == pytest.approx(list(rows.set_index("image").value[found.image]), abs=0.001)
