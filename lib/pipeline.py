@@ -19,8 +19,9 @@ from .runner import PROTOCOL
 PINS = ("dvc.lock", "data.dvc")
 
 
-#: The profile whose results the README shows, between these marks.
+#: The profile whose results the README shows between these marks, and the one that has the benchmark sets.
 README_PROFILE = "quick"
+BENCHMARK_PROFILE = "gpu"
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
@@ -84,7 +85,8 @@ def _pins(profile: str) -> Path:
 
 
 def write_readme(params: Params) -> None:
-    """Put every study's verdicts, and the table and the figure of the first and the last study, into the README."""
+    """Put every study's verdicts, the table and the figure of the first and the last study, and those of the ruler into
+    the README."""
     path = ROOT / "README.md"
     text = path.read_text()
     before, _, rest = text.partition(README_MARKS[0])
@@ -92,7 +94,7 @@ def write_readme(params: Params) -> None:
     if not mark:
         raise PipelineError(f"{path.name}: the marks {' and '.join(README_MARKS)} are missing")
     first, *_, last = [*params.studies] * 2
-    shown = [_verdicts(params), *(_answer(params, name) for name in dict.fromkeys((last, first)))]
+    shown = [_verdicts(params), *(_answer(params, name) for name in dict.fromkeys((last, first))), _ruler(params)]
     new = "\n\n".join([before + README_MARKS[0], *shown, mark + after])
     if new != text:
         path.write_text(new)
@@ -109,6 +111,13 @@ def _verdicts(params: Params) -> str:
         rows[f"[{name.replace('_', ' ')}]({report})"] = [int(found.get(kind, 0)) for kind in tables.VERDICTS]
     counts = pd.DataFrame.from_dict(rows, orient="index", columns=[f"claims: {kind}" for kind in tables.VERDICTS])
     return tables.markdown(counts.rename_axis("study"))
+
+
+def _ruler(params: Params) -> str:
+    """The study that measures the ruler, by the profile with the benchmark sets where it has been run there."""
+    benchmark = Params(profile=BENCHMARK_PROFILE)
+    has_run = benchmark.results("report", PROTOCOL, "rows.md").exists()
+    return _answer(benchmark if has_run else params, PROTOCOL)
 
 
 def _answer(params: Params, study: str) -> str:
