@@ -243,6 +243,11 @@ def with_references(network: nn.Module) -> nn.Module:
     return network
 
 
+def has_references(network: nn.Module) -> bool:
+    """Whether `with_references` found a module to replace."""
+    return any("forward" in vars(module) for module in network.modules())
+
+
 def set_blocks(module: nn.Module, max_scores: int) -> nn.Module:
     """Let the module, in place, hold at most `max_scores` scores at a time."""
     for part in module.modules():

@@ -16,11 +16,11 @@ from lib.models.blocks import MAX_SCORES
 from lib.training import OPTIMISERS
 
 from . import measure
-from .cases import CASES, Case, call, with_references
+from .cases import CASES, Case, call, has_references, with_references
 from .process import in_process
 
 #: Rounds of a comparison and the seconds after which it ends early.
-REPEATS, LIMIT = 9, 40.0
+REPEATS, LIMIT, STEPS_LIMIT = 9, 40.0, 2.5
 
 #: Sides of the square inputs of the curves.
 SIDES = (32, 48, 64, 96, 128, 192, 256)
@@ -120,25 +120,42 @@ def networks(device: str, only: Names = None, side: int = IMAGE, options: dict[s
             yield Record("networks", name, quantity, found[quantity], "ours", "forward", side=side)
 
 
-def steps(device: str, only: Names = None, repeats: int = 15) -> Records:
-    """One training step of each experiment's network, its modules ours and their references."""
+def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
+    """One training step of the experiments' networks, their modules ours and references.
+
+    Experiments with the same network and crops are measured once, under the first one's name; networks without a module
+    that has a reference are left out.
+    """
     study = params.Params()
-    for name in only or study.experiments:
-        chosen = study.experiment(name)
-        if params.missing(chosen):
-            continue
+    groups: dict[str, list[params.Experiment]] = {}
+    for chosen in map(study.experiment, only or study.experiments):
+        if not params.missing(chosen):
+            groups.setdefault(_step_key(chosen), []).append(chosen)
+    for chosen, *others in groups.values():
         ours = experiments.network(chosen).to(device).train()
         forms = {"ours": ours, "reference": with_references(ours)}
-        batch = images(chosen, device)
-        trainings = {form: training_step(network, chosen, *batch, device) for form, network in forms.items()}
-        for form, training in trainings.items():
-            work = measure.counted(training)[1]
-            yield Record("steps", name, "flops", work.flops, form, "step", side=chosen.budget.crop)
-        for repeat, found in enumerate(measure.by_turns(trainings, repeats, LIMIT, device, _say(name))):
-            for form, seconds in found.items():
-                yield Record("steps", name, "seconds", seconds, form, "step", side=chosen.budget.crop, repeat=repeat)
-        yield Record("steps", name, "images", chosen.budget.batch)
-        yield Record("steps", name, "trained", chosen.budget.steps * len(chosen.seeds))
+        if not has_references(forms["reference"]):
+            continue
+        yield from _step(chosen, forms, device, repeats)
+        steps = sum(each.budget.steps * len(each.seeds) for each in [chosen, *others])
+        yield Record("steps", chosen.name, "steps", steps)
+
+
+def _step_key(chosen: params.Experiment) -> str:
+    scale = experiments.degradations.build(**chosen.task.degradation).scale
+    return str((chosen.model, chosen.options, chosen.task.colors, scale, chosen.budget.batch, chosen.budget.crop))
+
+
+def _step(chosen: params.Experiment, forms: dict[str, nn.Module], device: str, repeats: int) -> Records:
+    name, side, batch = chosen.name, chosen.budget.crop, images(chosen, device)
+    trainings = {form: training_step(network, chosen, *batch, device) for form, network in forms.items()}
+    for form, training in trainings.items():
+        work = measure.counted(training)[1]
+        yield Record("steps", name, "flops", work.flops, form, "step", side=side)
+    for repeat, found in enumerate(measure.by_turns(trainings, repeats, STEPS_LIMIT, device, _say(name))):
+        for form, seconds in found.items():
+            yield Record("steps", name, "seconds", seconds, form, "step", side=side, repeat=repeat)
+    yield Record("steps", name, "images", chosen.budget.batch)
 
 
 def images(chosen: params.Experiment, device: str) -> tuple[Tensor, Tensor]:

@@ -157,10 +157,10 @@ def networks_finding(table: pd.DataFrame) -> str:
 def steps(records: pd.DataFrame) -> pd.DataFrame:
     """One training step of every experiment's network, and its images per second."""
     seconds = wide(records, "steps", "seconds", "case", "repeat")
-    rest = {
-        q: records[(records.part == "steps") & (records.quantity == q)].set_index("case").value
-        for q in ("images", "trained")
-    }
+    images, count = (
+        records[(records.part == "steps") & (records.quantity == quantity)].set_index("case").value
+        for quantity in ("images", "steps")
+    )
     middle, against = seconds.groupby(level=0, sort=False).median(), ratios(seconds)
     table = pd.DataFrame(
         {
@@ -169,8 +169,8 @@ def steps(records: pd.DataFrame) -> pd.DataFrame:
             "ratio": against[0.5],
             "from": against[0.25],
             "to": against[0.75],
-            "images/s": rest["images"] / middle.ours,
-            "trainings saved (s)": rest["trained"] * (middle.reference - middle.ours),
+            "images/s": images / middle.ours,
+            "saved in all trainings (s)": count * (middle.reference - middle.ours),
         }
     )
     return table.round(2)
@@ -179,7 +179,7 @@ def steps(records: pd.DataFrame) -> pd.DataFrame:
 def steps_finding(table: pd.DataFrame) -> str:
     slower = table[table.ratio < 1 / 1.05]
     mean = np.exp(np.log(table.ratio).mean())
-    total = table["trainings saved (s)"].sum()
+    total = table["saved in all trainings (s)"].sum()
     return (
         f"A step is {mean:.2f} times as fast as with reference modules on (geometric) average; "
         f"{len(slower)} of {len(table)} networks are more than 5 % slower"

@@ -123,9 +123,9 @@ def test_a_network_with_references_is_the_same_network(model, options):
     )
 
 
-def test_a_step_is_measured_for_both(monkeypatch):
+def test_a_step_is_measured_for_both():
     name = "dagl_gray_denoise_25"
-    rows = pd.DataFrame(parts.steps("cpu", [name], repeats=2))
+    rows = pd.DataFrame(parts.steps("cpu", [name, "edsr_gray_denoise_25"], repeats=2))
     assert len(rows[rows.quantity == "seconds"]) == 4
     table = report.steps(rows)
     assert table.index.tolist() == [name] and (table[["reference (ms)", "ours (ms)"]] > 0).all(axis=None)
