@@ -19,12 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
     verb = verbs.add_parser("repro", help="bring every result of a profile up to date (make repro)")
     verb.add_argument("--profile", help="switch to this profile first")
     verb.add_argument("--study", help="only this study and what it needs")
+    verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
     verb = verbs.add_parser("compare", help="list how results differ from the committed ones, in dB")
     verb.add_argument("revision", nargs="?", default="HEAD")
     given = parser.parse_args(arguments)
     try:
         if given.verb == "repro":
-            return pipeline.repro(given.profile, given.study)
+            return pipeline.repro(given.profile, given.study, given.jobs)
         if given.verb == "compare":
             return pipeline.compare(given.revision)
         params = parameters.Params()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +22,9 @@ from .runner import PROTOCOL
 PINS = ("dvc.lock", "data.dvc")
 
 
+#: Experiments at a time unless asked for more; each holds about a gigabyte.
+MOST_JOBS = 8
+
 #: The profile whose results the README shows between these marks, and the one that has the benchmark sets.
 README_PROFILE = "quick"
 BENCHMARK_PROFILE = "gpu"
@@ -29,15 +35,16 @@ class PipelineError(RuntimeError):
     """The pipeline cannot be run as asked; one line."""
 
 
-def repro(profile: str | None, study: str | None) -> int:
+def repro(profile: str | None, study: str | None, jobs: int | None = None) -> int:
     """Bring a profile up to date, or one study of it; returns DVC's exit status.
 
-    Raises ParamsError before anything runs when params.yaml says something unknown.
+    jobs: experiments at a time, None for one per core, `MOST_JOBS` at most. Raises ParamsError before anything runs
+    when params.yaml says something unknown.
     """
     params = Params(profile=profile)
     check(params)
     switch(params.profile)
-    status = _study(params, study) if study else _dvc("repro")
+    status = _study(params, study, jobs) if study else _everything(params, jobs)
     if status == 0:
         keep_pins(params)
         if params.profile == README_PROFILE:
@@ -45,13 +52,46 @@ def repro(profile: str | None, study: str | None) -> int:
     return status
 
 
-def _study(params: Params, name: str) -> int:
+def _everything(params: Params, jobs: int | None) -> int:
+    outdated = _outdated()
+    if not outdated:
+        print("Everything is up to date.")
+        return 0
+    names = [*params.experiments, *params.anchors]
+    return _side_by_side([name for name in names if outdated & {*_stages(params, name)}], params, jobs) or _dvc("repro")
+
+
+def _stages(params: Params, name: str) -> list[str]:
+    """The stages of an experiment or anchor, in their order."""
+    last = params.stage(name)
+    return [f"train@{name}", f"{last}@{name}"] if last == "evaluate" else [f"{last}@{name}"]
+
+
+def _outdated() -> set[str]:
+    """The stages that DVC holds to be out of date, those aside that wait for another one."""
+    shown = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], cwd=ROOT, capture_output=True, text=True)
+    if shown.returncode:
+        raise PipelineError(f"dvc status failed: {shown.stderr.strip() or shown.stdout.strip()}")
+    return set(json.loads(shown.stdout))
+
+
+def _side_by_side(names: Sequence[str], params: Params, jobs: int | None) -> int:
+    """Bring experiments and anchors up to date, several at a time: DVC alone runs one stage after the other."""
+    status = _dvc("repro", "data.dvc") if names else 0
+    if status:
+        return status
+    jobs = min(jobs or min(os.cpu_count() or 1, MOST_JOBS), len(names))
+    shares = [[stage for name in names[first::jobs] for stage in _stages(params, name)] for first in range(jobs)]
+    running = [_start("--wait-for-lock", "repro", "--single-item", *share) for share in shares]
+    return max((process.wait() for process in running), default=0)
+
+
+def _study(params: Params, name: str, jobs: int | None) -> int:
     """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
     if name == PROTOCOL:
         return _dvc("repro", PROTOCOL)
     experiments = params.study(name).experiments
-    stages = [f"{params.stage(experiment)}@{experiment}" for experiment in experiments]
-    status = _dvc("repro", *stages)
+    status = _side_by_side(experiments, params, jobs)
     for stage in ("tables", f"report@{name}", "summary"):
         status = status or _dvc("repro", "--single-item", stage)
     return status
@@ -129,7 +169,11 @@ def _answer(params: Params, study: str) -> str:
 
 
 def _dvc(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=ROOT, check=False).returncode
+    return _start(*arguments).wait()
+
+
+def _start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=ROOT)
 
 
 def compare(revision: str = "HEAD") -> int:

@@ -3,9 +3,9 @@
 WIDTH = 110
 
 
-def show(line: object) -> None:
-    """Put `line` in the place of the one before it."""
-    print(f"\r{line!s:{WIDTH}}", end="", flush=True)
+def show(*parts: object) -> None:
+    """Put a line made of `parts` in the place of the one before it."""
+    print(f"\r{'  '.join(map(str, parts)):{WIDTH}}", end="", flush=True)
 
 
 def done(line: object) -> None:

@@ -84,6 +84,8 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     import papermill  # slow to import, and not needed to check parameters
     from papermill.exceptions import PapermillExecutionError
 
+    # One thread per notebook: the same sums on any number of cores, and as many experiments at a time as cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         papermill.execute_notebook(
             source,

@@ -154,7 +154,7 @@ def train(
     network.to(device).train()
     average = copy.deepcopy(network).eval().requires_grad_(False)
     options = {key: value for key, value in recipe.optimiser.items() if key != "name"}
-    optimiser = OPTIMISERS[recipe.optimiser["name"]](network.parameters(), lr=budget.lr, **options)
+    optimiser = OPTIMISERS[recipe.optimiser["name"]](network.parameters(), lr=budget.lr, fused=True, **options)
     criterion = LOSSES[recipe.loss]
     state = {"network": network, "average": average, "optimiser": optimiser}
     start, log, sums, counted = _resume(checkpoint, state)
