@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-MOST_WORKERS = 16  # about a gigabyte each
+MOST_WORKERS = 8  # up to 3 GB each, a network's on an image of a megapixel
 
 
 def each(jobs: Sequence[Callable], say: Callable[[str], None] = lambda line: None, workers: int | None = None) -> list:

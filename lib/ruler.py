@@ -397,15 +397,13 @@ def _renewed(network: nn.Module, given: Tensor, before: Tensor, restored: Tensor
 
     Exact, as the network sees no further than REACH.
     """
-    rows, columns = torch.nonzero((given != before)[0, 0], as_tuple=True)
-    blocks = torch.unique(torch.stack([rows // REACH, columns // REACH], 1), dim=0) * REACH
-    out, sides = restored.clone(), given.shape[2:]
-    for corner in blocks.tolist():
-        inner = [(max(at - REACH, 0), min(at + 2 * REACH, n)) for at, n in zip(corner, sides, strict=True)]
-        outer = [(max(a - REACH, 0), min(b + REACH, n)) for (a, b), n in zip(inner, sides, strict=True)]
-        (top, bottom), (left, right) = outer
-        part = network(given[:, :, top:bottom, left:right])
-        (a, b), (c, d) = inner
+    pixels, out, sides = torch.nonzero((given != before)[0, 0]), restored.clone(), given.shape[2:]
+    for block in (pixels // REACH).unique(dim=0):
+        near = pixels[(pixels // REACH == block).all(1)]
+        box = zip(near.amin(0).tolist(), near.amax(0).tolist(), sides, strict=True)
+        (a, b, height), (c, d, width) = ((max(low - REACH, 0), min(high + REACH + 1, n), n) for low, high, n in box)
+        top, left = max(a - REACH, 0), max(c - REACH, 0)
+        part = network(given[:, :, top : min(b + REACH, height), left : min(d + REACH, width)])
         out[:, :, a:b, c:d] = part[:, :, a - top : b - top, c - left : d - left]
     return out
 

@@ -105,6 +105,7 @@ def test_one_command_makes_every_result(clone):
     assert (results / "weights" / KEPT[2] / "seed_2.safetensors").exists()
     report = json.loads((results / "report/dagl_ablation/report_dagl_ablation.ipynb").read_text())
     assert any("image/png" in output.get("data", {}) for cell in report["cells"] for output in cell.get("outputs", []))
+    assert "3 of 3" in (results / "report/protocol/rows.md").read_text()  # noisy inputs of the sample
     assert (results / "pins/dvc.lock").read_text() == (clone.folder / "dvc.lock").read_text()
     assert not list((clone.folder / "checkpoints").glob("*"))
 
@@ -247,6 +248,7 @@ def test_one_study_alone(clone):
     shutil.rmtree(clone.folder / "results/tiny/report/dagl_ablation")
     assert set(clone.repro("--study dagl_ablation")) <= {"report@dagl_ablation"}  # DVC's run cache may have it
     assert (clone.folder / "results/tiny/report/dagl_ablation/differences.png").exists()
+    assert clone.repro("--study protocol") == []
     assert clone.shell("git status --porcelain").stdout == ""
 
 
