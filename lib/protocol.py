@@ -129,12 +129,6 @@ class Convention:
     self_ensemble: bool = False
     tile: int | None = None
 
-    def describe(self) -> str:
-        """One line for the head of a table; self-ensemble and tiles belong to the name of a number."""
-        ensemble = "self-ensemble x8" if self.self_ensemble else "no self-ensemble"
-        tiles = f"tiles of less than {self.tile:,} pixels" if self.tile else "no tiles"
-        return f"{self.protocol.describe()}, {ensemble}, {tiles}"
-
     def cut(self, image: Tensor) -> Tensor:
         """``(..., H, W)`` without the rows at the bottom and the columns on the right that the paper leaves out."""
         height, width = (side // self.multiple * self.multiple for side in image.shape[-2:])

@@ -31,7 +31,7 @@ from .experiment import degraded, target
 from .inference import restore
 from .parallel import each
 from .params import Task
-from .protocol import Protocol, psnr, published, ssim
+from .protocol import Convention, Protocol, psnr, published, ssim
 from .registry import manifest_of
 from .sets import Item
 
@@ -415,3 +415,10 @@ def there_and_back(image: Tensor, scale: int) -> Tensor:
 def luma8(image: Tensor) -> Tensor:
     """Y of an 8-bit image, rounded, ``(1, 1, H, W)``."""
     return torch.from_numpy(Protocol("y8").planes(image))[None]
+
+
+def describe(convention: Convention) -> str:
+    """One line for the head of a table; self-ensemble and tiles belong to the name of a number."""
+    ensemble = "self-ensemble x8" if convention.self_ensemble else "no self-ensemble"
+    tiles = f"tiles of less than {convention.tile:,} pixels" if convention.tile else "no tiles"
+    return f"{convention.protocol.describe()}, {ensemble}, {tiles}"

