@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from . import params as parameters
-from . import pipeline, runner
+from . import runner
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("revision", nargs="?", default="HEAD")
     given = parser.parse_args(arguments)
     try:
+        if given.verb in ("repro", "compare"):
+            from . import pipeline  # needs pandas, which a stage's own process does not
+
         if given.verb == "repro":
             return pipeline.repro(given.profile, given.study, given.jobs)
         if given.verb == "compare":
@@ -34,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"params.yaml: {len(params.experiments)} experiments, {len(params.studies)} studies, all known")
         else:
             runner.run(params, given.stage, given.key)
-    except (parameters.ParamsError, runner.StageError, pipeline.PipelineError) as error:
+    except (parameters.ParamsError, runner.StageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

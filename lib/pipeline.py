@@ -16,7 +16,7 @@ import pandas as pd
 
 from . import tables
 from .params import ROOT, Params, check
-from .runner import PROTOCOL
+from .runner import PROTOCOL, StageError
 
 #: A profile's pins: the lock of its stages and the hash of its images. The root holds those of the profile in force.
 PINS = ("dvc.lock", "data.dvc")
@@ -31,7 +31,7 @@ BENCHMARK_PROFILE = "gpu"
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
-class PipelineError(RuntimeError):
+class PipelineError(StageError):
     """The pipeline cannot be run as asked; one line."""
 
 

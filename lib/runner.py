@@ -81,6 +81,8 @@ def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
     """Execute a notebook with `parameters` into `target`, with live output; raises StageError when it fails."""
+    # jsonschema would import it, optionally; it builds a grammar as it loads, which takes twice as long as torch.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill  # slow to import, and not needed to check parameters
     from papermill.exceptions import PapermillExecutionError
 
