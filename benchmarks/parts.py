@@ -121,12 +121,13 @@ def networks(device: str, only: Names = None, side: int = IMAGE, options: dict[s
 
 
 def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
-    """One training step of the experiments' networks, their modules ours and references.
+    """One training step of the experiments' networks, their modules ours and references, on one thread, as they train.
 
     Experiments with the same network and crops are measured once, under the first one's name; networks without a module
     that has a reference are left out.
     """
-    study = params.Params()
+    study, threads = params.Params(), torch.get_num_threads()
+    torch.set_num_threads(1)
     groups: dict[str, list[params.Experiment]] = {}
     for chosen in map(study.experiment, only or study.experiments):
         if not params.missing(chosen):
@@ -139,6 +140,7 @@ def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
         yield from _step(chosen, forms, device, repeats)
         steps = sum(each.budget.steps * len(each.seeds) for each in [chosen, *others])
         yield Record("steps", chosen.name, "steps", steps)
+    torch.set_num_threads(threads)
 
 
 def _step_key(chosen: params.Experiment) -> str:
