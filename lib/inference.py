@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile  # torch.profiler's loads the compiler first
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 #: PyTorch's counter knows the fused attention of CUDA only.
@@ -89,10 +89,10 @@ def cost(network: nn.Module, colors: int, side: int) -> dict[str, int]:
     with torch.inference_mode():
         with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
             network(image)
-        with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        with _quiet(), profile(use_kineto=True, profile_memory=True) as recorded:
             network(image)
     live = peak = 0
-    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+    for event in sorted(recorded.kineto_results.events(), key=lambda e: e.start_ns()):
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)

@@ -417,9 +417,16 @@ def cache() -> Path:
     return Path(base or Path.home() / ".cache") / "nonlocal-restoration"
 
 
+#: How many known names an error lists.
+SHOWN = 12
+
+
 def _suggest(value: str, known: typing.Sequence[str]) -> str:
     close = difflib.get_close_matches(str(value), known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    rest = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"; known: {', '.join(known[:SHOWN])}{rest}"
 
 
 def table(experiment: Experiment) -> str:

@@ -5,6 +5,7 @@ The smallest statistical unit is a photograph: crops and seeds of one photograph
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def collect_reasons(evaluated: Path, experiments: tuple[str, ...]) -> pd.DataFra
     files = {name: evaluated / name / "not_run.txt" for name in experiments}
     found = {name: file.read_text().strip() for name, file in files.items() if file.exists()}
     return pd.DataFrame({"experiment": found.keys(), "reason": found.values()})
+
+
+def collect_mechanisms(evaluated: Path, experiments: tuple[str, ...]) -> pd.DataFrame:
+    """What a study's reports show of the attention of its experiments, by content: experiment, sha256."""
+    files = {name: evaluated / name / "mechanism.npz" for name in experiments}
+    found = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.exists()}
+    return pd.DataFrame({"experiment": found.keys(), "sha256": found.values()})
 
 
 def reasons(gathered: Path) -> list[str]:
