@@ -105,7 +105,7 @@ def _difference_panel(
         if np.isfinite(low):
             axis.plot([low, high], [row, row], color="C3", linewidth=2.5, zorder=2)
     axis.set_yticks(range(len(names)), [labels[name] for name in names])
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.4, -0.6)
 
 
 def attention(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: np.ndarray, shown: int = 60) -> Figure:
