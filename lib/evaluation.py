@@ -41,10 +41,13 @@ def measure(
     """Restore and measure every photograph with every seed's network.
 
     Returns per-image rows (set, image, seed, psnr, ssim, input_psnr, input_psnr_unclamped, self_similarity, dB to
-    four digits) and the first seed's photographs. A super-resolution input is measured after bicubic enlargement.
+    four digits) and, by the first seed, the photographs of the smallest and of the largest gain; no others are kept.
+    A super-resolution input is measured after bicubic enlargement.
     """
     task, how = experiment.task, experiment.evaluation
     protocol = Protocol(task.measured, task.border, task.quantise, window=task.window)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    networks = {seed: network.to(device) for seed, network in networks.items()}
     rows, pictures = [], []
     for count, item in enumerate(items, 1):
         clean = experiments.target(item, task, how.crop)
@@ -54,7 +57,7 @@ def measure(
         unclamped = protocol.measure(enlarged, clean, clamp=False)["psnr"]
         similar = self_similarity(clean)
         for seed, network in networks.items():
-            output = restore(network, given, how.tile, how.overlap, how.self_ensemble)
+            output = restore(network, given.to(device), how.tile, how.overlap, how.self_ensemble).cpu()
             after = protocol.measure(output, clean)
             rows.append(
                 {"set": item.set, "image": item.name, "seed": seed, **after}
@@ -63,6 +66,8 @@ def measure(
             if seed == next(iter(networks)):
                 arrays = [_array(x) for x in (clean, enlarged, output)]
                 pictures.append(Restored(item.set, item.name, *arrays, after["psnr"], before["psnr"]))
+                pictures.sort(key=lambda picture: picture.psnr - picture.input_psnr)
+                pictures = [pictures[0], pictures[-1]]
         say(f"{count}/{len(items)}  {item.set}/{item.name}  {rows[-1]['psnr']:.2f} dB")
     return pd.DataFrame(rows).round(4), pictures
 

@@ -45,11 +45,11 @@ def test_noise_is_one_realisation_per_photograph(tmp_path):
 def test_measuring_gives_a_row_per_photograph_and_seed(tmp_path):
     run = dataclasses.replace(RUN, seeds=(1, 2), evaluation=dataclasses.replace(RUN.evaluation, crop=32))
     networks = {seed: experiments.network(run, seed).eval() for seed in run.seeds}  # the identity: the tail is zero
-    rows, pictures = evaluation.measure(run, networks, [item(tmp_path, "a"), item(tmp_path, "b")])
-    assert list(rows.image) == ["a", "a", "b", "b"] and list(rows.seed) == [1, 2, 1, 2]
+    rows, pictures = evaluation.measure(run, networks, [item(tmp_path, name) for name in "abc"])
+    assert list(rows.image) == ["a", "a", "b", "b", "c", "c"] and list(rows.seed) == [1, 2] * 3
     assert (rows.psnr == rows.input_psnr).all() and (rows.input_psnr > rows.input_psnr_unclamped).all()
     first = pictures[0]
-    assert rows.psnr[0] == pytest.approx(
+    assert rows.psnr[rows.image == first.image].iloc[0] == pytest.approx(
         Protocol("gray").measure(first.degraded[None], first.clean[None])["psnr"], abs=1e-4
     )
     assert len(pictures) == 2 and first.clean.shape == (32, 32)
