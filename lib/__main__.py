@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--compact", action="store_true", help="leave smaller, rounded checkpoints for the next visit")
     verb = verbs.add_parser("import", help="take what came back into the pipeline")
     verb.add_argument("source", type=Path, help="the folder `elsewhere` that came back, or an archive of it")
+    verb.add_argument("--profile", help="switch to this profile first")
     verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
     given = parser.parse_args(arguments)
     try:
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             if given.verb == "pack":
                 return transfer.pack(given.experiments, given.into, given.profile)
-            return transfer.bring_back(given.source, given.jobs)
+            return transfer.bring_back(given.source, given.profile, given.jobs)
         if given.verb in ("repro", "compare"):
             from . import pipeline  # needs pandas, which a stage's own process does not
 

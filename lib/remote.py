@@ -63,10 +63,12 @@ def run(names: Sequence[str], jobs: int, minutes: float | None, compact: bool) -
     unfold(ROOT / "data" / "images")
     deadline = time.time() + 60 * minutes if minutes else float("inf")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        said = list(pool.map(partial(_work, deadline=deadline, compact=compact), names or packed))
-    print(*said, sep="\n")
-    return int(any(line.startswith("error:") for line in said))
+    failed = False
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for line in pool.map(partial(_work, deadline=deadline, compact=compact), names or packed):
+            print(line, flush=True)
+            failed |= line.startswith("error:")
+    return int(failed)
 
 
 def fold(pixels: np.ndarray, path: Path) -> None:
@@ -94,10 +96,13 @@ def _save_array(array: np.ndarray, path: Path) -> None:
 def _work(name: str, deadline: float, compact: bool) -> str:
     """Bring one experiment as far as time allows; returns a line on how far that is."""
     params, watch = Params(), _Watch(name, deadline)
+    run, folder = params.experiment(name), ELSEWHERE / name
+    (folder / "error.txt").unlink(missing_ok=True)
     try:
+        if time.time() >= deadline:
+            raise OutOfTime
         if differs := difference(params, name):
             raise StageError(f"{differs} from what was packed; unpack the archive anew")
-        run, folder = params.experiment(name), ELSEWHERE / name
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if not (folder / DONE["train"]).exists():
             _train(params, run, folder, watch, device)
@@ -105,11 +110,11 @@ def _work(name: str, deadline: float, compact: bool) -> str:
             _measure(run, folder, watch, device)
         return f"{name}: trained and measured"
     except OutOfTime:
-        for path in (ELSEWHERE / name).glob("*.pt") if compact else ():
-            _compact(path)
+        for path in folder.glob("*.pt") if compact else ():
+            _compact(path, run.budget.steps)
         return f"{name}: out of time; `python -m lib remote {name}` goes on"
     except Exception as error:  # one experiment's failure must not cost the others their card
-        (ELSEWHERE / name / "error.txt").write_text(traceback.format_exc())
+        (folder / "error.txt").write_text(traceback.format_exc())
         return f"error: {name}: {str(error).splitlines()[0]} (traceback in {ELSEWHERE.name}/{name}/error.txt)"
 
 
@@ -134,7 +139,6 @@ class _Watch:
 
 def _train(params: Params, run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
     """What the notebook `train` does, with the checkpoints beside the results."""
-    watch()
     items = sets.read(ROOT / "data" / "train" / f"{run.task.name}.csv")
     crops = experiments.crops(run.task, items, run.budget.crop, device)
     digest, logs = fingerprint(run, code_digest(params, "train", run.name)), []
@@ -142,7 +146,7 @@ def _train(params: Params, run: Experiment, folder: Path, watch: _Watch, device:
         checkpoint = folder / f"{run.name}-{seed}-{digest}.pt"
         saved = torch.load(checkpoint, weights_only=True, mmap=True) if checkpoint.exists() else {"step": 0}
         if saved["step"] < run.budget.steps:
-            rounded = ", a checkpoint with rounded moments and averages" if saved.get("compact") else ""
+            rounded = ", a checkpoint with rounded moments and averages" if "rounded" in saved else ""
             _note(folder, "train", device, f"seed {seed} from step {saved['step']:,}{rounded}")
         network = experiments.network(run, seed)
         trained = train(network, crops, run.recipe, run.budget, seed, checkpoint, clock=watch, say=watch.say)
@@ -153,20 +157,24 @@ def _train(params: Params, run: Experiment, folder: Path, watch: _Watch, device:
         path.unlink()
 
 
-def _compact(path: Path) -> None:
+def _compact(path: Path, steps: int) -> None:
     """Round in a checkpoint what a training recovers from: Adam's moments and the averaged weights, to 16 bits.
 
-    The row of the log at which that happened says so in a column `joint`.
+    The row of the log at which that happened says so in a column `joint`. Where all `steps` are done, only the averaged
+    weights remain, as they are.
     """
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    for moments in saved["optimiser"]["state"].values():
-        moments |= {key: value.bfloat16() for key, value in moments.items() if key.startswith("exp_avg")}
-    saved["average"] = {
-        key: value.half() if value.is_floating_point() else value for key, value in saved["average"].items()
-    }
-    if saved["log"]:
-        saved["log"][-1]["joint"] = saved["step"]
-    write_whole(path, partial(torch.save, saved | {"compact": True}))
+    if saved["step"] == steps:
+        saved["network"], saved["optimiser"]["state"] = saved["average"], {}
+    else:
+        for moments in saved["optimiser"]["state"].values():
+            moments |= {key: value.bfloat16() for key, value in moments.items() if key.startswith("exp_avg")}
+        average = saved["average"].items()
+        saved["average"] = {key: value.half() if value.is_floating_point() else value for key, value in average}
+        saved["rounded"] = True
+        if saved["log"]:
+            saved["log"][-1]["joint"] = saved["step"]
+    write_whole(path, partial(torch.save, saved))
 
 
 def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:

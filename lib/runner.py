@@ -110,11 +110,11 @@ def done_elsewhere(params: Params, stage: str, key: str | None) -> list[dict]:
     )
     done = "Trained" if stage == "train" else "Measured"
     said = f"## {done} elsewhere\n\nNot on this machine: what follows shows the files that came back.\n\n{machines}"
-    common = {"id": "", "metadata": {"tags": ["elsewhere"]}}  # ids are given afterwards
+    common = {"metadata": {"tags": ["elsewhere"]}}
     code = f"from lib.remote import Returned\n\n{RETURNED[stage]}"
     return [
-        {**common, "cell_type": "markdown", "source": said},
-        {**common, "cell_type": "code", "source": code, "outputs": [], "execution_count": None},
+        {**common, "id": "said", "cell_type": "markdown", "source": said},
+        {**common, "id": "code", "cell_type": "code", "source": code, "outputs": [], "execution_count": None},
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from . import pipeline, remote, sets
-from .params import ROOT, Experiment, Params, fingerprint
+from .params import ROOT, Experiment, Params, fingerprint, missing
 from .runner import DONE, ELSEWHERE, StageError, code_digest, difference, notebook_of, version
 from .training import write_whole
 
@@ -25,15 +25,15 @@ def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
     where that could not bring the images.
 
     In it: code, parameters, manifests, every image once and in gray where only gray tasks use it, and what there is of
-    each experiment already. Raises StageError for an anchor or for a file that an experiment needs and that is missing.
+    each experiment already. Raises StageError for an anchor and for an experiment that needs what is not there.
     """
     params = Params(profile=profile)
     runs = [params.experiment(name) for name in names]
     for run in runs:
         if run.recipe is None:
             raise StageError(f"{run.name}: is not trained; `dvc repro {params.stage(run.name)}@{run.name}` measures it")
-        if run.needs and not (ROOT / run.needs).exists():
-            raise StageError(f"{run.name}: the file {run.needs} is not there")
+        if reason := missing(run):
+            raise StageError(f"{run.name}: {reason}")
     pipeline.switch(params.profile)
     if status := pipeline.dvc("repro", "data.dvc"):
         return status
@@ -42,7 +42,7 @@ def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
         for name in PROJECT:
             _copy(name, box)
         for run in runs:
-            if run.needs:
+            if run.needs and not run.needs.startswith("package:"):
                 _copy(run.needs, box)
             _pack_state(params, run, box)
         count = _pack_images(runs, box)
@@ -102,14 +102,15 @@ def _archive(box: Path, path: Path, name: str) -> None:
         archive.add(box, name)
 
 
-def bring_back(source: Path, jobs: int | None = None) -> int:
+def bring_back(source: Path, profile: str | None = None, jobs: int | None = None) -> int:
     """Take results from a folder, or an archive of it, into the pipeline: the notebooks `train` and `evaluate` are
     executed on them and DVC records both stages; returns its exit status.
 
     What is unfinished is kept, to be packed again. Raises StageError before anything is kept where results are of
     another version of code, parameters or images, and at the end where some are unfinished.
     """
-    params = Params()
+    params = Params(profile=profile)
+    pipeline.switch(params.profile)
     if status := pipeline.dvc("repro", "data.dvc"):
         return status
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +140,7 @@ def _check(params: Params, name: str, folder: Path) -> None:
     """Raises StageError unless `folder` holds results of this version of the experiment `name`."""
     made = json.loads((folder / "version.json").read_text())["profile"]
     if made != params.profile:
-        raise StageError(f"{name}: is of profile {made}, in force is {params.profile}; set `profile:` in params.yaml")
+        raise StageError(f"{name}: is of profile {made}, in force is {params.profile}; add --profile {made}")
     params.experiment(name)
     if differs := difference(params, name, folder=folder.parent):
         raise StageError(f"{name}: {differs} from what was packed; go back to that, or pack and run it again")

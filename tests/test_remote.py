@@ -1,22 +1,24 @@
 """Experiments packed, trained and measured in another folder without DVC or Jupyter, and brought back."""
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 from test_pipeline import Clone, tiny
 
-from lib import remote
+from lib import degradations, models, remote, transfer
+from lib.params import Budget, Params
+from lib.runner import StageError
+from lib.training import Crops, train
 
-EDSR, DAGL = "edsr_gray_denoise_25", "dagl_gray_denoise_25"
-STAGES = {f"{stage}@{name}" for name in (EDSR, DAGL) for stage in ("train", "evaluate")}
+EDSR = "edsr_gray_denoise_25"
 
 #: What another machine need not have.
 ABSENT = ("dvc", "papermill", "nbformat", "IPython", "jupyter_client", "matplotlib", "seaborn", "bm3d")
@@ -38,12 +40,12 @@ class Remote:
             [sys.executable, *arguments], cwd=self.folder, env=environment, capture_output=True, text=True
         )
 
-    def visit(self, name: str, readings: int, compact: bool) -> str:
+    def visit(self, name: str, readings: int) -> str:
         """A visit that ends at a reading of the clock; returns what is said of it."""
         code = (
             "import itertools; from lib import remote; remote.time.time = itertools.count().__next__;"
             "remote.unfold(remote.ROOT / 'data');"
-            f"print(remote._work({name!r}, {readings}, {compact}))"
+            f"print(remote._work({name!r}, {readings}, False))"
         )
         ended = self.python(["-c", code])
         assert ended.returncode == 0, ended.stderr
@@ -60,92 +62,88 @@ def clone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def returned(clone, tmp_path_factory) -> Path:
-    """The folder of a machine that was there three times: EDSR with a compact checkpoint between, DAGL with a full
-    one, then both to the end, side by side."""
-    clone.shell(f"python -m lib pack {EDSR} {DAGL} --into box.tar")
-    there = Remote(clone.folder / "box.tar", tmp_path_factory.mktemp("there"))
-    for name, compact in ((EDSR, True), (DAGL, False)):
-        assert there.visit(name, 4, compact) == f"{name}: out of time; `python -m lib remote {name}` goes on"
-        [checkpoint] = (there.folder / "elsewhere" / name).glob("*.pt")
-        assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 4
-    ended = there.python(["-m", "lib", "remote", "--jobs", "2"])
+    """What came back of a second visit, which went on with what came back unfinished of the first."""
+    clone.shell(f"python -m lib pack {EDSR} --into first.tar")
+    there = Remote(clone.folder / "first.tar", tmp_path_factory.mktemp("first"))
+    assert there.visit(EDSR, 3) == f"{EDSR}: out of time; `python -m lib remote {EDSR}` goes on"
+    subprocess.run(["tar", "cf", clone.folder / "back.tar", "elsewhere"], cwd=there.folder, check=True)
+    ended = clone.shell("python -m lib import back.tar", check=False)
+    assert ended.returncode == 1 and "Running stage" not in ended.stdout
+    assert f"error: {EDSR}: not finished, log.csv is not there: train is not done; kept, `python" in ended.stderr
+    [checkpoint] = (clone.folder / "checkpoints").glob("*.pt")
+    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 4
+
+    clone.shell(f"python -m lib pack {EDSR} --into second.tar")
+    there = Remote(clone.folder / "second.tar", tmp_path_factory.mktemp("second"))
+    ended = there.python(["-m", "lib", "remote", "--minutes", "60"])
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert f"{DAGL}: trained and measured\n{EDSR}: trained and measured" in ended.stdout
+    assert f"{EDSR}: trained and measured" in ended.stdout
     return there.folder / "elsewhere"
 
 
 def test_results_come_back_into_the_pipeline(clone, returned):
     clone.shell(f"python -m lib import {returned}")
-    assert not STAGES & clone.changed()
+    assert not {f"train@{EDSR}", f"evaluate@{EDSR}"} & clone.changed()
     results = clone.folder / "results/tiny"
     for stage, said in {"train": "Trained elsewhere", "evaluate": "Measured elsewhere"}.items():
         text = (results / stage / EDSR / f"{stage}.ipynb").read_text()
         assert said in text and f"torch {torch.__version__}" in text
-    visits = [visit["begins"] for visit in json.loads((returned / EDSR / "visits.json").read_text())]
-    assert (
-        visits[0] == "seed 1 from step 0"
-        and "rounded moments" in visits[1]
-        and visits[2:]
-        == [
-            "seed 2 from step 0",
-            "from photograph 1",
-        ]
+    begins = [visit["begins"] for visit in json.loads((returned / EDSR / "visits.json").read_text())]
+    assert begins == ["seed 1 from step 0", "seed 1 from step 2", "seed 2 from step 0", "from photograph 1"]
+    assert (results / "evaluate" / EDSR / "cost.json").exists() and (results / "pins/dvc.lock").exists()
+
+    # the same as if nobody had interrupted it and it had been done here
+    files = [*results.glob(f"*/{EDSR}/*.csv"), *results.glob(f"weights/{EDSR}/*")]
+    before = {path: path.read_bytes() for path in files}
+    shutil.rmtree(clone.folder / "elsewhere")
+    clone.shell(f"python -m lib run train {EDSR} && python -m lib run evaluate {EDSR}")
+    assert len(before) == 4 and {path: path.read_bytes() for path in files} == before
+    assert "elsewhere" not in (results / "train" / EDSR / "train.ipynb").read_text()
+
+
+def test_results_of_another_version_are_refused(clone, returned, tmp_path):
+    shutil.copytree(returned, tmp_path / "theirs")
+    file = tmp_path / "theirs" / EDSR / "version.json"
+    file.write_text(
+        file.read_text().replace('"data/test/gray_denoise_25.csv": "', '"data/test/gray_denoise_25.csv": "0')
     )
-    assert pd.read_csv(returned / EDSR / "log.csv").joint.notna().sum() == 1
-    assert (results / "evaluate" / DAGL / "cost.json").exists() and (results / "pins/dvc.lock").exists()
-    # the network that was interrupted with a full checkpoint is the one that is trained here
-    before = {path: path.read_bytes() for path in (results / "evaluate" / DAGL).glob("*.csv")}
-    weights = load_file(results / "weights" / DAGL / "seed_1.safetensors")
-    (clone.folder / "elsewhere" / DAGL).rename(clone.folder / "elsewhere" / "aside")
-    clone.shell(f"dvc repro --force --single-item train@{DAGL} evaluate@{DAGL}")
-    (clone.folder / "elsewhere" / "aside").rename(clone.folder / "elsewhere" / DAGL)
-    again = load_file(results / "weights" / DAGL / "seed_1.safetensors")
-    assert all(torch.equal(weights[key], again[key]) for key in weights)
-    assert {path: path.read_bytes() for path in before} == before
-    assert "elsewhere" not in (results / "train" / DAGL / "train.ipynb").read_text()
-
-
-@pytest.mark.parametrize(
-    ("file", "old", "new", "culprit"),
-    [
-        ("lib/training.py", '"""Training', '"""The training', "lib/training.py differs"),
-        ("params.yaml", "lr: 1.0e-3", "lr: 2.0e-3", "profiles.tiny.training.gray_denoise_25 differs"),
-        ("data/test/gray_denoise_25.csv", "sample", "simple", "data/test/gray_denoise_25.csv differs"),
-    ],
-)
-def test_results_of_another_version_are_refused(clone, returned, tmp_path, file, old, new, culprit):
-    if file.startswith("data/"):  # DVC would put ours right: theirs is another one
-        shutil.copytree(returned, tmp_path / "theirs")
-        for path in (tmp_path / "theirs").glob("*/version.json"):
-            path.write_text(path.read_text().replace(f'"{file}": "', f'"{file}": "0'))
-        returned = tmp_path / "theirs"
-    else:
-        clone.edit(file, old, new)
-    ended = clone.shell(f"python -m lib import {returned}", check=False)
-    if not file.startswith("data/"):
-        clone.edit(file, new, old)
+    edits = [("lib/training.py", '"""Training', '"""The training'), ("params.yaml", "lr: 1.0e-3", "lr: 2.0e-3")]
+    for name, old, new in edits:
+        clone.edit(name, old, new)
+    ended = clone.shell(f"python -m lib import {tmp_path / 'theirs'}", check=False)
+    for name, old, new in edits:
+        clone.edit(name, new, old)
     [error] = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert ended.returncode == 1 and "Running stage" not in ended.stdout
-    assert error == f"error: {DAGL}: {culprit} from what was packed; go back to that, or pack and run it again"
-
-
-def test_unfinished_results_are_kept_to_be_packed_again(clone, returned, tmp_path):
-    shutil.copytree(returned / DAGL, tmp_path / "elsewhere" / DAGL)
-    (tmp_path / "elsewhere" / DAGL / "images.csv").rename(tmp_path / "elsewhere" / DAGL / "images.csv.part")
-    subprocess.run(["tar", "cf", tmp_path / "back.tar", "-C", tmp_path, "elsewhere"], check=True)
-    ended = clone.shell(f"python -m lib import {tmp_path / 'back.tar'}", check=False)
-    assert ended.returncode == 1
-    assert f"error: {DAGL}: not finished, images.csv is not there: evaluate is not done; kept" in ended.stderr
-    clone.shell(f"python -m lib pack {DAGL} --into again.tar")
-    there = Remote(clone.folder / "again.tar", tmp_path)
-    assert (there.folder / "elsewhere" / DAGL / "log.csv").exists()
-
-
-def test_an_anchor_is_not_packed(clone):
-    ended = clone.shell("python -m lib pack input_gray_denoise_25 --into no.tar", check=False)
-    assert (
-        ended.returncode == 1 and "is not trained; `dvc repro anchor@input_gray_denoise_25` measures it" in ended.stderr
+    assert error == (
+        f"error: {EDSR}: data/test/gray_denoise_25.csv, lib/training.py, profiles.tiny.training.gray_denoise_25 differ"
+        " from what was packed; go back to that, or pack and run it again"
     )
+
+
+def test_an_anchor_is_not_packed(tmp_path):
+    with pytest.raises(StageError, match="is not trained; `dvc repro anchor@input_gray_denoise_25` measures it"):
+        transfer.pack(["input_gray_denoise_25"], tmp_path / "no.tar")
+
+
+def test_a_compact_checkpoint_goes_on_and_the_log_marks_the_joint(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    task = Params().tasks["gray_denoise_25"]
+    images = [torch.randint(256, (1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)]
+    crops = Crops(images, None, degradations.build(**task.degradation), 12)
+    recipe, budget = Params().recipes["common"], Budget(steps=6, batch=2, crop=12, lr=1e-3, ema=0.9)
+    networks = [models.build("edsr", colors=1, width=4, blocks=1, image_skip=True) for _ in range(2)]
+    with monkeypatch.context() as patched, pytest.raises(remote.OutOfTime):
+        patched.setattr(remote.time, "time", itertools.count().__next__)
+        train(networks[0], crops, recipe, budget, 1, path, clock=remote._Watch("x", 3))
+    left = torch.load(path, weights_only=True)["step"]
+    remote._compact(path, budget.steps)
+    trained = train(networks[1], crops, recipe, budget, 1, path, clock=time.monotonic)
+    assert [row["step"] for row in trained.log if "joint" in row] == [left]
+    assert [row["step"] for row in trained.log] == [1, 2, 3, 4, 5, 6]
+    remote._compact(path, budget.steps)  # what is finished stays as it is
+    again = train(networks[0], crops, recipe, budget, 1, path, clock=time.monotonic)
+    assert all(torch.equal(again.weights[key], value) for key, value in trained.weights.items())
 
 
 def test_packed_images_unfold_to_the_same_pixels(tmp_path):
