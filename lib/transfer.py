@@ -48,7 +48,7 @@ def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
         count = _pack_images(runs, box)
         write_whole(into, lambda temporary: _archive(box, temporary, into.stem))
     size = into.stat().st_size / 2**20
-    print(f"{into}: {len(runs)} experiments, {count} images, {size:.1f} MiB; there, in a folder of their own:")
+    print(f"{into}: {len(runs)} experiment(s), {count} images, {size:.1f} MiB; on the other machine:")
     print(f"tar xf {into.name} && cd {into.stem} && python -m lib remote; then here: python -m lib import elsewhere")
     return 0
 
@@ -115,24 +115,27 @@ def bring_back(source: Path, profile: str | None = None, jobs: int | None = None
         return status
     with tempfile.TemporaryDirectory() as folder:
         if source.is_file():
-            with tarfile.open(source) as archive:
-                archive.extractall(folder, filter="data")
+            try:
+                with tarfile.open(source) as archive:
+                    archive.extractall(folder, filter="data")
+            except tarfile.TarError as error:
+                raise StageError(f"{source}: is no whole archive ({error}); bring it here again") from None
             source = Path(folder)
         found = {path.parent.name: path.parent for path in sorted(source.rglob("version.json"))}
         if not found:
             raise StageError(f"{source}: holds no results; name the folder {ELSEWHERE.name} that came back")
         for name, path in found.items():
             _check(params, name, path)
-        unfinished = {name: remote.lacking(params.experiment(name), path) for name, path in found.items()}
+        lacks = {name: remote.lacking(params.experiment(name), path) for name, path in found.items()}
         for name, path in found.items():
             _keep(name, path)
-    whole = [name for name in found if not unfinished[name]]
+    whole = [name for name, lack in lacks.items() if not lack]
     status = pipeline.side_by_side(whole, params, jobs, "--force")
     if status == 0 and whole:
         pipeline.keep_pins(params)
         print(f"{', '.join(whole)}: recorded; `make repro` refreshes tables and reports")
-    for name in unfinished.keys() - {*whole}:
-        raise StageError(f"{name}: not finished, {unfinished[name]}; kept, `python -m lib pack` carries on with it")
+    if unfinished := "; ".join(f"{name}: {lack}" for name, lack in lacks.items() if lack):
+        raise StageError(f"not finished: {unfinished}. Kept: `python -m lib pack` carries on with it")
     return status
 
 

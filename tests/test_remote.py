@@ -69,7 +69,7 @@ def returned(clone, tmp_path_factory) -> Path:
     subprocess.run(["tar", "cf", clone.folder / "back.tar", "elsewhere"], cwd=there.folder, check=True)
     ended = clone.shell("python -m lib import back.tar", check=False)
     assert ended.returncode == 1 and "Running stage" not in ended.stdout
-    assert f"error: {EDSR}: not finished, log.csv is not there: train is not done; kept, `python" in ended.stderr
+    assert f"error: not finished: {EDSR}: log.csv is not there: train is not done. Kept: " in ended.stderr
     [checkpoint] = (clone.folder / "checkpoints").glob("*.pt")
     assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 4
 
