@@ -181,7 +181,7 @@ def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
     """What the notebook `evaluate` does, a photograph at a time, so that a later visit goes on with the next one."""
     torch.backends.cudnn.allow_tf32 = False
     items = sets.read(ROOT / "data" / "test" / f"{run.task.name}.csv")
-    networks = {seed: _OnDevice(network, device) for seed, network in experiments.trained(run, folder).items()}
+    networks = experiments.trained(run, folder)
     part, rows = folder / f"{DONE['evaluate']}.part", pd.DataFrame()
     if part.exists():
         rows = _read_rows(part)
@@ -192,25 +192,26 @@ def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
         evaluation.self_similarity = partial(_on_device, evaluation.self_similarity, device)
     for count, item in enumerate(items[done:], done + 1):
         watch()
-        found, [picture] = evaluation.measure(run, networks, [item])
+        found, [picture, _] = evaluation.measure(run, networks, [item])
         rows = pd.concat([rows, found], ignore_index=True)
         gains = _gains(rows)
-        for name, extreme in {"largest": gains.max(), "smallest": gains.min()}.items():
-            if gains.iloc[-1] == extreme:
+        extremes = {"smallest": gains.argmin() == len(gains) - 1, "largest": gains[-1] == gains.max()}
+        for name, is_extreme in extremes.items():
+            if is_extreme:
                 corners = {key: getattr(picture, key)[:SHOWN, :SHOWN] for key in ("clean", "degraded", "restored")}
                 write_whole(folder / f"{name}_gain.npz", partial(_save_arrays, asdict(picture) | corners))
         write_whole(part, partial(rows.to_csv, index=False))
         watch.say(f"{count}/{len(items)} photographs")
-    shown = evaluation.mechanism(run, next(iter(networks.values())), items)
+    shown = evaluation.mechanism(run, _OnDevice(networks[run.seeds[0]], device), items)
     if shown:
         write_whole(folder / "mechanism.npz", partial(_save_arrays, shown))
     part.rename(folder / DONE["evaluate"])
 
 
-def _gains(rows: pd.DataFrame) -> pd.Series:
+def _gains(rows: pd.DataFrame) -> np.ndarray:
     """What the first seed's network gained on each photograph, in dB."""
     first = rows[rows.seed == rows.seed.iloc[0]]
-    return first.psnr - first.input_psnr
+    return (first.psnr - first.input_psnr).to_numpy()
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
@@ -281,7 +282,7 @@ class Returned:
         return Trained(load_file(experiments.weights_file(self.folder, seed)), rows)
 
     def measure(self, run, networks, items, say=None) -> tuple[pd.DataFrame, list[evaluation.Restored]]:
-        """All rows, and of the photographs the two with the smallest and the largest gain."""
+        """All rows, and the photographs of the smallest and of the largest gain."""
         pictures = []
         for name in ("smallest_gain", "largest_gain"):
             with np.load(self.folder / f"{name}.npz") as arrays:
