@@ -1,7 +1,9 @@
 """Experiments packed, trained and measured in another folder without DVC or Jupyter, and brought back."""
 
+import dataclasses
 import itertools
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_pipeline import Clone, tiny
 
-from lib import degradations, models, remote, transfer
+from lib import degradations, evaluation, models, remote, sets, transfer
+from lib import experiment as experiments
 from lib.params import Budget, Params
 from lib.runner import StageError
 from lib.training import Crops, train
@@ -124,6 +128,44 @@ def test_results_of_another_version_are_refused(clone, returned, tmp_path):
 def test_an_anchor_is_not_packed(tmp_path):
     with pytest.raises(StageError, match="is not trained; `dvc repro anchor@input_gray_denoise_25` measures it"):
         transfer.pack(["input_gray_denoise_25"], tmp_path / "no.tar")
+
+
+def test_an_interrupted_measuring_gives_what_the_notebook_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "ROOT", tmp_path)
+    given = Params().experiment("dagl_gray_denoise_25")
+    small = {**given.options, "width": 4, "blocks": 2, "heads": 1, "stages": 1}
+    crop = dataclasses.replace(given.evaluation, crop=32)
+    run = dataclasses.replace(given, seeds=(1, 2), options=small, evaluation=crop)
+    for number, name in enumerate(("001", "b", "c")):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 44), dtype=np.uint8)
+        (tmp_path / "data/images").mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / f"data/images/{name}.npy", pixels)
+    rows = [f"own,{name},images/{name}.npy,,,\n" for name in ("001", "b", "c")]
+    manifest = tmp_path / "data/test/gray_denoise_25.csv"
+    manifest.parent.mkdir()
+    manifest.write_text(",".join(sets.COLUMNS) + "\n" + "".join(rows))
+    for seed in run.seeds:
+        weights = {key: value.clone() for key, value in experiments.network(run, seed).state_dict().items()}
+        save_file(weights, experiments.weights_file(tmp_path, seed))
+
+    monkeypatch.setattr(remote.time, "time", itertools.count().__next__)
+    with pytest.raises(remote.OutOfTime):
+        remote._measure(run, tmp_path, remote._Watch("x", 2), "cpu")
+    assert len((tmp_path / "images.csv.part").read_text().splitlines()) > 1
+    remote._measure(run, tmp_path, remote._Watch("x", math.inf), "cpu")
+
+    items, networks = sets.read(manifest), experiments.trained(run, tmp_path)
+    expected, photographs = evaluation.measure(run, networks, items)
+    returned = remote.Returned("x")
+    returned.folder = tmp_path
+    found, shown = returned.measure(run, networks, items)
+    assert found.to_csv() == expected.to_csv()
+    for one, other in zip(photographs, shown, strict=True):
+        assert one.image == other.image and np.array_equal(one.restored, other.restored)
+    attended = evaluation.mechanism(run, networks[1], items)
+    assert {key: value.tolist() for key, value in returned.mechanism(run, networks[1], items).items()} == {
+        key: value.tolist() for key, value in attended.items()
+    }
 
 
 def test_a_compact_checkpoint_goes_on_and_the_log_marks_the_joint(tmp_path, monkeypatch):
