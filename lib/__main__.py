@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from . import params as parameters
 from . import runner
@@ -22,8 +23,31 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
     verb = verbs.add_parser("compare", help="list how results differ from the committed ones, in dB")
     verb.add_argument("revision", nargs="?", default="HEAD")
+    verb = verbs.add_parser("pack", help="pack what another machine needs to train and measure experiments")
+    verb.add_argument("experiments", nargs="+")
+    verb.add_argument("--into", type=Path, required=True, metavar="FILE.tar")
+    verb.add_argument("--profile", help="switch to this profile first")
+    verb = verbs.add_parser("remote", help="on that machine: train and measure what was packed, or go on with it")
+    verb.add_argument("experiments", nargs="*", help="only these, in this order")
+    verb.add_argument("--jobs", type=int, default=1, help="experiments at a time")
+    verb.add_argument("--minutes", type=float, help="save and stop after these")
+    verb.add_argument("--compact", action="store_true", help="leave smaller, rounded checkpoints for the next visit")
+    verb = verbs.add_parser("import", help="take what came back into the pipeline")
+    verb.add_argument("source", type=Path, help="the folder `elsewhere` that came back, or an archive of it")
+    verb.add_argument("--profile", help="switch to this profile first")
+    verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
     given = parser.parse_args(arguments)
     try:
+        if given.verb == "remote":
+            from . import remote
+
+            return remote.run(given.experiments, given.jobs, given.minutes, given.compact)
+        if given.verb in ("pack", "import"):
+            from . import transfer
+
+            if given.verb == "pack":
+                return transfer.pack(given.experiments, given.into, given.profile)
+            return transfer.bring_back(given.source, given.profile, given.jobs)
         if given.verb in ("repro", "compare"):
             from . import pipeline  # needs pandas, which a stage's own process does not
 

@@ -6,8 +6,10 @@ Nothing else in the project reads YAML or the environment.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.util
+import operator
 import os
 import types
 import typing
@@ -170,7 +172,7 @@ class Params:
 
     def __init__(self, path: Path = ROOT / "params.yaml", profile: str | None = None):
         self._file = path.name
-        raw = self._read(path)
+        self._raw = raw = self._read(path)
         self._keys(raw, _TOP, "")
         self.profile = profile or raw["profile"]
         profiles = {name: self._profile(name, entry) for name, entry in raw["profiles"].items()}
@@ -246,6 +248,10 @@ class Params:
                         f"profiles.{self.profile}.models.{entry.model}, which {name!r} asks for")  # fmt: skip
             of_model = of_model[entry.size]
         return {**{key: value for key, value in of_model.items() if not isinstance(value, dict)}, **entry.options}
+
+    def value(self, path: str) -> typing.Any:
+        """What the file says at a dotted path such as `tasks.derain.degradation`, as dvc.yaml's stages track it."""
+        return functools.reduce(operator.getitem, path.split("."), self._raw)
 
     @property
     def used_tasks(self) -> dict[str, Task]:

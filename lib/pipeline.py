@@ -57,7 +57,7 @@ def _everything(params: Params, jobs: int | None) -> int:
         print("Everything is up to date.")
         return 0
     names = [*params.experiments, *params.anchors]
-    return _side_by_side([name for name in names if outdated & {*_stages(params, name)}], params, jobs) or _dvc("repro")
+    return side_by_side([name for name in names if outdated & {*_stages(params, name)}], params, jobs) or dvc("repro")
 
 
 def _stages(params: Params, name: str) -> list[str]:
@@ -78,25 +78,28 @@ def _outdated() -> set[str]:
         raise PipelineError(f"dvc status failed: {error}") from None
 
 
-def _side_by_side(names: Sequence[str], params: Params, jobs: int | None) -> int:
-    """Bring experiments and anchors up to date, several at a time: DVC alone runs one stage after the other."""
-    status = _dvc("repro", "data.dvc") if names else 0
+def side_by_side(names: Sequence[str], params: Params, jobs: int | None, *options: str) -> int:
+    """Bring experiments and anchors up to date, several at a time: DVC alone runs one stage after the other.
+
+    options: more of `dvc repro`. Returns DVC's exit status.
+    """
+    status = dvc("repro", "data.dvc") if names else 0
     if status:
         return status
     jobs = min(jobs or min(os.cpu_count() or 1, MOST_JOBS), len(names))
     shares = [[stage for name in names[first::jobs] for stage in _stages(params, name)] for first in range(jobs)]
-    running = [_start("--wait-for-lock", "repro", "--single-item", *share) for share in shares]
+    running = [_start("--wait-for-lock", "repro", *options, "--single-item", *share) for share in shares]
     return max((process.wait() for process in running), default=0)
 
 
 def _study(params: Params, name: str, jobs: int | None) -> int:
     """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
     if name == PROTOCOL:
-        return _dvc("repro", PROTOCOL)
+        return dvc("repro", PROTOCOL)
     experiments = params.study(name).experiments
-    status = _side_by_side(experiments, params, jobs)
+    status = side_by_side(experiments, params, jobs)
     for stage in ("tables", f"report@{name}", "summary"):
-        status = status or _dvc("repro", "--single-item", stage)
+        status = status or dvc("repro", "--single-item", stage)
     return status
 
 
@@ -171,7 +174,8 @@ def _answer(params: Params, study: str) -> str:
     return "\n\n".join([f"### {study.replace('_', ' ')}", (folder / "rows.md").read_text().strip(), figure])
 
 
-def _dvc(*arguments: str) -> int:
+def dvc(*arguments: str) -> int:
+    """Run DVC in the project; returns its exit status."""
     return _start(*arguments).wait()
 
 

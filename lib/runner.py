@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
-import string
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -33,6 +34,20 @@ PARAMETER = {
     PROTOCOL: None,
 }
 
+
+#: Folder for what other machines computed, a folder per experiment (`lib.remote` fills it, `lib.transfer` moves it).
+ELSEWHERE = ROOT / "elsewhere"
+
+#: stage -> the file that is there once it was done elsewhere, and what its notebook then runs after its imports.
+DONE = {"train": "log.csv", "evaluate": "images.csv"}
+RETURNED = {
+    "train": "train = Returned(experiment).train",
+    "evaluate": "evaluation.measure = Returned(experiment).measure\n"
+    "evaluation.mechanism = Returned(experiment).mechanism",
+}
+
+#: Code of the two stages that neither trains nor measures: it draws, and that is always done here.
+DRAWN_HERE = ("lib/figures.py",)
 
 #: In place of a row's results, where `missing` says why there are none.
 NOT_RUN = "not_run.txt"
@@ -63,7 +78,7 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     if stage in ("train", "evaluate") and (reason := missing(params.experiment(key))):
         return _not_run(params, stage, key, reason)
     before, began = code_digest(params, stage, key), time.monotonic()
-    execute(source, target, {PARAMETER[stage]: key} if key else {})
+    execute(source, target, {PARAMETER[stage]: key} if key else {}, done_elsewhere(params, stage, key))
     if code_digest(params, stage, key) != before:
         raise StageError(f"{stage} {key or ''}: its code changed while it ran; run it again")
     _record(params, stage, key, time.monotonic() - began)
@@ -79,18 +94,50 @@ def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
     return path
 
 
-def execute(source: Path, target: Path, parameters: dict) -> None:
-    """Execute a notebook with `parameters` into `target`, with live output; raises StageError when it fails."""
+def done_elsewhere(params: Params, stage: str, key: str | None) -> list[dict]:
+    """The cells that make a notebook show what another machine computed for `key` and say so; none where it is to be
+    computed here."""
+    if stage not in DONE or not (ELSEWHERE / key / DONE[stage]).exists():
+        return []
+    stages = ("train",) if stage == "train" else ("train", "evaluate")  # numbers are those of their own weights
+    if differs := difference(params, key, stages):
+        print(f"{stage} {key}: {differs} from what {ELSEWHERE.name}/{key} was made with, so it is done here")
+        return []
+    visits = [visit for visit in json.loads((ELSEWHERE / key / "visits.json").read_text()) if visit["stage"] == stage]
+    machines = "".join(
+        f"* {visit['begins']}: {visit['device']}, torch {visit['torch']}, Python {visit['python']}\n"
+        for visit in visits
+    )
+    done = "Trained" if stage == "train" else "Measured"
+    said = f"## {done} elsewhere\n\nNot on this machine: what follows shows the files that came back.\n\n{machines}"
+    common = {"metadata": {"tags": ["elsewhere"]}}
+    code = f"from lib.remote import Returned\n\n{RETURNED[stage]}"
+    return [
+        {**common, "id": "said", "cell_type": "markdown", "source": said},
+        {**common, "id": "code", "cell_type": "code", "source": code, "outputs": [], "execution_count": None},
+    ]
+
+
+def execute(source: Path, target: Path, parameters: dict, cells: Sequence[dict] = ()) -> None:
+    """Execute a notebook with `parameters` into `target`, with live output; raises StageError when it fails.
+
+    cells: put after the notebook's imports, the code cell that follows its parameters.
+    """
     # jsonschema would import it, optionally; it builds a grammar as it loads, which takes twice as long as torch.
     sys.modules.setdefault("rfc3987_syntax", None)
+    import nbformat
     import papermill  # slow to import, and not needed to check parameters
     from papermill.exceptions import PapermillExecutionError
 
     # One thread per notebook: the same sums on any number of cores, and as many experiments at a time as cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    notebook = nbformat.read(source, as_version=4)
+    if cells:
+        tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+        notebook.cells[tagged[0] + 2 : tagged[0] + 2] = map(nbformat.from_dict, cells)
     try:
         papermill.execute_notebook(
-            source,
+            notebook,
             target,
             parameters,
             kernel_name="python3",
@@ -133,12 +180,43 @@ def code_digest(params: Params, stage: str, key: str | None) -> str:
 
 def code_of(params: Params, stage: str, key: str | None) -> list[str]:
     """The code dependencies of a stage as dvc.yaml lists them, filled in for `key`."""
+    return [name for name in _listed(params, stage, key, "deps") if name.startswith(("lib/", "notebooks/"))]
+
+
+def version(params: Params, stage: str, key: str) -> dict[str, object]:
+    """What the result of training or measuring `key` belongs to: the sha256 of every file of code and of the manifest
+    of the images, and the value of every parameter, by the names that dvc.yaml gives them.
+
+    What only draws is left out. Raises StageError where a file is missing.
+    """
+    files = [name for name in _listed(params, stage, key, "deps") if not name.startswith("results/")]
+    found = {}
+    for name in sorted({*files} - {*DRAWN_HERE}):
+        if not (ROOT / name).exists():
+            raise StageError(f"{stage} {key}: {name} does not exist; run `dvc repro data.dvc`")
+        found[name] = hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
+    return found | {name: params.value(name) for name in _listed(params, stage, key, "params")}
+
+
+def difference(params: Params, key: str, stages: Sequence[str] = tuple(DONE), folder: Path = ELSEWHERE) -> str:
+    """Which files and parameters are not what `key` was packed with for another machine; "" where all are."""
+    packed, names = json.loads((folder / key / "version.json").read_text()), set()
+    for stage in stages:
+        now = version(params, stage, key)
+        names |= {name for name in {**packed[stage], **now} if packed[stage].get(name) != now.get(name)}
+    return f"{', '.join(sorted(names))} differ{'s' if len(names) == 1 else ''}" if names else ""
+
+
+def _listed(params: Params, stage: str, key: str | None, what: str) -> list[str]:
+    """The `deps` or `params` of a stage as dvc.yaml lists them, filled in for `key`."""
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     entry = stages[params.stage(key) if stage == "evaluate" else stage]
-    model = params.experiment(key).model if stage in ("train", "evaluate") else ""
-    deps = [dep.replace("item.model", "model") for dep in entry.get("do", entry).get("deps", [])]
-    filled = [string.Template(dep).safe_substitute(key=key, model=model, profile=params.profile) for dep in deps]
-    return [dep for dep in filled if dep.startswith(("lib/", "notebooks/"))]
+    values = {"key": key, "profile": params.profile}
+    if stage in ("train", "evaluate"):  # `item` is what `foreach` goes through
+        values |= params.value(f"{entry['foreach'].strip('${}')}.{key}")
+    return [
+        re.sub(r"\$\{(?:item\.)?(\w+)\}", lambda m: str(values[m[1]]), name) for name in entry.get("do", entry)[what]
+    ]
 
 
 def _record(params: Params, stage: str, key: str | None, seconds: float) -> None:

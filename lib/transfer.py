@@ -1,0 +1,161 @@
+"""`python -m lib pack` and `import`: experiments to another machine and their results back into the pipeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import pipeline, remote, sets
+from .params import ROOT, Experiment, Params, fingerprint, missing
+from .runner import DONE, ELSEWHERE, StageError, code_digest, difference, notebook_of, version
+from .training import write_whole
+
+#: What the other machine needs of the project, besides images.
+PROJECT = ("params.yaml", "dvc.yaml", "lib", *(notebook_of(stage, None).relative_to(ROOT).as_posix() for stage in DONE))
+
+
+def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
+    """Write an archive with which another machine trains and measures the experiments `names`; returns DVC's status
+    where that could not bring the images.
+
+    In it: code, parameters, manifests, every image once and in gray where only gray tasks use it, and what there is of
+    each experiment already. Raises StageError for an anchor and for an experiment that needs what is not there.
+    """
+    params = Params(profile=profile)
+    runs = [params.experiment(name) for name in names]
+    for run in runs:
+        if run.recipe is None:
+            raise StageError(f"{run.name}: is not trained; `dvc repro {params.stage(run.name)}@{run.name}` measures it")
+        if reason := missing(run):
+            raise StageError(f"{run.name}: {reason}")
+    pipeline.switch(params.profile)
+    if status := pipeline.dvc("repro", "data.dvc"):
+        return status
+    with tempfile.TemporaryDirectory() as folder:
+        box = Path(folder)
+        for name in PROJECT:
+            _copy(name, box)
+        for run in runs:
+            if run.needs and not run.needs.startswith("package:"):
+                _copy(run.needs, box)
+            _pack_state(params, run, box)
+        count = _pack_images(runs, box)
+        write_whole(into, lambda temporary: _archive(box, temporary, into.stem))
+    size = into.stat().st_size / 2**20
+    print(f"{into}: {len(runs)} experiment(s), {count} images, {size:.1f} MiB; on the other machine:")
+    print(f"tar xf {into.name} && cd {into.stem} && python -m lib remote; then here: python -m lib import elsewhere")
+    return 0
+
+
+def _copy(name: str, box: Path) -> None:
+    files = (ROOT / name).rglob("*.py") if (ROOT / name).is_dir() else [ROOT / name]
+    for file in files:
+        target = box / file.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def _pack_state(params: Params, run: Experiment, box: Path) -> None:
+    """The experiment's folder: what came back of this version, checkpoints of a training here, the version itself."""
+    folder = box / ELSEWHERE.name / run.name
+    kept = ELSEWHERE / run.name
+    if kept.exists() and not difference(params, run.name):
+        shutil.copytree(kept, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in _checkpoints(params, run):
+        shutil.copyfile(path, folder / path.name)
+    versions = {stage: version(params, stage, run.name) for stage in DONE}
+    (folder / "version.json").write_text(json.dumps({"profile": params.profile, **versions}, indent=1) + "\n")
+
+
+def _checkpoints(params: Params, run: Experiment) -> list[Path]:
+    digest = fingerprint(run, code_digest(params, "train", run.name))
+    return sorted((ROOT / "checkpoints").glob(f"{run.name}-*-{digest}.pt"))
+
+
+def _pack_images(runs: Sequence[Experiment], box: Path) -> int:
+    """Manifests and images of the experiments' tasks; returns the number of images."""
+    rules: dict[Path, set[str | None]] = {}
+    for task in {run.task.name: run.task for run in runs}.values():
+        for kind in ("train", "test"):
+            manifest = f"data/{kind}/{task.name}.csv"
+            _copy(manifest, box)
+            for item in sets.read(ROOT / manifest):
+                for path in filter(None, (item.target, item.input)):
+                    rules.setdefault(path, set()).add(task.gray if task.colors == 1 else None)
+    for path, of_image in rules.items():
+        pixels, [*wanted] = sets.open_image(path), of_image
+        target = (box / path.relative_to(ROOT)).with_suffix(".webp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remote.fold(sets.to_gray(pixels, wanted[0]) if len(wanted) == 1 and wanted[0] else pixels, target)
+    return len(rules)
+
+
+def _archive(box: Path, path: Path, name: str) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(box, name)
+
+
+def bring_back(source: Path, profile: str | None = None, jobs: int | None = None) -> int:
+    """Take results from a folder, or an archive of it, into the pipeline: the notebooks `train` and `evaluate` are
+    executed on them and DVC records both stages; returns its exit status.
+
+    What is unfinished is kept, to be packed again. Raises StageError before anything is kept where results are of
+    another version of code, parameters or images, and at the end where some are unfinished.
+    """
+    params = Params(profile=profile)
+    pipeline.switch(params.profile)
+    if status := pipeline.dvc("repro", "data.dvc"):
+        return status
+    with tempfile.TemporaryDirectory() as folder:
+        if source.is_file():
+            try:
+                with tarfile.open(source) as archive:
+                    archive.extractall(folder, filter="data")
+            except tarfile.TarError as error:
+                raise StageError(f"{source}: is no whole archive ({error}); bring it here again") from None
+            source = Path(folder)
+        found = {path.parent.name: path.parent for path in sorted(source.rglob("version.json"))}
+        if not found:
+            raise StageError(f"{source}: holds no results; name the folder {ELSEWHERE.name} that came back")
+        for name, path in found.items():
+            _check(params, name, path)
+        lacks = {name: remote.lacking(params.experiment(name), path) for name, path in found.items()}
+        for name, path in found.items():
+            _keep(name, path)
+    whole = [name for name, lack in lacks.items() if not lack]
+    status = pipeline.side_by_side(whole, params, jobs, "--force")
+    if status == 0 and whole:
+        pipeline.keep_pins(params)
+        print(f"{', '.join(whole)}: recorded; `make repro` refreshes tables and reports")
+    if unfinished := "; ".join(f"{name}: {lack}" for name, lack in lacks.items() if lack):
+        raise StageError(f"not finished: {unfinished}. Kept: `python -m lib pack` carries on with it")
+    return status
+
+
+def _check(params: Params, name: str, folder: Path) -> None:
+    """Raises StageError unless `folder` holds results of this version of the experiment `name`."""
+    made = json.loads((folder / "version.json").read_text())["profile"]
+    if made != params.profile:
+        raise StageError(f"{name}: is of profile {made}, in force is {params.profile}; add --profile {made}")
+    params.experiment(name)
+    if differs := difference(params, name, folder=folder.parent):
+        raise StageError(f"{name}: {differs} from what was packed; go back to that, or pack and run it again")
+
+
+def _keep(name: str, source: Path) -> None:
+    """Put an experiment's folder in place, and its checkpoints where a training here looks for them."""
+    target = ELSEWHERE / name
+    if source.resolve() != target:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+    for path in target.glob("*.pt"):
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # a card's would not load without one
+        write_whole(ROOT / "checkpoints" / path.name, lambda temporary, saved=saved: torch.save(saved, temporary))
+        path.unlink()

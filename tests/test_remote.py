@@ -1,0 +1,197 @@
+"""Experiments packed, trained and measured in another folder without DVC or Jupyter, and brought back."""
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_pipeline import Clone, tiny
+
+from lib import degradations, evaluation, models, remote, sets, transfer
+from lib import experiment as experiments
+from lib.params import Budget, Params
+from lib.runner import StageError
+from lib.training import Crops, train
+
+EDSR = "edsr_gray_denoise_25"
+
+#: What another machine need not have.
+ABSENT = ("dvc", "papermill", "nbformat", "IPython", "jupyter_client", "matplotlib", "seaborn", "bm3d")
+
+
+class Remote:
+    """The unpacked archive, where nothing of `ABSENT` can be imported."""
+
+    def __init__(self, archive: Path, folder: Path):
+        shutil.unpack_archive(archive, folder, filter="data")
+        self.folder, self.absent = folder / archive.stem, folder / "absent"
+        self.absent.mkdir()
+        for name in ABSENT:
+            (self.absent / f"{name}.py").write_text("raise ImportError('not on this machine')\n")
+
+    def python(self, arguments: list[str]) -> subprocess.CompletedProcess:
+        environment = {"PYTHONPATH": str(self.absent), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=self.folder, env=environment, capture_output=True, text=True
+        )
+
+    def visit(self, name: str, readings: int) -> str:
+        """A visit that ends at a reading of the clock; returns what is said of it."""
+        code = (
+            "import itertools; from lib import remote; remote.time.time = itertools.count().__next__;"
+            "remote.unfold(remote.ROOT / 'data');"
+            f"print(remote._work({name!r}, {readings}, False))"
+        )
+        ended = self.python(["-c", code])
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    path = clone.folder / "params.yaml"
+    path.write_text(tiny(path.read_text()))
+    return clone
+
+
+@pytest.fixture(scope="module")
+def returned(clone, tmp_path_factory) -> Path:
+    """What came back of a second visit, which went on with what came back unfinished of the first."""
+    clone.shell(f"python -m lib pack {EDSR} --into first.tar")
+    there = Remote(clone.folder / "first.tar", tmp_path_factory.mktemp("first"))
+    assert there.visit(EDSR, 3) == f"{EDSR}: out of time; `python -m lib remote {EDSR}` goes on"
+    subprocess.run(["tar", "cf", clone.folder / "back.tar", "elsewhere"], cwd=there.folder, check=True)
+    ended = clone.shell("python -m lib import back.tar", check=False)
+    assert ended.returncode == 1 and "Running stage" not in ended.stdout
+    assert f"error: not finished: {EDSR}: log.csv is not there: train is not done. Kept: " in ended.stderr
+    [checkpoint] = (clone.folder / "checkpoints").glob("*.pt")
+    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 4
+
+    clone.shell(f"python -m lib pack {EDSR} --into second.tar")
+    there = Remote(clone.folder / "second.tar", tmp_path_factory.mktemp("second"))
+    ended = there.python(["-m", "lib", "remote", "--minutes", "60"])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"{EDSR}: trained and measured" in ended.stdout
+    return there.folder / "elsewhere"
+
+
+def test_results_come_back_into_the_pipeline(clone, returned):
+    clone.shell(f"python -m lib import {returned}")
+    assert not {f"train@{EDSR}", f"evaluate@{EDSR}"} & clone.changed()
+    results = clone.folder / "results/tiny"
+    for stage, said in {"train": "Trained elsewhere", "evaluate": "Measured elsewhere"}.items():
+        text = (results / stage / EDSR / f"{stage}.ipynb").read_text()
+        assert said in text and f"torch {torch.__version__}" in text
+    begins = [visit["begins"] for visit in json.loads((returned / EDSR / "visits.json").read_text())]
+    assert begins == ["seed 1 from step 0", "seed 1 from step 2", "seed 2 from step 0", "from photograph 1"]
+    assert (results / "evaluate" / EDSR / "cost.json").exists() and (results / "pins/dvc.lock").exists()
+
+    # the same as if nobody had interrupted it and it had been done here
+    files = [*results.glob(f"*/{EDSR}/*.csv"), *results.glob(f"weights/{EDSR}/*")]
+    before = {path: path.read_bytes() for path in files}
+    shutil.rmtree(clone.folder / "elsewhere")
+    clone.shell(f"python -m lib run train {EDSR} && python -m lib run evaluate {EDSR}")
+    assert len(before) == 4 and {path: path.read_bytes() for path in files} == before
+    assert "elsewhere" not in (results / "train" / EDSR / "train.ipynb").read_text()
+
+
+def test_results_of_another_version_are_refused(clone, returned, tmp_path):
+    shutil.copytree(returned, tmp_path / "theirs")
+    file = tmp_path / "theirs" / EDSR / "version.json"
+    file.write_text(
+        file.read_text().replace('"data/test/gray_denoise_25.csv": "', '"data/test/gray_denoise_25.csv": "0')
+    )
+    edits = [("lib/training.py", '"""Training', '"""The training'), ("params.yaml", "lr: 1.0e-3", "lr: 2.0e-3")]
+    for name, old, new in edits:
+        clone.edit(name, old, new)
+    ended = clone.shell(f"python -m lib import {tmp_path / 'theirs'}", check=False)
+    for name, old, new in edits:
+        clone.edit(name, new, old)
+    [error] = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert ended.returncode == 1 and "Running stage" not in ended.stdout
+    assert error == (
+        f"error: {EDSR}: data/test/gray_denoise_25.csv, lib/training.py, profiles.tiny.training.gray_denoise_25 differ"
+        " from what was packed; go back to that, or pack and run it again"
+    )
+
+
+def test_an_anchor_is_not_packed(tmp_path):
+    with pytest.raises(StageError, match="is not trained; `dvc repro anchor@input_gray_denoise_25` measures it"):
+        transfer.pack(["input_gray_denoise_25"], tmp_path / "no.tar")
+
+
+def test_an_interrupted_measuring_gives_what_the_notebook_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "ROOT", tmp_path)
+    given = Params().experiment("dagl_gray_denoise_25")
+    small = {**given.options, "width": 4, "blocks": 2, "heads": 1, "stages": 1}
+    crop = dataclasses.replace(given.evaluation, crop=32)
+    run = dataclasses.replace(given, seeds=(1, 2), options=small, evaluation=crop)
+    for number, name in enumerate(("001", "b", "c")):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 44), dtype=np.uint8)
+        (tmp_path / "data/images").mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / f"data/images/{name}.npy", pixels)
+    rows = [f"own,{name},images/{name}.npy,,,\n" for name in ("001", "b", "c")]
+    manifest = tmp_path / "data/test/gray_denoise_25.csv"
+    manifest.parent.mkdir()
+    manifest.write_text(",".join(sets.COLUMNS) + "\n" + "".join(rows))
+    for seed in run.seeds:
+        weights = {key: value.clone() for key, value in experiments.network(run, seed).state_dict().items()}
+        save_file(weights, experiments.weights_file(tmp_path, seed))
+
+    monkeypatch.setattr(remote.time, "time", itertools.count().__next__)
+    with pytest.raises(remote.OutOfTime):
+        remote._measure(run, tmp_path, remote._Watch("x", 2), "cpu")
+    assert len((tmp_path / "images.csv.part").read_text().splitlines()) > 1
+    remote._measure(run, tmp_path, remote._Watch("x", math.inf), "cpu")
+
+    items, networks = sets.read(manifest), experiments.trained(run, tmp_path)
+    expected, photographs = evaluation.measure(run, networks, items)
+    returned = remote.Returned("x")
+    returned.folder = tmp_path
+    found, shown = returned.measure(run, networks, items)
+    assert found.to_csv() == expected.to_csv()
+    for one, other in zip(photographs, shown, strict=True):
+        assert one.image == other.image and np.array_equal(one.restored, other.restored)
+    attended = evaluation.mechanism(run, networks[1], items)
+    assert {key: value.tolist() for key, value in returned.mechanism(run, networks[1], items).items()} == {
+        key: value.tolist() for key, value in attended.items()
+    }
+
+
+def test_a_compact_checkpoint_goes_on_and_the_log_marks_the_joint(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    task = Params().tasks["gray_denoise_25"]
+    images = [torch.randint(256, (1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)]
+    crops = Crops(images, None, degradations.build(**task.degradation), 12)
+    recipe, budget = Params().recipes["common"], Budget(steps=6, batch=2, crop=12, lr=1e-3, ema=0.9)
+    networks = [models.build("edsr", colors=1, width=4, blocks=1, image_skip=True) for _ in range(2)]
+    with monkeypatch.context() as patched, pytest.raises(remote.OutOfTime):
+        patched.setattr(remote.time, "time", itertools.count().__next__)
+        train(networks[0], crops, recipe, budget, 1, path, clock=remote._Watch("x", 3))
+    left = torch.load(path, weights_only=True)["step"]
+    remote._compact(path, budget.steps)
+    trained = train(networks[1], crops, recipe, budget, 1, path, clock=time.monotonic)
+    assert [row["step"] for row in trained.log if "joint" in row] == [left]
+    assert [row["step"] for row in trained.log] == [1, 2, 3, 4, 5, 6]
+    remote._compact(path, budget.steps)  # what is finished stays as it is
+    again = train(networks[0], crops, recipe, budget, 1, path, clock=time.monotonic)
+    assert all(torch.equal(again.weights[key], value) for key, value in trained.weights.items())
+
+
+def test_packed_images_unfold_to_the_same_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    remote.fold(pixels, tmp_path / "color.webp")
+    remote.fold(pixels[..., 0], tmp_path / "gray.webp")
+    remote.unfold(tmp_path)
+    assert np.array_equal(np.load(tmp_path / "color.npy"), pixels)
+    assert np.array_equal(np.load(tmp_path / "gray.npy"), pixels[..., 0])
