@@ -1,4 +1,4 @@
-"""DVC's lock, written fast: the same bytes."""
+"""DVC's files, read and written fast: the same values, the same bytes."""
 
 import io
 
@@ -14,3 +14,12 @@ def test_a_lock_is_written_as_dvc_writes_it(path):
     text, written = path.read_text(), io.StringIO()
     fast_dvc.write_lock(YAML(typ="safe").load(text), written)
     assert written.getvalue() == text
+
+
+def test_values_are_those_at_their_paths():
+    document = {"profiles": {"quick": {"seeds": [1, 2]}, "gpu": {"sets": {}}}}
+    assert fast_dvc.value_at(document, "profiles.quick.seeds") == [1, 2]
+    assert fast_dvc.value_at(document, "profiles/gpu/sets", "/") == {}
+    for absent in ("profiles.cpu", "profiles.quick.seeds.first"):
+        with pytest.raises(KeyError):
+            fast_dvc.value_at(document, absent)
