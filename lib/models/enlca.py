@@ -334,9 +334,10 @@ def _linear_attention(phi_q: Tensor, phi_key: Tensor, v: Tensor) -> Tensor:
 
 
 def _softmax_attention(q: Tensor, key: Tensor, v: Tensor) -> Tensor:
-    missing = v.shape[2] - q.shape[2]  # the fused kernel wants one number of channels; zeros change no score
-    q, key = (F.pad(t, (0, missing)) for t in (q, key))
-    return F.scaled_dot_product_attention(q[:, None], key[:, None], v[:, None], scale=1.0)[:, 0]
+    # The fused kernel takes contiguous tensors of one number of channels; zeros change no score.
+    missing = v.shape[2] - q.shape[2]
+    q, key, v = (t.contiguous()[:, None] for t in (F.pad(q, (0, missing)), F.pad(key, (0, missing)), v))
+    return F.scaled_dot_product_attention(q, key, v, scale=1.0)[:, 0]
 
 
 class _RankedScores(torch.autograd.Function):

@@ -215,8 +215,9 @@ def _positions(positions: str | Sequence[str] | int, blocks: int) -> list[int]:
 
 
 def _attend_pixels(query: Tensor, keys: Levels, values: Levels, scale: float) -> Tensor:
-    """patch 1: softmax attention with normalised keys, by PyTorch's fused kernel (which bounds its memory itself)."""
-    q, k, v = (torch.cat([part.flatten(2) for part in parts], 2).mT for parts in ([query], keys, values))
+    """patch 1: softmax attention with normalised keys, by PyTorch's fused kernel, which bounds its memory itself and
+    takes contiguous tensors alone."""
+    q, k, v = (torch.cat([part.flatten(2) for part in parts], 2).mT.contiguous() for parts in ([query], keys, values))
     k = k / k.norm(dim=2, keepdim=True).clamp_min(SMALLEST_NORM)
     missing = v.shape[2] - q.shape[2]  # the fused kernel wants one number of channels; zeros change no score
     mixed = F.scaled_dot_product_attention(*(F.pad(t, (0, missing))[:, None] for t in (q, k)), v[:, None], scale=scale)

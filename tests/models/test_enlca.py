@@ -7,6 +7,7 @@ import torch
 from oracles import assert_matches, fill, wave
 
 from benchmarks.reference.enlca import reference
+from lib.inference import cost
 from lib.models import build, enlca
 from lib.models.enlca import (
     AMPLIFICATIONS,
@@ -280,3 +281,8 @@ def test_the_variance_of_many_draws_is_the_closed_form_and_that_of_few_is_less(a
 def test_an_unknown_rule_of_ranks_is_named():
     with pytest.raises(ValueError, match="contrastive_ranks 'top'"):
         ENLCA(16, contrastive_ranks="top")
+
+
+def test_exact_scores_never_exist_all_at_once():
+    network = build("enlca", width=16, blocks=2, every=2, exact=True)
+    assert cost(network, 3, 64)["peak_bytes"] < 4 * 64**4 / 10  # of the matrix in float32

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from oracles import assert_matches, fill, wave
 
 from benchmarks.reference.panet import reference
+from lib.inference import cost
 from lib.models import build
 from lib.models.panet import CACHED_SCORES, UNUSED, PANet, PyramidAttention, _Sweep
 
@@ -188,3 +189,9 @@ def test_in_the_common_trunk():
 def test_wrong_options_are_named(options, named):
     with pytest.raises(ValueError, match=named):
         PANet(width=8, blocks=2, **options)
+
+
+def test_pixel_wise_scores_never_exist_all_at_once():
+    network = build("panet", width=16, blocks=2, patch=1)
+    keys = sum(int(48 * scale) ** 2 for scale in network.scales)
+    assert cost(network, 3, 48)["peak_bytes"] < 4 * 48**2 * keys / 10  # of the matrix in float32
