@@ -155,7 +155,9 @@ def networks_finding(table: pd.DataFrame) -> str:
 
 
 def steps(records: pd.DataFrame) -> pd.DataFrame:
-    """One training step of every experiment's network, and its images per second."""
+    """One training step of every experiment's network, and its images per second; empty before it was measured."""
+    if not (records.part == "steps").any():
+        return pd.DataFrame()
     seconds = wide(records, "steps", "seconds", "case", "repeat")
     images, count = (
         records[(records.part == "steps") & (records.quantity == quantity)].set_index("case").value
@@ -177,6 +179,8 @@ def steps(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_finding(table: pd.DataFrame) -> str:
+    if table.empty:
+        return "Not measured on this machine yet: `make benchmark PART=steps`."
     slower = table[table.ratio < 1 / 1.05]
     mean = np.exp(np.log(table.ratio).mean())
     total = table["saved in all trainings (s)"].sum()
