@@ -109,6 +109,8 @@ def bring_back(source: Path, profile: str | None = None, jobs: int | None = None
     What is unfinished is kept, to be packed again. Raises StageError before anything is kept where results are of
     another version of code, parameters or images, and at the end where some are unfinished.
     """
+    if not source.exists():
+        raise StageError(f"{source}: does not exist; name the folder {ELSEWHERE.name} that came back, or its archive")
     params = Params(profile=profile)
     pipeline.switch(params.profile)
     if status := pipeline.dvc("repro", "data.dvc"):

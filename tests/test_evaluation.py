@@ -55,6 +55,15 @@ def test_measuring_gives_a_row_per_photograph_and_seed(tmp_path):
     assert len(pictures) == 2 and first.clean.shape == (32, 32)
 
 
+def test_the_photographs_kept_are_those_of_smallest_and_largest_gain(tmp_path):
+    run = dataclasses.replace(RUN, evaluation=dataclasses.replace(RUN.evaluation, crop=32))
+    blur = torch.nn.AvgPool2d(3, 1, 1)
+    rows, pictures = evaluation.measure(run, {1: blur}, [item(tmp_path, name) for name in "abcde"])
+    gain = rows.psnr - rows.input_psnr
+    assert gain.nunique() == 5
+    assert [picture.image for picture in pictures] == [rows.image[gain.idxmin()], rows.image[gain.idxmax()]]
+
+
 def test_trained_weights_come_back(tmp_path):
     made = experiments.network(RUN, 7)
     with torch.no_grad():

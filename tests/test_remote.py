@@ -130,6 +130,11 @@ def test_an_anchor_is_not_packed(tmp_path):
         transfer.pack(["input_gray_denoise_25"], tmp_path / "no.tar")
 
 
+def test_nothing_runs_for_results_that_are_not_there(tmp_path):
+    with pytest.raises(StageError, match="nowhere: does not exist; name the folder elsewhere"):
+        transfer.bring_back(tmp_path / "nowhere")
+
+
 def test_an_interrupted_measuring_gives_what_the_notebook_measures(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "ROOT", tmp_path)
     given = Params().experiment("dagl_gray_denoise_25")
