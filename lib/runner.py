@@ -89,7 +89,8 @@ def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
     """Say in a row's results why it was not run; returns that file."""
     params.results("weights", key).mkdir(parents=True, exist_ok=True)
     path = params.results(stage, key, NOT_RUN)
-    path.write_text(f"{reason}; once it is: dvc repro --force train@{key}\n")
+    first = "train" if params.experiment(key).recipe else params.stage(key)
+    path.write_text(f"{reason}; once it is: dvc repro --force {first}@{key}\n")
     print(f"{stage} {key}: not run, {reason}")
     return path
 

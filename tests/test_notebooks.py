@@ -44,3 +44,10 @@ def test_results_belong_to_experiments_that_exist():
 def test_every_study_has_a_report():
     for study in Params().studies:
         assert (ROOT / "notebooks" / f"report_{study}.ipynb").exists()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/*/*/not_run.txt")), ids=lambda path: path.parent.name)
+def test_a_row_that_was_not_run_names_a_stage_of_its_own(path):
+    stage = path.read_text().split()[-1]
+    assert stage.endswith(f"@{path.parent.name}")
+    assert f"\n  {stage}:\n" in (ROOT / "dvc.lock").read_text()
