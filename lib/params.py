@@ -53,13 +53,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long one experiment is trained: steps, crops per step, side of a crop, peak learning rate, EMA decay."""
+    """How long one experiment is trained: steps, crops per step, side of a crop, peak learning rate, EMA decay; and
+    whether every experiment of the task is repeated with all seeds."""
 
     steps: int
     batch: int
     crop: int
     lr: float
     ema: float
+    repeat: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,11 +231,12 @@ class Params:
             raise ParamsError(
                 f"{self._file}: profile {self.profile!r} has no training.{entry.task}, which experiment {name!r} needs"
             )
+        budget = self._make(Budget, settings.training[entry.task], f"profiles.{self.profile}.training.{entry.task}")
         return Experiment(
             **common,
-            seeds=settings.seeds if entry.repeat else settings.seeds[:1],
+            seeds=settings.seeds if entry.repeat or budget.repeat else settings.seeds[:1],
             recipe=self.recipes[entry.recipe],
-            budget=self._make(Budget, settings.training[entry.task], f"profiles.{self.profile}.training.{entry.task}"),
+            budget=budget,
         )
 
     def options(self, name: str) -> dict:
@@ -399,7 +402,8 @@ def check(params: Params) -> None:
 def fingerprint(experiment: Experiment, *more: str) -> str:
     """Twelve hex digits that change with anything that training the experiment depends on; `more` adds code hashes."""
     task = {key: value for key, value in asdict(experiment.task).items() if key not in ("test", "measured", "border")}
-    parts = (experiment.model, experiment.options, task, asdict(experiment.recipe), asdict(experiment.budget), *more)
+    budget = {key: value for key, value in asdict(experiment.budget).items() if key != "repeat"}
+    parts = (experiment.model, experiment.options, task, asdict(experiment.recipe), budget, *more)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
@@ -441,7 +445,7 @@ def table(experiment: Experiment) -> str:
     rows |= {f"task: {key}": value for key, value in asdict(experiment.task).items()}
     rows["seeds"] = experiment.seeds
     for title, part in {"recipe": experiment.recipe, "training": experiment.budget}.items():
-        rows |= {f"{title}: {key}": value for key, value in asdict(part).items()} if part else {}
+        rows |= {f"{title}: {key}": value for key, value in asdict(part).items() if key != "repeat"} if part else {}
     rows |= {f"evaluation: {key}": value for key, value in asdict(experiment.evaluation).items()}
     return "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {text(value)} |" for key, value in rows.items())])
 
