@@ -88,7 +88,11 @@ ERRORS = {
         "unknown task 'gray_denoize_25' in experiments.edsr_gray_denoise_25; did you mean 'gray_denoise_25'",
     ),
     "recipe": ("recipe: common, repeat", "recipe: comon, repeat", "unknown recipe 'comon'"),
-    "key of experiment": ("repeat: true}", "repaet: true}", "unknown key 'repaet' in experiments.edsr_gray_denoise_25"),
+    "key of experiment": (
+        "recipe: common, repeat: true}",
+        "recipe: common, repaet: true}",
+        "unknown key 'repaet' in experiments.edsr_gray_denoise_25",
+    ),
     "key of task": ("    measured: gray", "    mesured: gray", "unknown key 'mesured' in tasks.gray_denoise_15"),
     "key of recipe": ("    loss: mse", "    los: mse", "unknown key 'los' in recipes.common"),
     "type": ("    border: 0", "    border: none", "tasks.gray_denoise_15.border is 'none'; it must be of type int"),
@@ -142,6 +146,16 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path):
         params(tmp_path, "profile: [")
     with pytest.raises(ParamsError, match="No such file"):
         Params(tmp_path / "absent.yaml")
+
+
+def test_a_budget_that_repeats_trains_every_experiment_of_its_task_with_all_seeds(tmp_path):
+    budget = "gray_denoise_25: {steps: 950, batch: 4, crop: 20, lr: 4.0e-3, ema: 0.97"
+    once = params(tmp_path)
+    repeated = params(tmp_path, edited(budget, f"{budget}, repeat: true"))
+    name = "dagl_gray_denoise_25-nl"
+    assert once.experiment(name).seeds == (1,) and repeated.experiment(name).seeds == (1, 2, 3)
+    assert repeated.experiment("edsr_sr_x2-nl").seeds == repeated.experiment("nlm_gray_denoise_25").seeds == (1,)
+    assert fingerprint(once.experiment(name)) == fingerprint(repeated.experiment(name))  # each seed is trained alike
 
 
 def test_a_fingerprint_follows_what_training_depends_on_only(tmp_path):
