@@ -278,7 +278,10 @@ class GraphAggregation(nn.Module):
 
     def fold(self, difference: Tensor, size: Sequence[int]) -> Tensor:
         """Difference maps ``(B, k, embedded, H, W)`` of a graph."""
-        return spread(difference.flatten(0, 1), size).permute(0, 3, 1, 2).unflatten(0, difference.shape[:2])
+        maps = difference.new_empty(*difference.shape[:2], *size, difference.shape[4])
+        for patch, image in zip(difference.unbind(1), maps.unbind(1), strict=True):
+            image.copy_(spread(patch, size))
+        return maps.permute(0, 1, 4, 2, 3)
 
     def weights(self, edges: nn.Module | None, difference: Tensor) -> Tensor:
         """Weights ``(B, k, 1, H, W)`` of the neighbours, from the difference maps."""
@@ -441,9 +444,12 @@ def spread(x: Tensor, size: Sequence[int]) -> Tensor:
     Odd cells belong to one patch, even ones lie between two and get their mean, the outermost belong to one again.
     """
     for dim in (1, 2):
+        count = x.shape[dim]
         cell = torch.arange(size[dim - 1], device=x.device)
-        before, after = ((cell - 1) // 2).clamp(min=0), (cell // 2).clamp(max=x.shape[dim] - 1)
-        x = (x.index_select(dim, before) + x.index_select(dim, after)) / 2
+        cells = x.index_select(dim, ((cell - 1) // 2).clamp(min=0))
+        between = cells.movedim(dim, 0)[2 : 2 * count : 2]
+        between.add_(x.movedim(dim, 0)[1:]).div_(2)
+        x = cells
     return x
 
 

@@ -30,7 +30,7 @@ merged filter differs from the trained one (it is built before the weights are l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +125,7 @@ class LIR(Network):
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last features at full resolution, and the degradation's at half of it: lq - hq."""
         # Channels last: layer norms then see contiguous channels, and depthwise convolutions are several times faster.
-        head = self.head(x.contiguous(memory_format=torch.channels_last))
+        head = self.head(channels_last(x))
         low = self.down[0](self.levels[0](head))
         deep = self.up[1](self.levels[2](self.down[1](self.levels[1](low))))
         high = self.levels[3](self.fuse(torch.cat([deep, low], 1)))
@@ -232,29 +232,58 @@ class AdaptiveFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             kernel, weight, gaussian = (t.to(x.dtype) for t in (self.kernel(), self.alpha[8], self.gaussian))
-            return Filter.apply(x.contiguous(memory_format=torch.channels_last), kernel, weight, gaussian)
+            return Filter.apply(x, kernel, weight, gaussian)
 
 
 class Filter(torch.autograd.Function):
-    """K * x - weight G * x for ``(B, C, H, W)``, a 3x3 kernel K, and the separable Gaussian's line; keeps x alone."""
+    """K * x - weight G * x for ``(B, C, H, W)``, a 3x3 kernel K, and the separable Gaussian's line; keeps x alone.
+
+    Channels last, where depthwise convolutions are fast. On a CPU one image after the other, for its memory.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, kernel: Tensor, weight: Tensor, gaussian: Tensor) -> Tensor:
         ctx.save_for_backward(x, kernel, weight, gaussian)
-        blurred = blur(x, gaussian).mul_(weight)
-        return depthwise(x, kernel, padding=1).sub_(blurred)
+        y = torch.empty_like(x, memory_format=torch.channels_last)
+        for image, out in portions(x, y):
+            image = channels_last(image)
+            blurred = blur(image, gaussian).mul_(weight)
+            torch.sub(depthwise(image, kernel, padding=1), blurred, out=out)
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel, weight, gaussian = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        blurred = scale_edges_(blur(scale_edges_(grad.clone(), 2), gaussian), 0.5)
-        d_weight = -(blurred * x).sum()
         kernels = kernel.expand(x.shape[1], 1, 3, 3)
-        d_x, d_kernels, _ = torch.ops.aten.convolution_backward(
-            grad, x, kernels, None, [1, 1], [1, 1], [1, 1], False, [0, 0], x.shape[1], [True, True, False]
-        )
-        return d_x.sub_(blurred.mul_(weight)), d_kernels.sum((0, 1)), d_weight, None
+        d_x = torch.empty_like(x, memory_format=torch.channels_last)
+        d_kernel, d_weight = torch.zeros_like(kernel), torch.zeros_like(weight)
+        for image, d_y, out in portions(x, grad, d_x):
+            image, d_y = channels_last(image), channels_last(d_y)
+            blurred = scale_edges_(blur(scale_edges_(d_y.clone(), 2), gaussian), 0.5)
+            d_weight -= (blurred * image).sum()
+            d_image, d_kernels, _ = torch.ops.aten.convolution_backward(
+                d_y, image, kernels, None, [1, 1], [1, 1], [1, 1], False, [0, 0], x.shape[1], [True, True, False]
+            )
+            torch.sub(d_image, blurred.mul_(weight), out=out)
+            d_kernel += d_kernels.sum((0, 1))
+        return d_x, d_kernel, d_weight, None
+
+
+def portions(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same images of each batch: all of them on a card, else one after the other."""
+    first = batches[0]
+    return zip(*(batch.split(len(first) if first.is_cuda else 1) for batch in batches), strict=True)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` with its channels last in memory; image by image, as PyTorch is several times faster at
+    transposing a matrix than at a batch of them."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    for image, out in zip(x, y, strict=True):
+        out.permute(1, 2, 0).flatten(0, 1).copy_(image.flatten(1).T)
+    return y
 
 
 def blur(x: Tensor, line: Tensor) -> Tensor:
