@@ -36,8 +36,28 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("source", type=Path, help="the folder `elsewhere` that came back, or an archive of it")
     verb.add_argument("--profile", help="switch to this profile first")
     verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
+    verb = verbs.add_parser("keep", help="have git hold trained networks, in place of those it held")
+    verb.add_argument("experiments", nargs="+")
+    verb.add_argument("--profile", help="switch to this profile first")
+    verb = verbs.add_parser("pull", help="bring the networks that git holds, so that nothing has to be trained")
+    verb.add_argument("experiments", nargs="*", help="only these")
+    verb.add_argument("--profile", help="switch to this profile first")
+    verb = verbs.add_parser("restore", help="restore an image file by a trained network or an anchor")
+    verb.add_argument("image", type=Path)
+    verb.add_argument("--by", required=True, metavar="EXPERIMENT")
+    verb.add_argument("--into", type=Path, required=True, metavar="FILE.png")
+    verb.add_argument("--profile", help="of this profile (default: the one in force)")
+    verb.add_argument("--self-ensemble", action="store_true", help="the mean over eight flips and rotations")
     given = parser.parse_args(arguments)
     try:
+        if given.verb in ("keep", "pull", "restore"):
+            from . import networks
+
+            if given.verb == "restore":
+                networks.restore_file(given.image, given.by, given.into, given.profile, given.self_ensemble)
+            else:
+                {"keep": networks.keep, "pull": networks.pull}[given.verb](given.experiments, given.profile)
+            return 0
         if given.verb == "remote":
             from . import remote
 

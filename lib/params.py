@@ -180,6 +180,7 @@ class Params:
         profiles = {name: self._profile(name, entry) for name, entry in raw["profiles"].items()}
         self._known(self.profile, profiles, "profile", "profiles")
         self._settings = profiles[self.profile]
+        self.profiles = [*profiles]  # from the smallest to the largest
 
         self.recipes = {name: self._make(Recipe, entry, f"recipes.{name}") for name, entry in raw["recipes"].items()}
         self.tasks = {

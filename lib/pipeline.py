@@ -24,9 +24,7 @@ PINS = ("dvc.lock", "data.dvc")
 #: Experiments at a time unless asked for more; each holds about a gigabyte.
 MOST_JOBS = 8
 
-#: The profile whose results the README shows between these marks, and the one that has the benchmark sets.
-README_PROFILE = "quick"
-BENCHMARK_PROFILE = "gpu"
+#: The README shows results between these marks.
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
@@ -46,8 +44,7 @@ def repro(profile: str | None, study: str | None, jobs: int | None = None) -> in
     status = _study(params, study, jobs) if study else _everything(params, jobs)
     if status == 0:
         keep_pins(params)
-        if params.profile == README_PROFILE:
-            write_readme(params)
+        write_readme()
     return status
 
 
@@ -130,48 +127,51 @@ def _pins(profile: str) -> Path:
     return ROOT / "results" / profile / "pins"
 
 
-def write_readme(params: Params) -> None:
+def write_readme() -> None:
     """Put every study's verdicts, the table and the figure of the first and the last study, and those of the ruler into
-    the README."""
+    the README: each of the largest profile in which the study was run."""
     path = ROOT / "README.md"
     text = path.read_text()
     before, _, rest = text.partition(README_MARKS[0])
     _, mark, after = rest.partition(README_MARKS[1])
     if not mark:
         raise PipelineError(f"{path.name}: the marks {' and '.join(README_MARKS)} are missing")
-    first, *_, last = [*params.studies] * 2
-    shown = [_verdicts(params), *(_answer(params, name) for name in dict.fromkeys((last, first))), _ruler(params)]
+    studies = [*Params().studies]
+    shown = [_verdicts(), *map(_answer, dict.fromkeys((studies[-1], studies[0], PROTOCOL)))]
     new = "\n\n".join([before + README_MARKS[0], *shown, mark + after])
     if new != text:
         path.write_text(new)
 
 
-def _verdicts(params: Params) -> str:
+def _largest_run(study: str) -> Params:
+    """The largest profile in which a study was run, the one in force where it was run in none."""
+    found = (Params(profile=name) for name in reversed(Params().profiles))
+    return next((params for params in found if params.results("report", study, "rows.md").exists()), Params())
+
+
+def _verdicts() -> str:
     """How many claims of each study got which verdict, each study a link to its report."""
     rows = {}
-    for name, study in params.studies.items():
+    for name, study in Params().studies.items():
+        params = _largest_run(name)
         file = params.results("report", name, "verdicts.csv")
         report = file.with_name(f"report_{name}.ipynb").relative_to(ROOT)
         verdicts = pd.read_csv(file).verdict if file.exists() else pd.Series([tables.NOT_RUN] * len(study.claims))
         found = verdicts.value_counts()
-        rows[f"[{name.replace('_', ' ')}]({report})"] = [int(found.get(kind, 0)) for kind in tables.VERDICTS]
-    counts = pd.DataFrame.from_dict(rows, orient="index", columns=[f"claims: {kind}" for kind in tables.VERDICTS])
-    return tables.markdown(counts.rename_axis("study"))
+        counts = [int(found.get(kind, 0)) for kind in tables.VERDICTS]
+        rows[f"[{name.replace('_', ' ')}]({report})"] = [params.profile, *counts]
+    columns = ["profile", *(f"claims: {kind}" for kind in tables.VERDICTS)]
+    return tables.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("study"))
 
 
-def _ruler(params: Params) -> str:
-    """The study that measures the ruler, by the profile with the benchmark sets where it has been run there."""
-    benchmark = Params(profile=BENCHMARK_PROFILE)
-    has_run = benchmark.results("report", PROTOCOL, "rows.md").exists()
-    return _answer(benchmark if has_run else params, PROTOCOL)
-
-
-def _answer(params: Params, study: str) -> str:
+def _answer(study: str) -> str:
+    params = _largest_run(study)
     folder = params.results("report", study)
     if not (folder / "rows.md").exists():
         return f"**{study}**: {tables.NOT_RUN}"
     figure = f"![{study}]({(folder / 'differences.png').relative_to(ROOT)})"
-    return "\n\n".join([f"### {study.replace('_', ' ')}", (folder / "rows.md").read_text().strip(), figure])
+    title = f"### {study.replace('_', ' ')} (profile `{params.profile}`)"
+    return "\n\n".join([title, (folder / "rows.md").read_text().strip(), figure])
 
 
 def dvc(*arguments: str) -> int:

@@ -1,6 +1,6 @@
 """Executes one notebook for one DVC stage: live output in the terminal, a reproducible executed copy in results/.
 
-Only this file and `pipeline` know papermill and DVC.
+Papermill is known to this file alone, DVC to `pipeline`, `fast_dvc` and `networks`.
 """
 
 from __future__ import annotations

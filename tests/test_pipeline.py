@@ -8,10 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from ruamel.yaml import YAML
+from safetensors.torch import load
 
+from lib import sets
+from lib.inference import restore
 from lib.models import build
 from lib.params import ROOT
 from lib.runner import notebook_of
@@ -129,6 +134,64 @@ def test_the_lock_vouches_for_results_without_images_or_weights(clone, tmp_path)
     bare.edit("lib/training.py", '"""Training', '"""The training')
     ended = bare.shell("dvc repro --allow-missing --dry", check=False)  # wants the images for what must run
     assert ended.returncode != 0 and "train@edsr_gray_denoise_25" in ended.stderr
+
+
+def test_kept_networks_come_back_without_training(clone, tmp_path):
+    name, photograph = KEPT[2], np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    weights = clone.folder / "results/tiny/weights" / name
+    before = {path.name: path.read_bytes() for path in weights.glob("*")}
+    clone.shell(f"python -m lib keep {name}")
+    assert clone.shell("git status --porcelain").stdout == "?? results/tiny/networks/\n"
+    clone.shell("git add -A && git -c user.name=t -c user.email=t@t commit -qm kept")
+    clone.shell(f"git clone -q . {tmp_path / 'fresh'}")
+    fresh = Clone.__new__(Clone)
+    fresh.folder = tmp_path / "fresh"
+    Image.fromarray(photograph).save(fresh.folder / "own.png")
+    asked = f"python -m lib restore own.png --by {name} --into restored.png"
+    ended = fresh.shell(asked, check=False)
+    assert (
+        ended.returncode == 1 and "seed_1.safetensors is not there; `python -m lib pull --profile tiny`" in ended.stderr
+    )
+    ended = fresh.shell(f"python -m lib pull {KEPT[0]}", check=False)
+    assert ended.stderr == f"error: {KEPT[0]}: profile tiny keeps no network of this version; it keeps {name}\n"
+
+    fresh.shell("python -m lib pull")
+    assert {path.name: path.read_bytes() for path in (fresh.folder / "results/tiny/weights" / name).glob("*")} == before
+    fresh.shell(asked)
+    gray = sets.to_gray(photograph, "matlab").astype(np.float32) / 255
+    network = build("edsr", colors=1, width=4, blocks=1, image_skip=True)
+    network.load_state_dict(load(before["seed_1.safetensors"]))
+    expected = restore(network.eval(), torch.from_numpy(gray)[None, None], 24, 4)[0, 0].clamp(0, 1) * 255
+    found = np.asarray(Image.open(fresh.folder / "restored.png"))
+    assert found.shape == (30, 40) and np.array_equal(found, expected.round().byte().numpy())
+    assert fresh.repro("--study dagl_ablation").count(f"train@{name}") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("nowhere.png --into out.png", "nowhere.png: No such file or directory"),
+        ("params.yaml --into out.png", "params.yaml: is not an image that Pillow can read"),
+        ("params.yaml --into out.abc", "out.abc: no image format has this ending; end it in .png"),
+    ],
+)
+def test_an_image_that_cannot_be_restored_is_named(clone, arguments, error):
+    ended = clone.shell(f"python -m lib restore {arguments} --by input_gray_denoise_25", check=False)
+    assert ended.returncode == 1 and ended.stderr == f"error: {error}\n"
+
+
+def test_the_readme_shows_each_study_by_the_largest_profile_in_which_it_was_run(clone):
+    text = (clone.folder / "README.md").read_text()
+    assert "### protocol (profile `tiny`)" in text and "report_dagl_ablation.ipynb) | tiny | " in text
+    larger = clone.folder / "results/quick/report/dagl_ablation"
+    larger.mkdir(parents=True)
+    for name in ("rows.md", "verdicts.csv"):
+        shutil.copyfile(clone.folder / "results/tiny/report/dagl_ablation" / name, larger / name)
+    clone.shell("python -c 'from lib import pipeline; pipeline.write_readme()'")
+    text = (clone.folder / "README.md").read_text()
+    assert "### dagl ablation (profile `quick`)" in text and "### protocol (profile `tiny`)" in text
+    shutil.rmtree(clone.folder / "results/quick")
+    clone.shell("git checkout -q .")
 
 
 def test_training_again_gives_the_same_results(clone):

@@ -112,6 +112,17 @@ def test_a_study_that_was_not_run_has_its_table(tmp_path):
     assert list(shown.seeds) == [tables.NOT_RUN] * 2 and set(shown["PSNR (dB)"]) == {""}
 
 
+def test_each_test_set_has_its_column_and_its_published_number():
+    rows = images({"a_t": 30.0, "b_t": 29.0})
+    rows.loc[rows.image.isin(["image0", "image1"]), "set"] = "other"
+    published = pd.DataFrame({"set": {"a_t": "set"}, "psnr": {"a_t": 31.5}})
+    found = tables.by_set(rows, ("a_t", "b_t", "c_t"), published)
+    assert list(found.columns) == ["task", "other (2)", "set (6)"]
+    assert found.loc["a"].tolist() == ["t", "30.50", "34.50 (31.50)"]
+    assert found.loc["b"].tolist() == ["t", "29.50", "33.50"] and found.loc["c"].tolist() == ["t", "", ""]
+    assert tables.published_text(published, "a_t") == "31.50 (set)" and tables.published_text(published, "b_t") == ""
+
+
 def test_gains_stand_beside_self_similarity():
     rows = images({"a_t-x": 30.0, "b_t": 29.0})
     found = tables.gains(rows, (("a_t-x", "b_t"), ("a_t-x", "absent")))
