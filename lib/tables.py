@@ -265,7 +265,7 @@ def for_readers(images: pd.DataFrame, costs: pd.DataFrame, study: Study, publish
             "SSIM": [text(value, 4) for value in table.ssim],
             "difference (dB)": [text(value, 2, signed=True) for value in table.difference],
             "95 % interval": [bounds(row) for _, row in table.iterrows()],
-            "published (dB)": [published_text(published, name) for name in table.index],
+            "published (dB)": [text(value, 2) for value in reported],
             "published difference": [text(value, 2, signed=True) for value in reported - reported[firsts].values],
             "parameters": [text(value, 0) for value in spent.parameters],
             "multiply-adds (G)": [text(value, 2) for value in spent.multiply_adds / 1e9],
@@ -274,28 +274,6 @@ def for_readers(images: pd.DataFrame, costs: pd.DataFrame, study: Study, publish
         index=[label(name) for name in table.index],
     )
     return shown.rename_axis("row")
-
-
-def published_text(published: pd.DataFrame, experiment: str) -> str:
-    """A published PSNR and its set, empty where there is none."""
-    found = published.loc[experiment] if experiment in published.index else None
-    return "" if found is None else f"{text(found.psnr, 2)} ({found['set']})"
-
-
-def by_set(images: pd.DataFrame, experiments: Sequence[str], published: pd.DataFrame) -> pd.DataFrame:
-    """Mean PSNR (dB) on each test set as text, in brackets what is published for that set; the sets' photographs are
-    counted in the head."""
-    counts = images.groupby("set", sort=False).image.nunique()
-    means = images.groupby(["experiment", "set"]).psnr.mean()
-    rows = {}
-    for name in experiments:
-        numbers = {of: text(means.get((name, of), np.nan), 2) for of in counts.index}
-        if name in published.index and numbers.get(place := published["set"][name]):
-            numbers[place] += f" ({text(published.psnr[name], 2)})"
-        rows[name] = {"row": label(name), "task": task_of(name).replace("_", " ")} | {
-            f"{of} ({counts[of]})": number for of, number in numbers.items()
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").set_index("row")
 
 
 def claims_for_readers(verdicts: pd.DataFrame) -> pd.DataFrame:

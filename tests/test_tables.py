@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import tables
+from lib import per_set, tables
 from lib.params import Study
 
 
@@ -116,11 +116,10 @@ def test_each_test_set_has_its_column_and_its_published_number():
     rows = images({"a_t": 30.0, "b_t": 29.0})
     rows.loc[rows.image.isin(["image0", "image1"]), "set"] = "other"
     published = pd.DataFrame({"set": {"a_t": "set"}, "psnr": {"a_t": 31.5}})
-    found = tables.by_set(rows, ("a_t", "b_t", "c_t"), published)
+    found = per_set.table(rows, ("a_t", "b_t", "c_t"), published)
     assert list(found.columns) == ["task", "other (2)", "set (6)"]
     assert found.loc["a"].tolist() == ["t", "30.50", "34.50 (31.50)"]
     assert found.loc["b"].tolist() == ["t", "29.50", "33.50"] and found.loc["c"].tolist() == ["t", "", ""]
-    assert tables.published_text(published, "a_t") == "31.50 (set)" and tables.published_text(published, "b_t") == ""
 
 
 def test_gains_stand_beside_self_similarity():
