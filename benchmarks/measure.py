@@ -82,13 +82,13 @@ def seconds(function: Callable[[], object], device: str = "cpu") -> float:
 
 
 def by_turns(
-    forms: Mapping[str, Callable[[], object]],
+    forms: Mapping[str, Callable[[], float]],
     repeats: int,
     limit: float,
-    device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, float]]:
-    """Seconds of each form, one entry per round; in a round every form is called once, in the order of the mapping.
+    """Seconds that each form says one call took, one entry per round; in a round every form is called once, in the
+    order of the mapping.
 
     `repeats` rounds, or at least three until `limit` seconds are over. Forms should have been called before: the first
     call sets up what later ones find.
@@ -99,7 +99,7 @@ def by_turns(
     gc.disable()
     try:
         while len(rounds) < min(3, repeats) or (len(rounds) < repeats and time.monotonic() - began < limit):
-            rounds.append({name: seconds(function, device) for name, function in forms.items()})
+            rounds.append({name: call() for name, call in forms.items()})
             say(f"round {len(rounds)}/{repeats}  " + "  ".join(f"{n} {1e3 * s:.1f} ms" for n, s in rounds[-1].items()))
     finally:
         gc.enable()

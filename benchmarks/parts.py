@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from lib.training import OPTIMISERS
 
 from . import measure
 from .cases import CASES, Case, call, has_references, with_references
-from .process import in_process
+from .process import Form, in_process
 
 #: Rounds of a comparison and the seconds after which it ends early.
 REPEATS, LIMIT, STEPS_LIMIT = 9, 40.0, 2.5
@@ -71,22 +73,23 @@ def modules(device: str, only: Names = None, sides: dict[str, int] | None = None
 
 def _module(name: str, case: Case, device: str, dtype: torch.dtype, side: int | None, repeats: int) -> Records:
     module, inputs = case.module(device), case.inputs(side, device=device)
-    side, kind = inputs[0].shape[3], name_of(dtype)
+    size, kind = inputs[0].shape[3], name_of(dtype)
     for mode in ("forward", "both"):
         with measure.precision(device, dtype):
-            forms = {
-                form: lambda function=function: call(function, module, inputs, mode)  # noqa: B023
+            first = {
+                form: measure.counted(partial(call, function, module, inputs, mode))
                 for form, function in case.forms.items()
             }
-            first = {form: measure.counted(function) for form, function in forms.items()}
-            rounds = measure.by_turns(forms, repeats, LIMIT, device, _say(f"{name}, {mode}, {kind}"))
+        with contextlib.ExitStack() as running:
+            forms = {form: running.enter_context(Form(name, form, mode, side, kind)).seconds for form in case.forms}
+            rounds = measure.by_turns(forms, repeats, LIMIT, _say(f"{name}, {mode}, {kind}"))
         for form, (outputs, work) in first.items():
             difference = max(map(measure.relative_difference, outputs, first["reference"][0]))
-            yield Record("modules", name, "difference", difference, form, mode, kind, side)
+            yield Record("modules", name, "difference", difference, form, mode, kind, size)
             for quantity, count in work._asdict().items():
-                yield Record("modules", name, quantity, count, form, mode, kind, side)
+                yield Record("modules", name, quantity, count, form, mode, kind, size)
             for repeat, found in enumerate(rounds):
-                yield Record("modules", name, "seconds", found[form], form, mode, kind, side, repeat)
+                yield Record("modules", name, "seconds", found[form], form, mode, kind, size, repeat)
 
 
 def memory(device: str, only: Names = None) -> Records:
@@ -154,7 +157,8 @@ def _step(chosen: params.Experiment, forms: dict[str, nn.Module], device: str, r
     for form, training in trainings.items():
         work = measure.counted(training)[1]
         yield Record("steps", name, "flops", work.flops, form, "step", side=side)
-    for repeat, found in enumerate(measure.by_turns(trainings, repeats, STEPS_LIMIT, device, _say(name))):
+    timed = {form: partial(measure.seconds, training, device) for form, training in trainings.items()}
+    for repeat, found in enumerate(measure.by_turns(timed, repeats, STEPS_LIMIT, _say(name))):
         for form, seconds in found.items():
             yield Record("steps", name, "seconds", seconds, form, "step", side=side, repeat=repeat)
     yield Record("steps", name, "images", chosen.budget.batch)

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -19,6 +23,10 @@ from lib.params import ROOT
 
 from . import measure
 from .cases import CASES, call, set_blocks
+
+#: Where the processes of forms come from: it imports what they need once, and computes nothing.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["benchmarks.process"])
 
 #: What ends a curve: seconds of a call, bytes held.
 LONGEST, LARGEST = 4.0, 4 * 2**30
@@ -34,6 +42,50 @@ def in_process(task: str, *arguments) -> list[dict]:
     if ran.returncode:
         raise RuntimeError(f"{task} {arguments}: {ran.stderr.strip().splitlines()[-1]}")
     return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+class Form:
+    """A form of a case in a process of its own, where nothing that another form held or freed has a part in its time.
+
+    A context manager; inside, `seconds` calls it once more, the first call being made already.
+    """
+
+    def __init__(self, name: str, form: str, mode: str, side: int | None, dtype: str):
+        self.title = f"{name}, {form}, {mode}"
+        self.pipe, self.theirs = SERVER.Pipe()
+        self.process = SERVER.Process(target=answer, args=(self.theirs, name, form, mode, side, dtype), daemon=True)
+
+    def __enter__(self) -> Form:
+        self.process.start()
+        self.theirs.close()
+        self._read()
+        return self
+
+    def seconds(self) -> float:
+        self.pipe.send("again")
+        return self._read()
+
+    def _read(self) -> float:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"{self.title}: failed, with the traceback above") from None
+
+    def __exit__(self, *_) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def answer(pipe: Connection, name: str, form: str, mode: str, side: int | None, dtype: str) -> None:
+    """Send the seconds of a call of a case's form, the first at once, one more for each message until the pipe ends."""
+    case, device = CASES[name], measure.device()
+    module, inputs = case.module(device), case.inputs(side, device=device)
+    gc.disable()
+    with contextlib.suppress(EOFError), measure.precision(device, getattr(torch, dtype)):
+        while True:
+            gc.collect()
+            pipe.send(measure.seconds(lambda: call(case.forms[form], module, inputs, mode), device))
+            pipe.recv()
 
 
 def held(name: str, form: str, mode: str, sides: list, dtype: str, max_scores: int = MAX_SCORES) -> Iterator[dict]:

@@ -57,8 +57,9 @@ def test_ratios_are_taken_within_a_round():
 
 def test_turns_and_their_limit():
     calls = []
-    forms = {name: lambda name=name: calls.append(name) for name in "ab"}
-    assert len(measure.by_turns(forms, 5, limit=60)) == 5 and calls == ["a", "b"] * 5
+    forms = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
+    assert measure.by_turns(forms, 5, limit=60) == [{"a": n, "b": n + 1} for n in range(1, 10, 2)]
+    assert calls == ["a", "b"] * 5
     assert len(measure.by_turns(forms, 5, limit=0)) == 3
 
 
@@ -85,6 +86,14 @@ def test_memory_in_a_process_of_its_own_is_bounded():
     assert ours["side"] == 64 and ours["growth"] < reference["growth"] / 6
     with pytest.raises(RuntimeError, match="KeyError"):
         process.in_process("held", "no such module", "ours", "both", [16], "float32")
+
+
+def test_a_form_in_a_process_of_its_own_is_called_again_and_again():
+    with process.Form("non-local", "ours", "both", 13, "float32") as form:
+        assert form.seconds() > 0 and form.seconds() > 0
+    assert form.process.exitcode == 0
+    with pytest.raises(RuntimeError, match="no such module, ours, forward: failed"):
+        process.Form("no such module", "ours", "forward", 16, "float32").__enter__()
 
 
 def test_small_blocks_hold_less_and_give_the_same():
