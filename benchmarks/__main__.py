@@ -9,7 +9,6 @@ import sys
 from dataclasses import asdict
 
 import pandas as pd
-import torch
 
 from lib import progress, runner
 from lib.params import ROOT
@@ -28,7 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [part for part in given.parts if part not in parts.PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(parts.PARTS)}")
     device = measure.device()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = measure.machine(device)
     for part in given.parts or parts.PARTS:
         run(part, device, machine, given.only)

@@ -203,6 +203,7 @@ def peak_rate(device: str, dtype: torch.dtype, side: int = LARGE) -> float:
 @contextlib.contextmanager
 def precision(device: str, dtype: torch.dtype) -> Iterator[None]:
     """Autocast to `dtype`, off for float32, where matrix products and convolutions then keep all of its digits."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         yield
 

@@ -108,7 +108,7 @@ def restore(name: str, side: int, options: dict) -> Iterator[dict]:
     device = measure.device()
     network = build(name, **options).to(device).eval()
     image = torch.rand(1, options["colors"], side, side, device=device)
-    with torch.inference_mode(), measure.Peak(device) as peak:
+    with torch.inference_mode(), measure.precision(device, torch.float32), measure.Peak(device) as peak:
         network(image[:, :, :16, :16])
         seconds = measure.seconds(lambda: network(image), device)
     yield {"seconds": seconds, "growth": peak.growth, "resident": peak.resident}

@@ -150,12 +150,12 @@ def test_kept_networks_come_back_without_training(clone, tmp_path):
     asked = f"python -m lib restore own.png --by {name} --into restored.png"
     ended = fresh.shell(asked, check=False)
     assert (
-        ended.returncode == 1 and "seed_1.safetensors is not there; `python -m lib pull --profile tiny`" in ended.stderr
+        ended.returncode == 1 and f"is not there; `python -m lib pull {name} --profile tiny` brings it" in ended.stderr
     )
     ended = fresh.shell(f"python -m lib pull {KEPT[0]}", check=False)
     assert ended.stderr == f"error: {KEPT[0]}: profile tiny keeps no network of this version; it keeps {name}\n"
 
-    fresh.shell("python -m lib pull")
+    fresh.shell(f"python -m lib pull {name} {name}")
     assert {path.name: path.read_bytes() for path in (fresh.folder / "results/tiny/weights" / name).glob("*")} == before
     fresh.shell(asked)
     gray = sets.to_gray(photograph, "matlab").astype(np.float32) / 255
@@ -167,17 +167,44 @@ def test_kept_networks_come_back_without_training(clone, tmp_path):
     assert fresh.repro("--study dagl_ablation").count(f"train@{name}") == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ("nowhere.png --into out.png", "nowhere.png: No such file or directory"),
-        ("params.yaml --into out.png", "params.yaml: is not an image that Pillow can read"),
-        ("params.yaml --into out.abc", "out.abc: no image format has this ending; end it in .png"),
-    ],
-)
-def test_an_image_that_cannot_be_restored_is_named(clone, arguments, error):
-    ended = clone.shell(f"python -m lib restore {arguments} --by input_gray_denoise_25", check=False)
-    assert ended.returncode == 1 and ended.stderr == f"error: {error}\n"
+def test_an_image_that_cannot_be_restored_is_named(clone):
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(clone.folder / "16.png")
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(clone.folder / "clear.png")
+    errors = {
+        "nowhere.png --into out.png": "nowhere.png: No such file or directory",
+        "params.yaml --into out.png": "params.yaml: is not an image that Pillow can read",
+        "16.png --into out.jpg": "out.jpg: end it in .png, .bmp, .tif, .tiff",
+        "16.png --into out.png": "16.png: has more than 8 bits per channel; convert it to 8 first",
+        "clear.png --into out.png": "clear.png: has transparent pixels; lay it on a background first",
+    }
+    for arguments, error in errors.items():
+        ended = clone.shell(f"python -m lib restore {arguments} --by input_gray_denoise_25", check=False)
+        assert ended.returncode == 1 and ended.stderr == f"error: {error}\n"
+    Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save(clone.folder / "16.png")  # opaque: as without the channel
+    clone.shell("python -m lib restore 16.png --by input_gray_denoise_25 --into out.png")
+    assert (np.asarray(Image.open(clone.folder / "out.png")) == 255).all()
+    ended = clone.shell("python -m lib restore out.png --by input_gray_denoise_25 --into out.png", check=False)
+    assert ended.stderr == "error: out.png: is a folder, in none, or the image itself; name another file\n"
+    clone.shell("git clean -qf .")
+
+
+def test_weights_of_another_version_are_neither_used_nor_kept(clone):
+    name, photograph = KEPT[2], clone.folder / "own.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(photograph)
+    clone.edit("params.yaml", "edsr: {width: 4", "edsr: {width: 5")
+    ended = clone.shell(f"python -m lib restore own.png --by {name} --into out.png", check=False)
+    says = (
+        f"error: {name}: its weights were trained with another profiles.tiny.models.edsr; `make repro` trains it anew"
+    )
+    assert ended.returncode == 1 and ended.stderr == f"{says}\n"
+    ended = clone.shell(f"python -m lib keep {name}", check=False)
+    assert ended.returncode == 1 and f"error: train@{name}: out of date" in ended.stderr
+    clone.shell("git checkout -q . && git clean -qf .")
+    ended = clone.shell("python -m lib keep input_gray_denoise_25", check=False)
+    assert ended.stderr == "error: input_gray_denoise_25: is not trained; there is nothing to keep\n"
+    ended = clone.shell("python -m lib pull --profile gpu", check=False)
+    assert ended.stderr == "error: profile gpu keeps no networks; `make repro` trains them\n"
+    assert clone.shell("git status --porcelain").stdout == ""  # the profile in force stays
 
 
 def test_the_readme_shows_each_study_by_the_largest_profile_in_which_it_was_run(clone):

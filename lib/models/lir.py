@@ -125,7 +125,7 @@ class LIR(Network):
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last features at full resolution, and the degradation's at half of it: lq - hq."""
         # Channels last: layer norms then see contiguous channels, and depthwise convolutions are several times faster.
-        head = self.head(channels_last(x))
+        head = self.head(x.contiguous(memory_format=torch.channels_last))
         low = self.down[0](self.levels[0](head))
         deep = self.up[1](self.levels[2](self.down[1](self.levels[1](low))))
         high = self.levels[3](self.fuse(torch.cat([deep, low], 1)))

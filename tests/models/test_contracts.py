@@ -90,7 +90,9 @@ def test_every_trainable_tensor_has_a_gradient(case):
     if not any(True for _ in network.parameters()):
         pytest.skip("nothing to train")
     network = network.train().double()
-    network(torch.rand(2, colors, 32, 24).double()).square().sum().backward()
+    images = torch.rand(2, colors, 32, 24, dtype=torch.float64, requires_grad=True)
+    network(images).square().sum().backward()
+    assert norm(images.grad) > 0
     norms = {name: norm(p.grad) for name, p in network.named_parameters() if p.requires_grad}
     inert = {f"{place}.{name}" for place, part in network.named_modules() for name in INERT.get(type(part), ())}
     assert {name for name, value in norms.items() if value == 0} <= inert
