@@ -40,8 +40,8 @@ REMOTE = "networks"
 def keep(names: Sequence[str], profile: str | None = None) -> None:
     """Have git hold the trained networks `names` of a profile, all their seeds, in place of those it held.
 
-    Raises StageError, before anything is changed, for an anchor and for an experiment whose weights are not there or
-    not those that dvc.lock vouches for.
+    Raises StageError for an anchor and for an experiment whose weights are not there, not those that dvc.lock vouches
+    for, or not in DVC's cache; what git held then stays.
     """
     params, names = Params(profile=profile), [*dict.fromkeys(names)]
     for name in names:
@@ -54,12 +54,18 @@ def keep(names: Sequence[str], profile: str | None = None) -> None:
     folder = _folder(params)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         filled, old = Path(temporary) / "new", Path(temporary) / "old"
-        with _repository(filled) as repository:
-            if changed := repository.status(targets=[f"train@{name}" for name in names]):
-                raise StageError(
-                    f"{', '.join(changed)}: out of date; `make repro` brings the weights and dvc.lock together"
-                )
-            repository.push(targets=[f"train@{name}" for name in names], remote=REMOTE, jobs=1)
+        targets = [f"train@{name}" for name in names]
+        try:
+            with _repository(filled) as repository:
+                changed = repository.status(targets=targets)
+                if not changed:
+                    repository.push(targets=targets, remote=REMOTE, jobs=1)
+        except DvcException as error:
+            raise StageError(f"dvc push failed: {str(error).splitlines()[0]}") from None
+        if changed:
+            raise StageError(
+                f"{', '.join(changed)}: out of date; `make repro` brings the weights and dvc.lock together"
+            )
         if lacking := {*names} - {*_complete(params, filled)}:
             raise StageError(f"{', '.join(sorted(lacking))}: DVC's cache lacks the weights; train it again")
         if folder.exists():
