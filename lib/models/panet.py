@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +42,9 @@ UNUSED = ("sub_mean", "add_mean")
 SMALLEST_NORM = 1e-4
 
 SCALES = (1, 0.9, 0.8, 0.7, 0.6)
+
+#: Rows of scores are a multiple of this many numbers long: they then begin with a line of the cache.
+ALIGNED = 16
 
 #: How many pixels the share of the levels is averaged over.
 PIXELS = 1024
@@ -225,22 +227,27 @@ def _attend_pixels(query: Tensor, keys: Levels, values: Levels, scale: float) ->
 
 
 def _attend_blocks(query: Tensor, keys: Levels, values: Levels, scale: float, max_scores: int) -> Tensor:
-    """patch 3. All levels' pixels in one list, each row of pixels followed by a zero that separates it from the next:
-    then a shift of (rows, columns) on a level's grid is one number in the list."""
-    sizes = [tuple(z.shape[2:]) for z in keys]
+    """patch 3. All levels' pixels in one list, each level with a column of zeros on its right and a row below: what a
+    shift takes from beyond a level's border is then 0, and a shift by a column is one step in the list everywhere."""
     squares = [F.avg_pool2d(z.square().sum(1, keepdim=True), 3, 1, 1, divisor_override=1) for z in keys]
     factor = [scale * z.clamp_min(SMALLEST_NORM**2).rsqrt() for z in squares]
-    keys, values = (torch.cat([F.pad(z, (0, 1)).flatten(2) for z in parts], 2) for parts in (keys, values))
-    factor = torch.cat([F.pad(z, (0, 1), value=1.0).flatten(2) for z in factor], 2)[:, 0]
-    mask = torch.cat([F.pad(query.new_zeros(size), (0, 1), value=-1e30).flatten() for size in sizes])
-    return _BlockAttention.apply(query, keys, factor, values, mask, sizes, max_scores)
+    mask = [torch.zeros_like(z) for z in squares]
+    sizes = [(z.shape[2] + 1, z.shape[3] + 1) for z in keys]
+    keys, values, factor, mask = map(_listed, (keys, values, factor, mask), (0.0, 0.0, 1.0, -1e30))
+    return _BlockAttention.apply(query, keys, factor[:, 0], values, mask[0, 0], sizes, max_scores)
+
+
+def _listed(levels: Levels, beyond: float) -> Tensor:
+    """(B, C, h, w) for every level -> (B, C, M), with the number `beyond` in what lies between and after them."""
+    listed = torch.cat([F.pad(z, (0, 1, 0, 1), value=beyond).flatten(2) for z in levels], 2)
+    return F.pad(listed, (0, -listed.shape[2] % ALIGNED), value=beyond)
 
 
 class _BlockAttention(torch.autograd.Function):
     """y = box(softmax(factor box(q k) + mask)) v for each image, by blocks of rows of queries.
 
     query (B, c, H, W), keys (B, c, M), factor (B, M), values (B, C, M), mask (M,) -> (B, C, H, W), for M listed pixels
-    of levels with the given sizes. Whatever is made of a separator between two rows of keys is multiplied by 0.
+    of levels with the given sizes. The mask takes every weight from what lies between two levels.
     """
 
     @staticmethod
@@ -251,14 +258,11 @@ class _BlockAttention(torch.autograd.Function):
         q, v = sweep.pad(query), values.mT.contiguous()
         y = q.new_zeros(*q.shape[:3], values.shape[1])
         for strip in sweep.strips(query):
-            paste = strip.boxes(strip.weights)
+            paste = strip.box(strip.weights, out=strip.logits)
             for i in range(len(q)):
-                k, s, v_i = sweep.levels(keys[i]), sweep.levels(factor[i]), v[i].split(sweep.counts)
-                for _, behind in strip.run(q[i], k, s, sweep.levels(mask), [paste]):
-                    done = y[i][behind].flatten(0, 1)
-                    for n, box in enumerate(paste):
-                        done = done.addmm(box(), v_i[n])
-                    y[i][behind] = done.view_as(y[i][behind])
+                for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
+                    done = y[i][behind]
+                    y[i][behind] = torch.addmm(done.flatten(0, 1), paste(), v[i]).view_as(done)
         return sweep.crop(y)
 
     @staticmethod
@@ -271,29 +275,22 @@ class _BlockAttention(torch.autograd.Function):
         dq = torch.zeros_like(q)
         dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
         for strip in sweep.strips(query):
-            paste, unpaste, unscore = strip.boxes(strip.weights), strip.boxes(), strip.boxes()
-            logits, w, w_dw = (sweep.levels(t) for t in (strip.logits, strip.weights[:-1], strip.matrix()))
+            logits, w, tile = strip.logits, strip.weights[:-1], strip.matrix()
+            paste, unpaste, unscore = strip.box(strip.weights, tile[:-1]), strip.box(tile), strip.box(tile)
             for i in range(len(q)):
-                k, s, v = (sweep.levels(t[i]) for t in (keys, factor, values))
-                dk, ds, dv = (sweep.levels(t[i]) for t in (dkeys, dfactor, dvalues))
-                for ahead, behind in strip.run(q[i], k, s, sweep.levels(mask), [paste, unpaste, unscore]):
+                for ahead, behind in strip.run(q[i], keys[i], factor[i], mask, [paste, unpaste, unscore]):
                     dy_ahead, dy_behind = (dy[i][place].flatten(0, 1) for place in (ahead, behind))
                     q_behind, dq_behind = (t[i][behind].flatten(0, 1) for t in (q, dq))
+                    dvalues[i].addmm_(dy_behind.T, paste())
+                    torch.mm(dy_ahead, values[i], out=unpaste.x)
                     # Softmax: dlogits = w (dw - sum w dw).
-                    total = 0
-                    for n, box in enumerate(unpaste):
-                        torch.mm(dy_ahead, v[n], out=box.x)
-                        torch.mul(box(), w[n], out=w_dw[n])
-                        total = total + w_dw[n].sum(1, keepdim=True)
-                    for n, box in enumerate(unscore):
-                        dv[n].addmm_(dy_behind.T, paste[n]())
-                        dlogits = torch.addcmul(w_dw[n], w[n], total, value=-1, out=box.x)
-                        ds[n].add_(logits[n].mul_(dlogits).sum(0))
-                        dlogits.mul_(s[n])
-                        dproducts = box()
-                        dk[n].addmm_(q_behind.T, dproducts)
-                        dq_behind = dq_behind.addmm(dproducts, k[n].T)
-                    dq[i][behind] = dq_behind.view_as(dq[i][behind])
+                    w_dw = unpaste().mul_(w)
+                    dlogits = w_dw.addcmul_(w, w_dw.sum(1, keepdim=True), value=-1)
+                    dfactor[i].add_(logits.mul_(dlogits).sum(0))
+                    dlogits.mul_(factor[i])
+                    dproducts = unscore()
+                    dkeys[i].addmm_(q_behind.T, dproducts)
+                    dq[i][behind] = dq_behind.addmm(dproducts, keys[i].T).view_as(dq[i][behind])
         return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None
 
 
@@ -306,8 +303,8 @@ class _Sweep:
 
     def __init__(self, query: Tensor, sizes: Sequence[tuple[int, int]], max_scores: int):
         self.height, self.width = query.shape[2:]
-        self.steps, self.counts = [w + 1 for _, w in sizes], [h * (w + 1) for h, w in sizes]
-        self.listed = sum(self.counts)
+        self.steps, self.counts = [w for _, w in sizes], [h * w for h, w in sizes]
+        self.listed = sum(self.counts) + -sum(self.counts) % ALIGNED
         pixels = max_scores // self.listed
         self.left = int(pixels <= self.width)
         self.columns = _even(self.width, pixels - 2) if self.left else self.width
@@ -323,9 +320,9 @@ class _Sweep:
     def crop(self, padded: Tensor) -> Tensor:
         return padded[:, 2 : 2 + self.height, self.left : -1].permute(0, 3, 1, 2)
 
-    def levels(self, listed: Tensor) -> tuple[Tensor, ...]:
-        """Views of each level's pixels in a tensor that ends in all of them."""
-        return listed.split(self.counts, -1)
+    def levels(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        """Views of each level's pixels in a matrix (any, M)."""
+        return matrix[:, : sum(self.counts)].split(self.counts, 1)
 
     def strips(self, like: Tensor) -> Iterator[_Strip]:
         for start in range(0, self.width, self.columns):
@@ -340,31 +337,22 @@ def _even(total: int, largest: int) -> int:
 
 
 class _Strip:
-    """Matrices (queries, M) of a strip's block; products and boxes pass through a tile that holds one level.
-
-    Inputs of boxes have a last row of zeros.
-    """
+    """Logits and weights of a strip's block, (queries, M); the weights' matrix has a last row of zeros and is also the
+    place of the products."""
 
     def __init__(self, sweep: _Sweep, columns: slice, like: Tensor):
         self.sweep, self.columns, self.like = sweep, columns, like
         self.queries = sweep.rows * (columns.stop - columns.start)
-        self.logits = self.matrix()
-        self.weights = like.new_zeros(self.queries + 1, sweep.listed)
-        self.tile = like.new_zeros((self.queries + 1) * max(sweep.counts))
-        self.score = self.boxes()
+        self.logits, self.weights = self.matrix()[:-1], self.matrix()
+        self.score = self.box(self.weights)
 
     def matrix(self) -> Tensor:
-        return self.like.new_empty(self.queries, self.sweep.listed)
+        return self.like.new_zeros(self.queries + 1, self.sweep.listed)
 
-    def boxes(self, x: Tensor | None = None) -> list[_Box]:
-        """A box for each level, of the matrix x or of the tile, into the tile."""
-        end = self.queries * max(self.sweep.counts)  # whatever the level, the zeros follow
-        tiles = [self.tile[end - self.queries * n : end + n].view(-1, n) for n in self.sweep.counts]
-        inputs = tiles if x is None else self.sweep.levels(x)
-        parts = zip(inputs, tiles, self.sweep.steps, strict=True)
-        return [_Box(x, tile[:-1], self.sweep.rows, step) for x, tile, step in parts]
+    def box(self, x: Tensor, out: Tensor | None = None) -> _Box:
+        return _Box(x, x[:-1] if out is None else out, self.sweep)
 
-    def run(self, query: Tensor, keys: Levels, factor: Levels, mask: Levels, boxes: Sequence[list[_Box]]) -> Iterator:
+    def run(self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor, boxes: Sequence[_Box]) -> Iterator:
         """Leave the logits and weights of one block after the other, of one image, in the matrices of that name.
 
         A weight outside the strip's own pixels is 0. Yields indices into the padded image: of the pixels whose products
@@ -373,15 +361,12 @@ class _Strip:
         rows, height = self.sweep.rows, self.sweep.height
         weights = self.weights[:-1]
         grid = weights.view(rows, -1, self.sweep.listed)  # its first row is row y - 1 of the image
-        logits = self.sweep.levels(self.logits)
-        for box in chain(self.score, *boxes):
+        for box in (self.score, *boxes):
             box.reset()
         for y in range(0, self.sweep.blocks * rows, rows):
             ahead, behind = (slice(y + 2, y + 2 + rows), self.columns), (slice(y, y + rows), self.columns)
-            q = query[ahead].flatten(0, 1)
-            for n, box in enumerate(self.score):
-                torch.mm(q, keys[n], out=box.x)
-                torch.addcmul(mask[n], box(), factor[n], out=logits[n])
+            torch.mm(query[ahead].flatten(0, 1), keys, out=weights)
+            torch.addcmul(mask, self.score(), factor, out=self.logits)
             torch.softmax(self.logits, 1, out=weights)
             grid[:, -1] = 0
             if self.sweep.left:
@@ -393,33 +378,30 @@ class _Strip:
 
 
 class _Box:
-    """box(X)_pj = Σ_d X_{p+d, j+d} for one level and a matrix whose rows come in blocks: takes the block in `x` and
-    gives, in `out` (which may be the same), the boxes of the pixels that are one row before it.
+    """box(X)_pj = Σ_d X_{p+d, j+d} for a matrix (queries + 1, M) whose rows come in blocks, a last row of zeros
+    excepted: takes the block in `x` and gives, in `out` (which may be the same), the boxes of the pixels that are one
+    row before it. What lies between two levels is left as it is.
 
-    Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it. In a line
-    zeros follow the last key, as in what is given for x a row of zeros follows the last query.
+    Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it.
     """
 
-    def __init__(self, x: Tensor, out: Tensor, rows: int, step: int):
-        self.x, self.out = x[:-1], out
-        queries, count = out.shape
-        self.lines = x.new_empty(rows + 2, queries // rows, count + step)
+    def __init__(self, x: Tensor, out: Tensor, sweep: _Sweep):
+        self.x, self.out, rows = x[:-1], out, sweep.rows
+        self.lines = x.new_empty(rows + 2, len(out) // rows, out.shape[1])
         if rows == 1:  # the lines change places
             self.kept, places = None, [[self.lines[(turn + i) % 3] for i in range(3)] for turn in range(3)]
         else:  # the last two lines are copied
             self.kept = self.lines[:2], self.lines[rows:]
             places = [[self.lines[i : i + rows].flatten(0, 1) for i in range(3)]]
-        # The next pixel of both lists is one row and one column further in the matrix; the next row of pixels is one
-        # line and `step` columns further.
-        self.turns = [
-            (
-                (x[:-1, :-1], x[1:, 1:], below[:, : count - 1]),
-                (x[:-2, :-1], below[1:, 1:count]),
-                (here[:, :count], below[:, step:], out),
-                (above[:, : count - step], out[:, step:]),
-            )
-            for above, here, below in places
-        ]
+        self.turns = []
+        for above, here, below in places:
+            # The next pixel of both lists is one row and one column further in the matrix.
+            sums = [((x[:-1, :-1], x[1:, 1:], below[:, :-1]), (x[:-2, :-2], below[1:, 1:-1]))]
+            # The next row of pixels is one line and, in its level, `step` columns further.
+            for step, *parts in zip(sweep.steps, *map(sweep.levels, (above, here, below, out)), strict=True):
+                a, h, b, o = parts
+                sums.append(((h[:, :-step], b[:, step:], o[:, :-step]), (a[:, : -2 * step], o[:, step:-step])))
+            self.turns.append(sums)
 
     def reset(self) -> None:
         self.lines.zero_()
@@ -428,7 +410,7 @@ class _Box:
         if self.kept:
             self.kept[0].copy_(self.kept[1])
         self.turns.append(sums := self.turns.pop(0))
-        for (first, second, both), (third, all_three) in (sums[:2], sums[2:]):
+        for (first, second, both), (third, all_three) in sums:
             torch.add(first, second, out=both)
             all_three.add_(third)
         return self.out

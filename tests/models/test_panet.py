@@ -85,10 +85,10 @@ def test_gradients_are_those_of_the_function(max_scores):
 
 
 def test_blocks_hold_no_more_scores_than_allowed():
-    sizes = [(64, 64), (32, 32)]
+    sizes = [(65, 65), (33, 33)]
     for limit in (1, 10**5, 10**6, 2**23):
         sweep = _Sweep(torch.empty(1, 4, 64, 64), sizes, limit)
-        held = sweep.rows * (sweep.columns + 2) * sweep.listed
+        held = sweep.rows * (sweep.left + sweep.columns + 1) * sweep.listed
         assert held <= max(limit, 3 * sweep.listed)
         assert sweep.rows == 1 or held <= CACHED_SCORES
     assert sweep.columns == 64
