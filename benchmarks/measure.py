@@ -32,8 +32,17 @@ MORE_FLOPS = {
     ),
 }
 
+#: Operations that take the exponential of each number; fused attention does, too, of each score.
+EXPONENTIALS = (torch.ops.aten.exp, torch.ops.aten.exp_, torch.ops.aten._softmax)
+
 #: Side of the square matrix product that stands for what a device can do.
 LARGE = 4096
+
+#: Numbers in arrays that stay in the cores' own caches, and in arrays that a CPU's last cache does not hold.
+SMALL, BEYOND_CACHE = 2**18, 2**24
+
+#: glibc's names in malloc.h of the sizes from which it maps blocks apart, and hands freed memory back.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 
 Result = TypeVar("Result")
 
@@ -152,27 +161,28 @@ def _status(key: str) -> int:
 
 class Work(NamedTuple):
     """flops: floating-point operations of convolutions, matrix products and fused attention; moved: bytes that all
-    other operations read and write."""
+    other operations read and write; exponentials: how many are taken."""
 
     flops: int
     moved: int
+    exponentials: int
 
 
 def counted(function: Callable[[], Result]) -> tuple[Result, Work]:
     """A function's result and its work, backward passes included."""
     counter = FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION | MORE_FLOPS)
-    traffic = _Traffic(counter.flop_registry)
-    with counter, traffic:
+    others = _Others(counter.flop_registry)
+    with counter, others:
         result = function()
-    return result, Work(counter.get_total_flops(), traffic.moved)
+    return result, Work(counter.get_total_flops(), others.moved, others.exponentials)
 
 
-class _Traffic(TorchDispatchMode):
-    """Bytes of the tensors that operations outside `products` take and give; views move none."""
+class _Others(TorchDispatchMode):
+    """Bytes of the tensors that operations outside `products` take and give, views moving none, and exponentials."""
 
     def __init__(self, products: Mapping):
         super().__init__()
-        self.products, self.moved = products, 0
+        self.products, self.moved, self.exponentials = products, 0, 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         found = operation(*args, **(kwargs or {}))
@@ -180,6 +190,11 @@ class _Traffic(TorchDispatchMode):
         view = any(alias is not None and not alias.is_write for alias in aliases)
         if not view and operation.overloadpacket not in self.products and "empty" not in str(operation):
             self.moved += sum(_stored(t) for t in tree_leaves((args, found)) if isinstance(t, Tensor))
+        if operation.overloadpacket in EXPONENTIALS:
+            self.exponentials += found.numel()
+        elif "_scaled_dot_product" in str(operation):
+            query, key = args[1:3] if "backward" in str(operation) else args[:2]
+            self.exponentials += math.prod(query.shape[:-1]) * key.shape[-2]
         return found
 
 
@@ -189,15 +204,31 @@ def _stored(tensor: Tensor) -> int:
 
 
 def bandwidth(device: str, count: int = CACHED_SCORES) -> float:
-    """Byte/s of additions of two arrays of `count` numbers into a third, each as large as a block of scores."""
+    """Byte/s of additions of two arrays of `count` numbers, as many as a block has scores, into a third."""
     a, b, c = (torch.randn(count, device=device) for _ in range(3))
     return 3 * 4 * count / min(seconds(lambda: torch.add(a, b, out=c), device) for _ in range(50))
+
+
+def exponential_rate(device: str, count: int = SMALL) -> float:
+    """Exponentials per second."""
+    x = torch.randn(count, device=device)
+    y = torch.empty_like(x)
+    return count / min(seconds(lambda: torch.exp(x, out=y), device) for _ in range(50))
 
 
 def peak_rate(device: str, dtype: torch.dtype, side: int = LARGE) -> float:
     """FLOP/s of one large matrix product, the best of five: what a device can do at most."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(6))
+
+
+def keep_freed() -> None:
+    """Let the C library (glibc) keep what is freed for what comes next, as it does in a long run, instead of handing it
+    back to the system or not by the sizes that happen to come first."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ def modules(device: str, only: Names = None, sides: dict[str, int] | None = None
         rate = measure.peak_rate(device, dtype, 256 if sides else measure.LARGE)
         yield Record("modules", MACHINE, "flop/s", rate, dtype=name_of(dtype))
     yield Record("modules", MACHINE, "byte/s", measure.bandwidth(device))
+    yield Record("modules", MACHINE, "byte/s beyond cache", measure.bandwidth(device, measure.BEYOND_CACHE))
+    yield Record("modules", MACHINE, "exponential/s", measure.exponential_rate(device))
     for name in only or CASES:
         for dtype in dtypes(device):
             yield from _module(name, CASES[name], device, dtype, (sides or {}).get(name), repeats)

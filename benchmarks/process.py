@@ -80,6 +80,7 @@ def answer(pipe: Connection, name: str, form: str, mode: str, side: int | None, 
     """Send the seconds of a call of a case's form, the first at once, one more for each message until the pipe ends."""
     case, device = CASES[name], measure.device()
     module, inputs = case.module(device), case.inputs(side, device=device)
+    measure.keep_freed()
     gc.disable()
     with contextlib.suppress(EOFError), measure.precision(device, getattr(torch, dtype)):
         while True:

@@ -92,17 +92,37 @@ def modules_finding(table: pd.DataFrame) -> str:
 
 def bounds(records: pd.DataFrame) -> pd.DataFrame:
     """What our forms could not go below if each operation ran at the best rate measured: matrix products at that of a
-    large one, passes over scores at that of additions of arrays as large as a block."""
+    large one, exponentials at that of a small array, passes over scores at that of additions of arrays as large as a
+    block. `from memory` takes the rate of additions of arrays that no cache holds for the passes."""
     rows = records[(records.form == "ours") & (records.part == "modules") & (records.dtype == "float32")]
     found = rows.groupby(["case", "mode", "quantity"], sort=False).value.median().unstack()
     products = found.flops / _rate(records[records.dtype == "float32"], "flop/s")
-    passes = found.moved / _rate(records, "byte/s")
+    exponentials = found.exponentials / _rate(records, "exponential/s")
+    cached, passes = (found.moved / _rate(records, rate) for rate in ("byte/s", "byte/s beyond cache"))
     table = pd.DataFrame(
-        {"matrix products": products, "passes": passes, "both": products + passes, "measured": found.seconds}
+        {
+            "matrix products": products,
+            "exponentials": exponentials,
+            "passes": cached,
+            "all": products + exponentials + cached,
+            "from memory": products + exponentials + passes,
+            "measured": found.seconds,
+        }
     )
-    table = (1e3 * table).add_suffix(" (ms)")
-    table["bound / measured"] = (products + passes) / found.seconds
-    return table.rename(index=MODES, level=1).round(2)
+    shown = (1e3 * table).add_suffix(" (ms)").round(1)
+    shown["bound / measured"] = (table["all"] / table.measured).round(2)
+    return shown.rename(index=MODES, level=1)
+
+
+def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
+    """How far the modules that miss their bar of time are from what bounds them."""
+    missed = bounds.loc[[key for key in bounds.index if "time" in modules.missed[key]]]
+    said = [
+        f"{module}, {mode}: {row['measured (ms)']:.0f} ms, of which PyTorch's operations need {row['all (ms)']:.0f} at "
+        f"their best, {row['from memory (ms)']:.0f} if every pass went to memory"
+        for (module, mode), row in missed.iterrows()
+    ]
+    return f"Behind the missed bars: {'; '.join(said)}." if said else "No bar of time is missed."
 
 
 def _rate(records: pd.DataFrame, quantity: str) -> float:

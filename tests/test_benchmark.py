@@ -70,10 +70,18 @@ def test_turns_and_their_limit():
 def test_work_is_what_was_done():
     a, b, c = (torch.randn(8, 8) for _ in range(3))
     _, product = measure.counted(lambda: (a @ b, torch.addmm(c, a, b), c.addmm_(a, b)))
-    assert product == (3 * 2 * 8**3, 0)
+    assert product == (3 * 2 * 8**3, 0, 0)
     _, passes = measure.counted(lambda: torch.add(a, b, out=c).view(64).add_(1))
-    assert passes == (0, (3 + 2) * 4 * 64)
+    assert passes == (0, (3 + 2) * 4 * 64, 0)
     assert measure.counted(lambda: a + a[:1].expand(8, 8))[1].moved == 4 * (64 + 8 + 64)
+
+
+def test_exponentials_are_counted_in_fused_attention_too():
+    a, b, c = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
+    assert measure.counted(lambda: (a.exp(), torch.softmax(b, 1)))[1].exponentials == 2 * 24
+    attended, work = measure.counted(lambda: nn.functional.scaled_dot_product_attention(a, b, c))
+    assert work.exponentials == 2 * 3 * 3
+    assert measure.counted(lambda: attended.sum().backward())[1].exponentials == 2 * 3 * 3
 
 
 @pytest.mark.skipif(not measure.STATUS.exists(), reason="resident memory is known on Linux")
@@ -180,7 +188,11 @@ def test_results_are_written_case_by_case_and_shown(records, tmp_path, monkeypat
     assert len(table) == 2 * len(CASES) and (table["memory (MiB)"] == "not run").all()
     assert table.index[0] == ("pyramid attention", "forward")
     assert all(name in report.modules_finding(table) for name in table.index[table.missed != ""].get_level_values(0))
-    assert report.bounds(read)["bound / measured"].between(0, 2).all()
+    bounds = report.bounds(read)
+    assert bounds["bound / measured"].between(0, 2).all()
+    assert (bounds["from memory (ms)"] >= bounds["exponentials (ms)"]).all()
+    late = table.index[table.missed.str.contains("time")].get_level_values(0)
+    assert all(name in report.bounds_finding(bounds, table) for name in late)
 
 
 def test_figure_and_networks(records):
