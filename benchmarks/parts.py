@@ -63,7 +63,7 @@ Names = Sequence[str] | None
 def modules(device: str, only: Names = None, sides: dict[str, int] | None = None, repeats: int = REPEATS) -> Records:
     """Time, operations and agreement of every module; `sides` replaces the inputs' sides."""
     for dtype in dtypes(device):
-        rate = measure.peak_rate(device, dtype, 256 if sides else measure.LARGE)
+        rate = measure.peak_rate(device, dtype, 256 if sides else None)
         yield Record("modules", MACHINE, "flop/s", rate, dtype=name_of(dtype))
     yield Record("modules", MACHINE, "byte/s", measure.bandwidth(device))
     yield Record("modules", MACHINE, "byte/s beyond cache", measure.bandwidth(device, measure.BEYOND_CACHE))
@@ -133,6 +133,7 @@ def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
     """
     study, threads = params.Params(), torch.get_num_threads()
     torch.set_num_threads(1)
+    yield Record("steps", MACHINE, "flop/s", measure.peak_rate(device, step_dtype(device)))
     groups: dict[str, list[params.Experiment]] = {}
     for chosen in map(study.experiment, only or study.experiments):
         if not params.missing(chosen):
@@ -166,6 +167,10 @@ def _step(chosen: params.Experiment, forms: dict[str, nn.Module], device: str, r
     yield Record("steps", name, "images", chosen.budget.batch)
 
 
+def step_dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
 def images(chosen: params.Experiment, device: str) -> tuple[Tensor, Tensor]:
     """A batch of the experiment: noise that stands for degraded and for clean crops."""
     budget, scale = chosen.budget, experiments.degradations.build(**chosen.task.degradation).scale
@@ -185,7 +190,7 @@ def training_step(
     optimiser = OPTIMISERS[chosen.recipe.optimiser["name"]](network.parameters(), lr=1e-6, **options)
 
     def step() -> None:
-        with measure.precision(device, torch.bfloat16 if device == "cuda" else torch.float32):
+        with measure.precision(device, step_dtype(device)):
             restored = network(degraded)
         loss = F.mse_loss(restored.float(), clean) + network.auxiliary_loss()
         optimiser.zero_grad(set_to_none=True)

@@ -125,8 +125,8 @@ def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
     return f"Behind the missed bars: {'; '.join(said)}." if said else "No bar of time is missed."
 
 
-def _rate(records: pd.DataFrame, quantity: str) -> float:
-    return records[(records.case == MACHINE) & (records.quantity == quantity)].value.item()
+def _rate(records: pd.DataFrame, quantity: str, part: str = "modules") -> float:
+    return records[(records.part == part) & (records.case == MACHINE) & (records.quantity == quantity)].value.item()
 
 
 def dtypes(records: pd.DataFrame) -> list[str]:
@@ -183,6 +183,7 @@ def steps(records: pd.DataFrame) -> pd.DataFrame:
         records[(records.part == "steps") & (records.quantity == quantity)].set_index("case").value
         for quantity in ("images", "steps")
     )
+    flops = wide(records, "steps", "flops", "case").ours
     middle, against = seconds.groupby(level=0, sort=False).median(), ratios(seconds)
     table = pd.DataFrame(
         {
@@ -192,6 +193,7 @@ def steps(records: pd.DataFrame) -> pd.DataFrame:
             "from": against[0.25],
             "to": against[0.75],
             "images/s": images / middle.ours,
+            "share of peak": flops / middle.ours / _rate(records, "flop/s", "steps"),
             "saved in all trainings (s)": count * (middle.reference - middle.ours),
         }
     )

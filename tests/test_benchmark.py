@@ -158,6 +158,7 @@ def test_a_step_is_measured_for_both():
     assert len(rows[rows.quantity == "seconds"]) == 4
     table = report.steps(rows)
     assert table.index.tolist() == [name] and (table[["reference (ms)", "ours (ms)"]] > 0).all(axis=None)
+    assert table["share of peak"].between(0, 1).all()
     assert "1 networks" not in report.steps_finding(table).split(";")[0]
 
 
