@@ -33,7 +33,7 @@ MORE_FLOPS = {
 }
 
 #: Operations that take the exponential of each number; fused attention does, too, of each score.
-EXPONENTIALS = (torch.ops.aten.exp, torch.ops.aten.exp_, torch.ops.aten._softmax)
+EXPONENTIALS = (torch.ops.aten.exp, torch.ops.aten.exp_, torch.ops.aten.softmax, torch.ops.aten._softmax)
 
 #: Side of the square matrix product that stands for what a device can do.
 LARGE = {"cpu": 2048, "cuda": 8192}
@@ -224,8 +224,8 @@ def peak_rate(device: str, dtype: torch.dtype, side: int | None = None) -> float
 
 
 def keep_freed() -> None:
-    """Let the C library (glibc) keep what is freed for what comes next, as it does in a long run, instead of handing it
-    back to the system or not by the sizes that happen to come first."""
+    """Let the C library (glibc) keep what is freed for what comes next, as in a stage of the pipeline (lib/runner.py),
+    instead of handing it back to the system or not by the sizes that happen to come first."""
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

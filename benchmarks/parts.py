@@ -126,13 +126,15 @@ def networks(device: str, only: Names = None, side: int = IMAGE, options: dict[s
 
 
 def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
-    """One training step of the experiments' networks, their modules ours and references, on one thread, as they train.
+    """One training step of the experiments' networks, their modules ours and references, as they train: on one thread,
+    with memory that stays.
 
     Experiments with the same network and crops are measured once, under the first one's name; networks without a module
     that has a reference are left out.
     """
     study, threads = params.Params(), torch.get_num_threads()
     torch.set_num_threads(1)
+    measure.keep_freed()
     yield Record("steps", MACHINE, "flop/s", measure.peak_rate(device, step_dtype(device)))
     groups: dict[str, list[params.Experiment]] = {}
     for chosen in map(study.experiment, only or study.experiments):

@@ -42,6 +42,9 @@ from .blocks import Network, conv, mirror_pad
 #: The network halves its input five times (two levels, two in an LAA block, one in the attention's patches).
 MULTIPLE = 32
 
+#: Numbers that a filter takes at a time on a CPU.
+PORTION = 2**19
+
 #: Fixed operators in the order of α: Sobel x, y, Laplacian, edge, Sobel xy, yx, Roberts x, y; times 1e-3.
 OPERATORS = (
     ((1, 0, -1), (2, 0, -2), (1, 0, -1)),
@@ -238,52 +241,40 @@ class AdaptiveFilter(nn.Module):
 class Filter(torch.autograd.Function):
     """K * x - weight G * x for ``(B, C, H, W)``, a 3x3 kernel K, and the separable Gaussian's line; keeps x alone.
 
-    Channels last, where depthwise convolutions are fast. On a CPU one image after the other, for its memory.
+    On a CPU a few images at a time, for its memory.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, kernel: Tensor, weight: Tensor, gaussian: Tensor) -> Tensor:
         ctx.save_for_backward(x, kernel, weight, gaussian)
-        y = torch.empty_like(x, memory_format=torch.channels_last)
-        for image, out in portions(x, y):
-            image = channels_last(image)
-            blurred = blur(image, gaussian).mul_(weight)
-            torch.sub(depthwise(image, kernel, padding=1), blurred, out=out)
+        y = torch.empty_like(x)
+        for images, out in portions(x, y):
+            blurred = blur(images, gaussian).mul_(weight)
+            torch.sub(depthwise(images, kernel, padding=1), blurred, out=out)
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel, weight, gaussian = ctx.saved_tensors
         kernels = kernel.expand(x.shape[1], 1, 3, 3)
-        d_x = torch.empty_like(x, memory_format=torch.channels_last)
+        d_x = torch.empty_like(x)
         d_kernel, d_weight = torch.zeros_like(kernel), torch.zeros_like(weight)
-        for image, d_y, out in portions(x, grad, d_x):
-            image, d_y = channels_last(image), channels_last(d_y)
+        for images, d_y, out in portions(x, grad, d_x):
             blurred = scale_edges_(blur(scale_edges_(d_y.clone(), 2), gaussian), 0.5)
-            d_weight -= (blurred * image).sum()
-            d_image, d_kernels, _ = torch.ops.aten.convolution_backward(
-                d_y, image, kernels, None, [1, 1], [1, 1], [1, 1], False, [0, 0], x.shape[1], [True, True, False]
+            d_weight -= (blurred * images).sum()
+            d_images, d_kernels, _ = torch.ops.aten.convolution_backward(
+                d_y, images, kernels, None, [1, 1], [1, 1], [1, 1], False, [0, 0], x.shape[1], [True, True, False]
             )
-            torch.sub(d_image, blurred.mul_(weight), out=out)
+            torch.sub(d_images, blurred.mul_(weight), out=out)
             d_kernel += d_kernels.sum((0, 1))
         return d_x, d_kernel, d_weight, None
 
 
 def portions(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same images of each batch: all of them on a card, else one after the other."""
+    """The same images of each batch: all of them on a card, else as many as make up PORTION numbers, or one."""
     first = batches[0]
-    return zip(*(batch.split(len(first) if first.is_cuda else 1) for batch in batches), strict=True)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """``(B, C, H, W)`` with its channels last in memory; image by image, as PyTorch is several times faster at
-    transposing a matrix than at a batch of them."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    y = torch.empty_like(x, memory_format=torch.channels_last)
-    for image, out in zip(x, y, strict=True):
-        out.permute(1, 2, 0).flatten(0, 1).copy_(image.flatten(1).T)
-    return y
+    count = len(first) if first.is_cuda else max(1, PORTION // first[0].numel())
+    return zip(*(batch.split(count) for batch in batches), strict=True)
 
 
 def blur(x: Tensor, line: Tensor) -> Tensor:
