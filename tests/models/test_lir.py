@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from oracles import assert_matches, fill, wave
 
 from benchmarks.reference.lir import reference
-from lib.models import build
+from lib.models import build, lir
 from lib.models.lir import (
     LIR,
     AdaptiveFilter,
@@ -128,6 +128,21 @@ def test_filters_gradients_are_those_of_the_function(shape):
 
     alpha, beta = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (9, 1))
     assert torch.autograd.gradcheck(function, (x, alpha, beta))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("portion", [1, 2 * 4 * 6 * 7])
+def test_filtering_a_few_images_at_a_time_changes_nothing(layout, portion, monkeypatch):
+    torch.manual_seed(3)
+    module, x = loud_filter(), torch.randn(5, 4, 6, 7)
+    found = []
+    for limit in (10**6, portion):
+        monkeypatch.setattr(lir, "PORTION", limit)
+        input = x.contiguous(memory_format=layout).requires_grad_()
+        y = module(input)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [input, *module.parameters()])])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())
 
 
 def test_filter_keeps_its_input_alone_for_the_backward_pass():
