@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count
 
 from lib.inference import FUSED_ATTENTION
 from lib.models.blocks import CACHED_SCORES
+from lib.runner import KEEP_FREED
 
 #: What PyTorch's counter does not know: products in place, and the derivative of the CPU's fused attention.
 MORE_FLOPS = {
@@ -228,8 +229,8 @@ def keep_freed() -> None:
     instead of handing it back to the system or not by the sizes that happen to come first."""
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        library.mallopt(M_MMAP_THRESHOLD, 2**25)
+        library.mallopt(M_TRIM_THRESHOLD, KEEP_FREED["MALLOC_TRIM_THRESHOLD_"])
+        library.mallopt(M_MMAP_THRESHOLD, KEEP_FREED["MALLOC_MMAP_THRESHOLD_"])
 
 
 @contextlib.contextmanager

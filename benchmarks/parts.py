@@ -22,7 +22,7 @@ from .cases import CASES, Case, call, has_references, with_references
 from .process import Form, in_process
 
 #: Rounds of a comparison and the seconds after which it ends early.
-REPEATS, LIMIT, STEPS_LIMIT = 9, 40.0, 2.5
+REPEATS, LIMIT, STEPS_LIMIT = 9, 180.0, 2.5
 
 #: Sides of the square inputs of the curves.
 SIDES = (32, 48, 64, 96, 128, 192, 256)

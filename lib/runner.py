@@ -52,6 +52,9 @@ DRAWN_HERE = ("lib/figures.py",)
 #: In place of a row's results, where `missing` says why there are none.
 NOT_RUN = "not_run.txt"
 
+#: glibc: what a training step frees stays for the next one; to get it anew can cost a fifth of the step.
+KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": 2**25, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1}
+
 
 class StageError(RuntimeError):
     """A stage failed: the message is one line and says where to look."""
@@ -132,9 +135,8 @@ def execute(source: Path, target: Path, parameters: dict, cells: Sequence[dict] 
 
     # One thread per notebook: the same sums on any number of cores, and as many experiments at a time as cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # glibc: what a training step frees stays for the next one; to get it anew can cost a fifth of the step.
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
+    for name, size in KEEP_FREED.items():
+        os.environ.setdefault(name, str(size))
     notebook = nbformat.read(source, as_version=4)
     if cells:
         tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
