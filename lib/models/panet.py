@@ -25,7 +25,7 @@ computes them again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,11 +46,18 @@ SCALES = (1, 0.9, 0.8, 0.7, 0.6)
 #: Rows of scores are a multiple of this many numbers long: they then begin with a line of the cache.
 ALIGNED = 16
 
+#: Pixels of a CPU's block, two rows of them, where its cache does not hold more: in narrower strips too many columns
+#: are computed twice, and the keys are read too often.
+CPU_PIXELS = 132
+
+#: A strip narrower than this has blocks of one row, a wider one of at least two, whose sums are shared.
+NARROW = 16
+
 #: How many pixels the share of the levels is averaged over.
 PIXELS = 1024
 
 #: A tensor for each level.
-Levels = Sequence[Tensor]
+Levels = Iterable[Tensor]
 
 
 class PANet(Trunk):
@@ -163,8 +170,9 @@ class PyramidAttention(nn.Module):
         self.max_scores = max_scores
 
     def forward(self, x: Tensor) -> Tensor:
-        query, levels = self.theta(x), self.pyramid(x)
-        keys, values = [self.g(z) for z in levels], [self.f(z) for z in levels]
+        levels = self.pyramid(x)
+        # Nobody but who consumes them holds what the iterators make.
+        query, keys, values = self.theta(x), map(self.g, levels), map(self.f, levels)
         if self.patch == 1:
             pasted = _attend_pixels(query, keys, values, self.softmax_scale)
         else:
@@ -227,8 +235,10 @@ def _attend_pixels(query: Tensor, keys: Levels, values: Levels, scale: float) ->
 
 
 def _attend_blocks(query: Tensor, keys: Levels, values: Levels, scale: float, max_scores: int) -> Tensor:
-    """patch 3. All levels' pixels in one list, each level with a column of zeros on its right and a row below: what a
-    shift takes from beyond a level's border is then 0, and a shift by a column is one step in the list everywhere."""
+    """patch 3. All levels' pixels in one list, widest level first: a row of zeros, then each level with a column of
+    zeros on its right and a row below. What a shift takes from beyond a level's border is then 0, and a shift by a
+    column is one step in the list everywhere."""
+    keys, values = (sorted(levels, key=lambda z: -z.shape[3]) for levels in (keys, values))
     squares = [F.avg_pool2d(z.square().sum(1, keepdim=True), 3, 1, 1, divisor_override=1) for z in keys]
     factor = [scale * z.clamp_min(SMALLEST_NORM**2).rsqrt() for z in squares]
     mask = [torch.zeros_like(z) for z in squares]
@@ -237,10 +247,11 @@ def _attend_blocks(query: Tensor, keys: Levels, values: Levels, scale: float, ma
     return _BlockAttention.apply(query, keys, factor[:, 0], values, mask[0, 0], sizes, max_scores)
 
 
-def _listed(levels: Levels, beyond: float) -> Tensor:
-    """(B, C, h, w) for every level -> (B, C, M), with the number `beyond` in what lies between and after them."""
+def _listed(levels: Sequence[Tensor], beyond: float) -> Tensor:
+    """(B, C, h, w) for every level -> (B, C, M), with the number `beyond` in what lies around them."""
     listed = torch.cat([F.pad(z, (0, 1, 0, 1), value=beyond).flatten(2) for z in levels], 2)
-    return F.pad(listed, (0, -listed.shape[2] % ALIGNED), value=beyond)
+    before = levels[0].shape[3] + 1
+    return F.pad(listed, (before, -(before + listed.shape[2]) % ALIGNED), value=beyond)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -255,14 +266,15 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx, query, keys, factor, values, mask, sizes, max_scores):
         ctx.save_for_backward(query, keys, factor, values, mask)
         ctx.sweep = sweep = _Sweep(query, sizes, max_scores)
-        q, v = sweep.pad(query), values.mT.contiguous()
+        q = sweep.pad(query)
         y = q.new_zeros(*q.shape[:3], values.shape[1])
         for strip in sweep.strips(query):
             paste = strip.box(strip.weights, out=strip.logits)
             for i in range(len(q)):
+                v = values[i].T.contiguous()
                 for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
                     done = y[i][behind]
-                    y[i][behind] = torch.addmm(done.flatten(0, 1), paste(), v[i]).view_as(done)
+                    y[i][behind] = torch.addmm(done.flatten(0, 1), paste(), v).view_as(done)
         return sweep.crop(y)
 
     @staticmethod
@@ -304,12 +316,14 @@ class _Sweep:
     def __init__(self, query: Tensor, sizes: Sequence[tuple[int, int]], max_scores: int):
         self.height, self.width = query.shape[2:]
         self.steps, self.counts = [w for _, w in sizes], [h * w for h, w in sizes]
-        self.listed = sum(self.counts) + -sum(self.counts) % ALIGNED
+        self.listed = self.steps[0] + sum(self.counts)
+        self.listed += -self.listed % ALIGNED
         pixels = max_scores // self.listed
-        self.left = int(pixels <= self.width)
-        self.columns = _even(self.width, pixels - 2) if self.left else self.width
         if not query.is_cuda:
-            pixels = min(max_scores, CACHED_SCORES) // self.listed
+            pixels = min(pixels, max(CACHED_SCORES // self.listed, CPU_PIXELS))
+        across = pixels // 2 if pixels >= 2 * NARROW else pixels
+        self.left = int(across <= self.width)
+        self.columns = _even(self.width, across - 2) if self.left else self.width
         self.rows = _even(self.height + 2, pixels // (self.left + self.columns + 1))
         self.blocks = math.ceil((self.height + 2) / self.rows)
 
@@ -320,9 +334,13 @@ class _Sweep:
     def crop(self, padded: Tensor) -> Tensor:
         return padded[:, 2 : 2 + self.height, self.left : -1].permute(0, 3, 1, 2)
 
-    def levels(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        """Views of each level's pixels in a matrix (any, M)."""
-        return matrix[:, : sum(self.counts)].split(self.counts, 1)
+    def levels(self, *matrices: Tensor) -> Iterator[tuple[int | Tensor, ...]]:
+        """For each level the step to the next row of its pixels, and views of them in matrices (..., M), with a row of
+        zeros before and one after."""
+        start = self.steps[0]
+        for step, count in zip(self.steps, self.counts, strict=True):
+            yield step, *[matrix[..., start - step : start + count] for matrix in matrices]
+            start += count
 
     def strips(self, like: Tensor) -> Iterator[_Strip]:
         for start in range(0, self.width, self.columns):
@@ -380,28 +398,49 @@ class _Strip:
 class _Box:
     """box(X)_pj = Σ_d X_{p+d, j+d} for a matrix (queries + 1, M) whose rows come in blocks, a last row of zeros
     excepted: takes the block in `x` and gives, in `out` (which may be the same), the boxes of the pixels that are one
-    row before it. What lies between two levels is left as it is.
+    row before it. What lies around the levels is left as it is.
 
+    Two neighbours' sums of three share the sum of two: x_1 + (x_2 + x_3) and (x_2 + x_3) + x_4 are three additions.
     Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it.
     """
 
     def __init__(self, x: Tensor, out: Tensor, sweep: _Sweep):
-        self.x, self.out, rows = x[:-1], out, sweep.rows
-        self.lines = x.new_empty(rows + 2, len(out) // rows, out.shape[1])
-        if rows == 1:  # the lines change places
-            self.kept, places = None, [[self.lines[(turn + i) % 3] for i in range(3)] for turn in range(3)]
-        else:  # the last two lines are copied
-            self.kept = self.lines[:2], self.lines[rows:]
-            places = [[self.lines[i : i + rows].flatten(0, 1) for i in range(3)]]
+        rows = sweep.rows
+        self.x, self.out = x[:-1], out
+        out = out.unflatten(0, (rows, -1))
+        self.lines = lines = x.new_empty(rows + 2, *out.shape[1:])
+        self.kept, starts = None, range(0, rows + 2, rows)  # one or two new lines change places with old ones
+        if rows > 2:  # the last two lines are copied
+            self.kept, starts = (lines[:2], lines[rows:]), [0]
         self.turns = []
-        for above, here, below in places:
-            # The next pixel of both lists is one row and one column further in the matrix.
-            sums = [((x[:-1, :-1], x[1:, 1:], below[:, :-1]), (x[:-2, :-2], below[1:, 1:-1]))]
-            # The next row of pixels is one line and, in its level, `step` columns further.
-            for step, *parts in zip(sweep.steps, *map(sweep.levels, (above, here, below, out)), strict=True):
-                a, h, b, o = parts
-                sums.append(((h[:, :-step], b[:, step:], o[:, :-step]), (a[:, : -2 * step], o[:, step:-step])))
-            self.turns.append(sums)
+        for start in starts:
+            above, between, new = (lines[(start + i) % len(lines) :] for i in range(3))
+            four = above[:rows:2], between[:rows:2], new[:rows:2], new[1:rows:2]
+            self.turns.append(self._along_columns(x, new[:rows]) + self._along_rows(four, out, sweep))
+
+    @staticmethod
+    def _along_columns(x: Tensor, new: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The next pixel of both lists is one row and one column further in the matrix."""
+        count, into = len(x) - 1, new.flatten(0, 1)
+        even, odd = into[0::2], into[1::2]
+        return [
+            (x[0:count:2, :-1], x[1::2, 1:], even[:, :-1]),
+            (even[: len(odd), :-2], x[2::2, 2:], odd[:, 1:-1]),
+            (x[1 : count - 1 : 2, :-2], even[1:, 1:-1], even[1:, 1:-1]),
+        ]
+
+    @staticmethod
+    def _along_rows(lines: Sequence[Tensor], out: Tensor, sweep: _Sweep) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The next row of pixels is one line and, in its level, `step` columns further. Every other row of `out` is the
+        sum of the lines a, b and c, the row after it that of b, c and d."""
+        sums = []
+        for step, a, b, c, d, even, odd in sweep.levels(*lines, out[0::2], out[1::2]):
+            sums += [
+                (b[..., :-step], c[..., step:], even[..., :-step]),
+                (even[: len(odd), :, : -2 * step], d[..., 2 * step :], odd[..., step:-step]),
+                (a[..., : -2 * step], even[..., step:-step], even[..., step:-step]),
+            ]
+        return sums
 
     def reset(self) -> None:
         self.lines.zero_()
@@ -410,7 +449,6 @@ class _Box:
         if self.kept:
             self.kept[0].copy_(self.kept[1])
         self.turns.append(sums := self.turns.pop(0))
-        for (first, second, both), (third, all_three) in sums:
+        for first, second, both in sums:
             torch.add(first, second, out=both)
-            all_three.add_(third)
         return self.out

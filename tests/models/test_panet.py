@@ -90,7 +90,7 @@ def test_blocks_hold_no_more_scores_than_allowed():
         sweep = _Sweep(torch.empty(1, 4, 64, 64), sizes, limit)
         held = sweep.rows * (sweep.left + sweep.columns + 1) * sweep.listed
         assert held <= max(limit, 3 * sweep.listed)
-        assert sweep.rows == 1 or held <= CACHED_SCORES
+        assert sweep.rows <= 2 or held <= CACHED_SCORES
     assert sweep.columns == 64
 
 
