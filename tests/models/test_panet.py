@@ -62,7 +62,10 @@ def outputs_and_gradients(function, module, x, direction):
 
 @pytest.mark.parametrize("max_scores", [2**23, 40_000, 9_000, 1])
 @pytest.mark.parametrize("patch", [1, 3])
-@pytest.mark.parametrize(("size", "scales"), [((17, 13), (1, 0.9, 0.8, 0.7, 0.6)), ((5, 8), (1,)), ((9, 31), (0.7,))])
+@pytest.mark.parametrize(
+    ("size", "scales"),
+    [((17, 13), (1, 0.9, 0.8, 0.7, 0.6)), ((5, 8), (1,)), ((9, 31), (0.7,)), ((8, 6), (0.5, 1, 1))],
+)
 def test_equals_the_full_score_matrix(size, scales, patch, max_scores):
     torch.manual_seed(0)
     module = randomised(PyramidAttention(8, scales=scales, patch=patch, max_scores=max_scores))
@@ -82,6 +85,13 @@ def test_gradients_are_those_of_the_function(max_scores):
     module = randomised(PyramidAttention(4, scales=(1, 0.7), softmax_scale=3, max_scores=max_scores).double())
     x = torch.randn(2, 4, 4, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, *_: module(x), (x, *module.parameters()))
+
+
+def test_blocks_of_one_row_two_and_more_are_among_those_tested():
+    sizes = [(int(17 * s) + 1, int(13 * s) + 1) for s in (1, 0.9, 0.8, 0.7, 0.6)]
+    rows = {limit: _Sweep(torch.empty(1, 4, 17, 13), sizes, limit).rows for limit in (2**23, 40_000, 9_000)}
+    assert rows == {2**23: 19, 40_000: 3, 9_000: 1}
+    assert _Sweep(torch.empty(1, 4, 9, 31), [(7, 22)], 9_000).rows == 2
 
 
 def test_blocks_hold_no_more_scores_than_allowed():
