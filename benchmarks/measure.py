@@ -36,6 +36,9 @@ MORE_FLOPS = {
 #: Operations that take the exponential of each number; fused attention does, too, of each score.
 EXPONENTIALS = (torch.ops.aten.exp, torch.ops.aten.exp_, torch.ops.aten.softmax, torch.ops.aten._softmax)
 
+#: Kinds of a CPU's operations, by their names in a profile; the first that fits.
+KINDS = {"matrix products": r"mm_?$|conv|dot_product", "exponentials": r"softmax|::exp_?$", "other operations": ""}
+
 #: Side of the square matrix product that stands for what a device can do.
 LARGE = {"cpu": 2048, "cuda": 8192}
 
@@ -176,6 +179,18 @@ def counted(function: Callable[[], Result]) -> tuple[Result, Work]:
     with counter, others:
         result = function()
     return result, Work(counter.get_total_flops(), others.moved, others.exponentials)
+
+
+def apart(function: Callable[[], object]) -> dict[str, float]:
+    """Seconds that one call on a CPU spends in each of KINDS, and `between` them: in Python, in the profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        whole = seconds(function)
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.key_averages():
+        if event.key.startswith("aten::"):
+            kind = next(kind for kind, names in KINDS.items() if re.search(names, event.key))
+            spent[kind] += event.self_cpu_time_total / 1e6
+    return {**spent, "between": whole - sum(spent.values())}
 
 
 class _Others(TorchDispatchMode):

@@ -24,6 +24,9 @@ from .process import Form, in_process
 #: Rounds of a comparison and the seconds after which it ends early.
 REPEATS, LIMIT, STEPS_LIMIT = 9, 180.0, 2.5
 
+#: Calls whose operations are timed apart.
+APART = 5
+
 #: Sides of the square inputs of the curves.
 SIDES = (32, 48, 64, 96, 128, 192, 256)
 
@@ -83,8 +86,13 @@ def _module(name: str, case: Case, device: str, dtype: torch.dtype, side: int | 
                 for form, function in case.forms.items()
             }
         with contextlib.ExitStack() as running:
-            forms = {form: running.enter_context(Form(name, form, mode, side, kind)).seconds for form in case.forms}
+            started = {form: running.enter_context(Form(name, form, mode, side, kind)) for form in case.forms}
+            forms = {form: process.seconds for form, process in started.items()}
             rounds = measure.by_turns(forms, repeats, LIMIT, _say(f"{name}, {mode}, {kind}"))
+            apart = [started["ours"].apart() for _ in range(APART)] if device == "cpu" else []
+        for repeat, spent in enumerate(apart):
+            for where, value in spent.items():
+                yield Record("modules", name, f"spent, {where}", value, "ours", mode, kind, size, repeat)
         for form, (outputs, work) in first.items():
             difference = max(map(measure.relative_difference, outputs, first["reference"][0]))
             yield Record("modules", name, "difference", difference, form, mode, kind, size)

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
@@ -62,10 +63,15 @@ class Form:
         return self
 
     def seconds(self) -> float:
-        self.pipe.send("again")
+        self.pipe.send("seconds")
         return self._read()
 
-    def _read(self) -> float:
+    def apart(self) -> dict[str, float]:
+        """`measure.apart` of one more call."""
+        self.pipe.send("apart")
+        return self._read()
+
+    def _read(self) -> float | dict[str, float]:
         try:
             return self.pipe.recv()
         except EOFError:
@@ -77,16 +83,19 @@ class Form:
 
 
 def answer(pipe: Connection, name: str, form: str, mode: str, side: int | None, dtype: str) -> None:
-    """Send the seconds of a call of a case's form, the first at once, one more for each message until the pipe ends."""
+    """Send the seconds of a call of a case's form at once, then, for each message until the pipe ends, those of one
+    more call or, for the message "apart", where they went."""
     case, device = CASES[name], measure.device()
     module, inputs = case.module(device), case.inputs(side, device=device)
     measure.keep_freed()
     gc.disable()
     with contextlib.suppress(EOFError), measure.precision(device, getattr(torch, dtype)):
+        said = "seconds"
         while True:
             gc.collect()
-            pipe.send(measure.seconds(lambda: call(case.forms[form], module, inputs, mode), device))
-            pipe.recv()
+            called = partial(call, case.forms[form], module, inputs, mode)
+            pipe.send(measure.apart(called) if said == "apart" else measure.seconds(called, device))
+            said = pipe.recv()
 
 
 def held(name: str, form: str, mode: str, sides: list, dtype: str, max_scores: int = MAX_SCORES) -> Iterator[dict]:

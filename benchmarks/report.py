@@ -114,6 +114,29 @@ def bounds(records: pd.DataFrame) -> pd.DataFrame:
     return shown.rename(index=MODES, level=1)
 
 
+def spent(records: pd.DataFrame) -> pd.DataFrame:
+    """Where the time of our forms went on a CPU, medians of several calls: `least / spent` for each kind of operation.
+    The least of other operations is that of `bounds` from the last cache and from memory."""
+    rows = records[records.quantity.str.startswith("spent, ")]
+    where = rows.assign(where=rows.quantity.str.removeprefix("spent, "))
+    found = 1e3 * where.groupby(["case", "mode", "where"], sort=False).value.median().unstack()
+    found, least = found.rename(index=MODES, level=1), bounds(records)
+    passes = least["from memory (ms)"] - least["matrix products (ms)"] - least["exponentials (ms)"]
+    shown = {
+        "matrix products (ms)": (least["matrix products (ms)"], found["matrix products"]),
+        "exponentials (ms)": (least["exponentials (ms)"], found["exponentials"]),
+        "other operations (ms)": (least["passes (ms)"], passes, found["other operations"]),
+        "between operations (ms)": (found["between"],),
+    }
+    return pd.DataFrame(
+        {
+            title: [" / ".join(f"{part[key]:.1f}" for part in parts) for key in found.index]
+            for title, parts in shown.items()
+        },
+        index=found.index,
+    )
+
+
 def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
     """How far the modules that miss their bar of time are from what bounds them."""
     missed = bounds.loc[[key for key in bounds.index if "time" in modules.missed[key]]]

@@ -76,6 +76,14 @@ def test_work_is_what_was_done():
     assert measure.counted(lambda: a + a[:1].expand(8, 8))[1].moved == 4 * (64 + 8 + 64)
 
 
+def test_time_is_told_apart_by_kinds_of_operations():
+    a = torch.randn(512, 512)
+    products = measure.apart(lambda: [a @ a for _ in range(20)])
+    assert products["matrix products"] > 10 * products["other operations"] and products["exponentials"] == 0
+    passes = measure.apart(lambda: [(a.exp(), torch.softmax(a, 1), a + a) for _ in range(20)])
+    assert passes["matrix products"] == 0 and min(passes["exponentials"], passes["other operations"]) > 0
+
+
 def test_exponentials_are_counted_in_fused_attention_too():
     a, b, c = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
     work = measure.counted(lambda: (a.exp(), torch.softmax(b, 1), torch.softmax(b.data, 1, out=c.detach())))[1]
@@ -112,6 +120,8 @@ def test_memory_in_a_process_of_its_own_is_bounded():
 def test_a_form_in_a_process_of_its_own_is_called_again_and_again():
     with process.Form("non-local", "ours", "both", 13, "float32") as form:
         assert form.seconds() > 0 and form.seconds() > 0
+        spent = form.apart()
+        assert set(spent) == {*measure.KINDS, "between"} and spent["matrix products"] > 0 and spent["exponentials"] == 0
     assert form.process.exitcode == 0
     with pytest.raises(RuntimeError, match="no such module, ours, forward: failed"):
         process.Form("no such module", "ours", "forward", 16, "float32").__enter__()
@@ -193,6 +203,7 @@ def test_results_are_written_case_by_case_and_shown(records, tmp_path, monkeypat
     bounds = report.bounds(read)
     assert bounds["bound / measured"].between(0, 2).all()
     assert (bounds["from memory (ms)"] >= bounds["exponentials (ms)"]).all()
+    assert list(report.spent(read).index) == list(bounds.index)
     late = table.index[table.missed.str.contains("time")].get_level_values(0)
     assert all(name in report.bounds_finding(bounds, table) for name in late)
 
