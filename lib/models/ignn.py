@@ -280,7 +280,7 @@ class GraphAggregation(nn.Module):
         """Difference maps ``(B, k, embedded, H, W)`` of a graph."""
         maps = difference.new_empty(*difference.shape[:2], *size, difference.shape[4])
         for patch, image in zip(difference.unbind(1), maps.unbind(1), strict=True):
-            image.copy_(spread(patch, size))
+            spread(patch, size, out=image)
         return maps.permute(0, 1, 4, 2, 3)
 
     def weights(self, edges: nn.Module | None, difference: Tensor) -> Tensor:
@@ -438,15 +438,15 @@ def across_images(index: Tensor, count: int) -> Tensor:
     return index + count * torch.arange(len(index), device=index.device).view(-1, 1, 1, 1)
 
 
-def spread(x: Tensor, size: Sequence[int]) -> Tensor:
+def spread(x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
     """Fold patches that are constant: ``(B, m1, m2, C)`` to cells ``(B, *size, C)``, overlaps averaged.
 
     Odd cells belong to one patch, even ones lie between two and get their mean, the outermost belong to one again.
     """
-    for dim in (1, 2):
+    for dim, into in ((1, None), (2, out)):
         count = x.shape[dim]
         cell = torch.arange(size[dim - 1], device=x.device)
-        cells = x.index_select(dim, ((cell - 1) // 2).clamp(min=0))
+        cells = torch.index_select(x, dim, ((cell - 1) // 2).clamp(min=0), out=into)
         between = cells.movedim(dim, 0)[2 : 2 * count : 2]
         between.add_(x.movedim(dim, 0)[1:]).div_(2)
         x = cells
@@ -475,7 +475,7 @@ def son_table(features: Tensor, scale: int, normalised: bool) -> Tensor:
     table = patches(features, scale)
     if normalised:
         _, deviation, centred = statistics(table)
-        table = centred / deviation[..., None, None, :]
+        table = centred * deviation.reciprocal()[..., None, None, :]  # a quotient's backward pass holds twice as much
     return table.flatten(1, 3)
 
 
@@ -517,7 +517,7 @@ class Paste(torch.autograd.Function):
         table, deviation, index = ctx.saved_tensors
         d_table, d_base, d_deviation = torch.zeros_like(table), None, None
         if deviation is not None:
-            d_base = grad.sum(1).sum(4).sum(2)
+            d_base = sum(image.sum(4).sum(2) for image in grad.unbind(1))  # no sum of all is ever held
             d_deviation = torch.zeros_like(deviation)
         for place, own, there, share in places(index.shape[2:], grad.shape[2:6:2], table):
             factor = factor_of(share, deviation, own, table)

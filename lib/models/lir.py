@@ -249,8 +249,8 @@ class Filter(torch.autograd.Function):
         ctx.save_for_backward(x, kernel, weight, gaussian)
         y = torch.empty_like(x)
         for images, out in portions(x, y):
-            blurred = blur(images, gaussian).mul_(weight)
-            torch.sub(depthwise(images, kernel, padding=1), blurred, out=out)
+            torch.mul(blur(images, gaussian), -weight, out=out)
+            out.add_(depthwise(images, kernel, padding=1))
         return y
 
     @staticmethod

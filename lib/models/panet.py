@@ -50,7 +50,8 @@ ALIGNED = 16
 #: are computed twice, and the keys are read too often.
 CPU_PIXELS = 132
 
-#: A strip narrower than this has blocks of one row, a wider one of at least two, whose sums are shared.
+#: A strip narrower than this has blocks of one row, a wider one of at least two, whose sums are shared. No processor's
+#: part of a strip is narrower.
 NARROW = 16
 
 #: How many pixels the share of the levels is averaged over.
@@ -266,15 +267,16 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx, query, keys, factor, values, mask, sizes, max_scores):
         ctx.save_for_backward(query, keys, factor, values, mask)
         ctx.sweep = sweep = _Sweep(query, sizes, max_scores)
-        q = sweep.pad(query)
+        q, v = sweep.pad(query), values.mT.contiguous()
         y = q.new_zeros(*q.shape[:3], values.shape[1])
         for strip in sweep.strips(query):
-            paste = strip.box(strip.weights, out=strip.logits)
+            paste = strip.box(strip.weights, strip.logits)
             for i in range(len(q)):
-                v = values[i].T.contiguous()
                 for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
-                    done = y[i][behind]
-                    y[i][behind] = torch.addmm(done.flatten(0, 1), paste(), v).view_as(done)
+                    weights = paste()
+                    if behind[0].stop > 2:  # not all above the image
+                        strip.put(torch.bmm(weights, strip.for_each(v[i])), y[i][behind])
+            del strip, paste, weights  # before the next one is made
         return sweep.crop(y)
 
     @staticmethod
@@ -287,30 +289,36 @@ class _BlockAttention(torch.autograd.Function):
         dq = torch.zeros_like(q)
         dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
         for strip in sweep.strips(query):
-            logits, w, tile = strip.logits, strip.weights[:-1], strip.matrix()
-            paste, unpaste, unscore = strip.box(strip.weights, tile[:-1]), strip.box(tile), strip.box(tile)
+            logits, w, tile = strip.logits, strip.weights, strip.matrix()
+            paste, unpaste, unscore = strip.box(w, tile), strip.box(tile, tile), strip.box(tile, tile)
             for i in range(len(q)):
+                v, k = strip.for_each(values[i]), strip.for_each(keys[i].T)
+                dv, dk, df = (q.new_zeros(sweep.parts, *t.shape[1:]) for t in (values, keys, factor))
                 for ahead, behind in strip.run(q[i], keys[i], factor[i], mask, [paste, unpaste, unscore]):
-                    dy_ahead, dy_behind = (dy[i][place].flatten(0, 1) for place in (ahead, behind))
-                    q_behind, dq_behind = (t[i][behind].flatten(0, 1) for t in (q, dq))
-                    dvalues[i].addmm_(dy_behind.T, paste())
-                    torch.mm(dy_ahead, values[i], out=unpaste.x)
+                    dv.baddbmm_(strip.cut(dy[i][behind]).mT, paste())
+                    torch.bmm(strip.cut(dy[i][ahead]), v, out=tile)
                     # Softmax: dlogits = w (dw - sum w dw).
                     w_dw = unpaste().mul_(w)
-                    dlogits = w_dw.addcmul_(w, w_dw.sum(1, keepdim=True), value=-1)
-                    dfactor[i].add_(logits.mul_(dlogits).sum(0))
+                    dlogits = w_dw.addcmul_(w, w_dw.sum(2, keepdim=True), value=-1)
+                    df.add_(logits.mul_(dlogits).sum(1))
                     dlogits.mul_(factor[i])
                     dproducts = unscore()
-                    dkeys[i].addmm_(q_behind.T, dproducts)
-                    dq[i][behind] = dq_behind.addmm(dproducts, keys[i].T).view_as(dq[i][behind])
+                    dk.baddbmm_(strip.cut(q[i][behind]).mT, dproducts)
+                    strip.put(torch.bmm(dproducts, k), dq[i][behind])
+                for total, of_parts in ((dvalues, dv), (dkeys, dk), (dfactor, df)):
+                    total[i] += of_parts.sum(0)
+            del strip, logits, w, tile, paste, unpaste, unscore, w_dw, dlogits, dproducts  # before the next one is made
         return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None
 
 
 class _Sweep:
     """How the queries of an image are cut: into strips of columns (one, if a row is not too long) and blocks of rows.
 
-    A strip needs a column more on each side; one that is as wide as the image only a separator on the right. An image
-    is padded by these columns and by two rows above, as a box is known one row later than its input.
+    On a CPU every thread has a part of a block to itself, some columns of all its rows, whatever is computed: the first
+    axis of all matrices. What one thread has written, no other reads, where they may have no cache in common.
+
+    A strip needs a column more on each side, one that is as wide as the image none. An image is padded by these columns
+    and by two rows above, as a box is known one row later than its input.
     """
 
     def __init__(self, query: Tensor, sizes: Sequence[tuple[int, int]], max_scores: int):
@@ -318,21 +326,26 @@ class _Sweep:
         self.steps, self.counts = [w for _, w in sizes], [h * w for h, w in sizes]
         self.listed = self.steps[0] + sum(self.counts)
         self.listed += -self.listed % ALIGNED
-        pixels = max_scores // self.listed
+        pixels, threads = max_scores // self.listed, 1
         if not query.is_cuda:
             pixels = min(pixels, max(CACHED_SCORES // self.listed, CPU_PIXELS))
+            threads = torch.get_num_threads()
         across = pixels // 2 if pixels >= 2 * NARROW else pixels
-        self.left = int(across <= self.width)
-        self.columns = _even(self.width, across - 2) if self.left else self.width
-        self.rows = _even(self.height + 2, pixels // (self.left + self.columns + 1))
+        self.parts = max(1, min(threads, min(across, self.width) // NARROW))
+        across -= self.parts - 1  # the parts' width is rounded up
+        self.halo = int(across < self.width)
+        self.columns = _even(self.width, across - 2) if self.halo else self.width
+        self.side = max(2, math.ceil((self.columns + 2 * self.halo) / self.parts))
+        self.rows = _even(self.height + 2, pixels // (self.parts * self.side))
         self.blocks = math.ceil((self.height + 2) / self.rows)
 
     def pad(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, rows, columns, C)."""
-        return F.pad(images.permute(0, 2, 3, 1), (0, 0, self.left, 1, 2, self.blocks * self.rows - self.height))
+        right = self.parts * self.side - self.halo
+        return F.pad(images.permute(0, 2, 3, 1), (0, 0, self.halo, right, 2, self.blocks * self.rows - self.height))
 
     def crop(self, padded: Tensor) -> Tensor:
-        return padded[:, 2 : 2 + self.height, self.left : -1].permute(0, 3, 1, 2)
+        return padded[:, 2 : 2 + self.height, self.halo : self.halo + self.width].permute(0, 3, 1, 2)
 
     def levels(self, *matrices: Tensor) -> Iterator[tuple[int | Tensor, ...]]:
         """For each level the step to the next row of its pixels, and views of them in matrices (..., M), with a row of
@@ -344,8 +357,7 @@ class _Sweep:
 
     def strips(self, like: Tensor) -> Iterator[_Strip]:
         for start in range(0, self.width, self.columns):
-            columns = self.left + min(self.columns, self.width - start) + 1
-            yield _Strip(self, slice(start, start + columns), like)
+            yield _Strip(self, start, min(self.columns, self.width - start), like)
 
 
 def _even(total: int, largest: int) -> int:
@@ -355,20 +367,35 @@ def _even(total: int, largest: int) -> int:
 
 
 class _Strip:
-    """Logits and weights of a strip's block, (queries, M); the weights' matrix has a last row of zeros and is also the
-    place of the products."""
+    """Logits and weights of a strip's block, (parts, queries, M); the logits' matrix is also the products' place."""
 
-    def __init__(self, sweep: _Sweep, columns: slice, like: Tensor):
-        self.sweep, self.columns, self.like = sweep, columns, like
-        self.queries = sweep.rows * (columns.stop - columns.start)
-        self.logits, self.weights = self.matrix()[:-1], self.matrix()
-        self.score = self.box(self.weights)
+    def __init__(self, sweep: _Sweep, start: int, own: int, like: Tensor):
+        self.sweep, self.like = sweep, like
+        self.columns = slice(start, start + sweep.parts * sweep.side)
+        self.logits, self.weights = self.matrix(), self.matrix()
+        self.score = self.box(self.logits, self.logits)
+        grid = self.weights.unflatten(1, (sweep.rows, sweep.side))
+        beyond = [*range(sweep.halo), *range(sweep.halo + own, sweep.parts * sweep.side)]
+        self.rows = [grid[:, row] for row in range(sweep.rows)]
+        self.beyond = [grid[column // sweep.side, :, column % sweep.side] for column in beyond]
 
     def matrix(self) -> Tensor:
-        return self.like.new_zeros(self.queries + 1, self.sweep.listed)
+        return self.like.new_zeros(self.sweep.parts, self.sweep.rows * self.sweep.side, self.sweep.listed)
 
-    def box(self, x: Tensor, out: Tensor | None = None) -> _Box:
-        return _Box(x, x[:-1] if out is None else out, self.sweep)
+    def box(self, x: Tensor, out: Tensor) -> _Box:
+        return _Box(x, out, self.sweep)
+
+    def for_each(self, shared: Tensor) -> Tensor:
+        """The same for each part."""
+        return shared.expand(self.sweep.parts, *shared.shape)
+
+    def cut(self, pixels: Tensor) -> Tensor:
+        """(rows, columns, C) -> (parts, queries, C)."""
+        return pixels.unflatten(1, (self.sweep.parts, -1)).transpose(0, 1).flatten(1, 2)
+
+    def put(self, parts: Tensor, pixels: Tensor) -> None:
+        """Add (parts, queries, C) to (rows, columns, C)."""
+        pixels.unflatten(1, (self.sweep.parts, -1)).transpose(0, 1).add_(parts.unflatten(1, (self.sweep.rows, -1)))
 
     def run(self, query: Tensor, keys: Tensor, factor: Tensor, mask: Tensor, boxes: Sequence[_Box]) -> Iterator:
         """Leave the logits and weights of one block after the other, of one image, in the matrices of that name.
@@ -377,28 +404,27 @@ class _Strip:
         have been made, and, two boxes later, of those that are done. The caller's `boxes` forget the image before.
         """
         rows, height = self.sweep.rows, self.sweep.height
-        weights = self.weights[:-1]
-        grid = weights.view(rows, -1, self.sweep.listed)  # its first row is row y - 1 of the image
+        keys = self.for_each(keys)
         for box in (self.score, *boxes):
             box.reset()
         for y in range(0, self.sweep.blocks * rows, rows):
             ahead, behind = (slice(y + 2, y + 2 + rows), self.columns), (slice(y, y + rows), self.columns)
-            torch.mm(query[ahead].flatten(0, 1), keys, out=weights)
+            if y < height:
+                torch.bmm(self.cut(query[ahead]), keys, out=self.logits)
+            else:
+                self.logits.zero_()
             torch.addcmul(mask, self.score(), factor, out=self.logits)
-            torch.softmax(self.logits, 1, out=weights)
-            grid[:, -1] = 0
-            if self.sweep.left:
-                grid[:, 0] = 0
-            grid[height + 1 - y :] = 0
-            if y == 0:
-                grid[0] = 0
+            torch.softmax(self.logits, 2, out=self.weights)
+            outside = [row for number, row in enumerate(self.rows, y - 1) if not 0 <= number < height]
+            for weights in (*self.beyond, *outside):
+                weights.zero_()
             yield ahead, behind
 
 
 class _Box:
-    """box(X)_pj = Σ_d X_{p+d, j+d} for a matrix (queries + 1, M) whose rows come in blocks, a last row of zeros
-    excepted: takes the block in `x` and gives, in `out` (which may be the same), the boxes of the pixels that are one
-    row before it. What lies around the levels is left as it is.
+    """box(X)_pj = Σ_d X_{p+d, j+d} for a matrix (parts, queries, M) whose pixels come in blocks of rows: takes the
+    block in `x` and gives, in `out` (which may be the same), the boxes of the pixels that are one row before it. What
+    lies around the levels is left as it is.
 
     Two neighbours' sums of three share the sum of two: x_1 + (x_2 + x_3) and (x_2 + x_3) + x_4 are three additions.
     Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it.
@@ -406,38 +432,44 @@ class _Box:
 
     def __init__(self, x: Tensor, out: Tensor, sweep: _Sweep):
         rows = sweep.rows
-        self.x, self.out = x[:-1], out
-        out = out.unflatten(0, (rows, -1))
-        self.lines = lines = x.new_empty(rows + 2, *out.shape[1:])
+        x, self.out, out = x.unflatten(1, (rows, -1)), out, out.unflatten(1, (rows, -1))
+        self.lines = lines = x.new_empty(sweep.parts, rows + 2, *x.shape[2:])
         self.kept, starts = None, range(0, rows + 2, rows)  # one or two new lines change places with old ones
         if rows > 2:  # the last two lines are copied
-            self.kept, starts = (lines[:2], lines[rows:]), [0]
+            self.kept, starts = (lines[:, :2], lines[:, rows:]), [0]
         self.turns = []
         for start in starts:
-            above, between, new = (lines[(start + i) % len(lines) :] for i in range(3))
-            four = above[:rows:2], between[:rows:2], new[:rows:2], new[1:rows:2]
-            self.turns.append(self._along_columns(x, new[:rows]) + self._along_rows(four, out, sweep))
+            above, between, new = (lines[:, (start + i) % (rows + 2) :] for i in range(3))
+            four = above[:, :rows:2], between[:, :rows:2], new[:, :rows:2], new[:, 1:rows:2]
+            self.turns.append(self._along_columns(x, new[:, :rows]) + self._along_rows(four, out, sweep))
 
     @staticmethod
     def _along_columns(x: Tensor, new: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The next pixel of both lists is one row and one column further in the matrix."""
-        count, into = len(x) - 1, new.flatten(0, 1)
-        even, odd = into[0::2], into[1::2]
-        return [
-            (x[0:count:2, :-1], x[1::2, 1:], even[:, :-1]),
-            (even[: len(odd), :-2], x[2::2, 2:], odd[:, 1:-1]),
-            (x[1 : count - 1 : 2, :-2], even[1:, 1:-1], even[1:, 1:-1]),
+        """The next pixel of the queries is one row, that of the keys one column further in the matrix."""
+        last = x.shape[2] - 1
+        pairs, full = last // 2, (last - 1) // 2  # (1, 2), (3, 4), ..; a pixel follows all of them, or all but one
+        first, second = new[:, :, 1 : 2 * pairs : 2], new[:, :, 2 : 2 * full + 1 : 2]
+        sums = [
+            (x[:, :, 1 : 2 * pairs : 2, :-1], x[:, :, 2 : 2 * pairs + 1 : 2, 1:], first[..., :-1]),
+            (first[:, :, :full, :-2], x[:, :, 3 : 2 * full + 2 : 2, 2:], second[..., 1:-1]),
+            (x[:, :, 0 : 2 * pairs : 2, :-2], first[..., 1:-1], first[..., 1:-1]),
+            # The outermost pixels of a part, and their neighbours in the parts beside it.
+            (x[:, :, 0, :-1], x[:, :, 1, 1:], new[:, :, 0, :-1]),
+            (x[:, :, last - 1, :-1], x[:, :, last, 1:], new[:, :, last, 1:]),
+            (x[:-1, :, last, :-1], new[1:, :, 0, 1:], new[1:, :, 0, 1:]),
+            (new[:-1, :, last, :-1], x[1:, :, 0, 1:], new[:-1, :, last, :-1]),
         ]
+        return [terms for terms in sums if terms[2].numel()]
 
     @staticmethod
     def _along_rows(lines: Sequence[Tensor], out: Tensor, sweep: _Sweep) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The next row of pixels is one line and, in its level, `step` columns further. Every other row of `out` is the
         sum of the lines a, b and c, the row after it that of b, c and d."""
         sums = []
-        for step, a, b, c, d, even, odd in sweep.levels(*lines, out[0::2], out[1::2]):
+        for step, a, b, c, d, even, odd in sweep.levels(*lines, out[:, 0::2], out[:, 1::2]):
             sums += [
                 (b[..., :-step], c[..., step:], even[..., :-step]),
-                (even[: len(odd), :, : -2 * step], d[..., 2 * step :], odd[..., step:-step]),
+                (even[:, : odd.shape[1], :, : -2 * step], d[..., 2 * step :], odd[..., step:-step]),
                 (a[..., : -2 * step], even[..., step:-step], even[..., step:-step]),
             ]
         return sums

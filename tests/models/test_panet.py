@@ -79,6 +79,30 @@ def test_equals_the_full_score_matrix(size, scales, patch, max_scores):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6 * largest
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("max_scores", [2**23, 60_000])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_parts_for_the_threads_change_nothing(threads, count, max_scores):
+    threads(count)
+    torch.manual_seed(0)
+    module = randomised(PyramidAttention(8, scales=(1, 0.5), max_scores=max_scores))
+    x, direction = torch.randn(2, 8, 7, 69), torch.randn(2, 8, 7, 69)
+    sweep = _Sweep(x, [(8, 70), (4, 35)], max_scores)
+    assert sweep.parts == min(count, 4 if max_scores == 2**23 else 2)
+    assert sweep.halo == (max_scores < 2**23)
+    ours = outputs_and_gradients(module, module, x, direction)
+    plain = outputs_and_gradients(lambda x: reference(module, x), module, x, direction)
+    largest = max(g.norm() for g in plain[2:])
+    for a, b in zip(ours, plain, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6 * largest
+
+
 @pytest.mark.parametrize("max_scores", [2**23, 300])
 def test_gradients_are_those_of_the_function(max_scores):
     torch.manual_seed(1)
@@ -98,7 +122,7 @@ def test_blocks_hold_no_more_scores_than_allowed():
     sizes = [(65, 65), (33, 33)]
     for limit in (1, 10**5, 10**6, 2**23):
         sweep = _Sweep(torch.empty(1, 4, 64, 64), sizes, limit)
-        held = sweep.rows * (sweep.left + sweep.columns + 1) * sweep.listed
+        held = sweep.rows * sweep.parts * sweep.side * sweep.listed
         assert held <= max(limit, 3 * sweep.listed)
         assert held <= max(CACHED_SCORES, CPU_PIXELS * sweep.listed)
     assert sweep.columns == 64
