@@ -33,6 +33,9 @@ SIDES = (32, 48, 64, 96, 128, 192, 256)
 #: A second curve is drawn with blocks of so many scores.
 SMALL_BLOCKS = 2**17
 
+#: The form that holds as few scores as it can: those of a query, or of the few that a patch needs.
+FEWEST = "ours, fewest scores"
+
 #: Full-size networks that restore an image in one piece.
 NETWORKS = {"dagl": {"colors": 1}, "panet": {"colors": 3}}
 IMAGE = 256
@@ -105,9 +108,11 @@ def _module(name: str, case: Case, device: str, dtype: torch.dtype, side: int | 
 def memory(device: str, only: Names = None) -> Records:
     """What every module holds at most beyond its weights and inputs, each form in a process of its own."""
     for name in only or CASES:
-        for form, kind, mode in itertools.product(CASES[name].forms, map(name_of, dtypes(device)), ("forward", "both")):
+        forms = [*CASES[name].forms, FEWEST]
+        for form, kind, mode in itertools.product(forms, map(name_of, dtypes(device)), ("forward", "both")):
             progress.show(f"{name}, {mode}, {kind}: memory of {form}")
-            [found] = in_process("held", name, form, mode, [None], kind)
+            max_scores = 1 if form == FEWEST else MAX_SCORES
+            [found] = in_process("held", name, form.split(",")[0], mode, [None], kind, max_scores)
             yield Record("memory", name, "bytes", found["growth"], form, mode, kind, found["side"])
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from lib.figures import WIDTH
 
 from .cases import CASES
-from .parts import MACHINE
+from .parts import FEWEST, MACHINE
 
 MODES = {"forward": "forward", "both": "forward + backward"}
 
@@ -69,6 +69,7 @@ def modules(records: pd.DataFrame, dtype: str = "float32") -> pd.DataFrame:
             "memory (MiB)": "not run"
             if memory is None
             else f"{memory.reference / 2**20:.0f} / {memory.ours / 2**20:.0f}",
+            "fewest scores (MiB)": "" if memory is None else f"{memory[FEWEST] / 2**20:.0f}",
             "memory ratio": "" if memory is None else f"{memory.reference / memory.ours:.1f}",
             "memory bar": f"{bars[2]:g}",
             "relative difference": f"{apart.ours[key]:.0e}",
@@ -137,6 +138,17 @@ def spent(records: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def memory_finding(modules: pd.DataFrame) -> str:
+    """How much of what the modules that miss their bar of memory hold does not depend on the scores."""
+    missed = modules[modules.missed.str.contains("memory")]
+    said = [
+        f"{module}, {mode}: reference / ours {row['memory (MiB)']} MiB, {row['fewest scores (MiB)']} of it without the "
+        f"scores of a block, for a bar of 1/{row['memory bar']}"
+        for (module, mode), row in missed.iterrows()
+    ]
+    return f"Behind the missed bars of memory: {'; '.join(said)}." if said else "No bar of memory is missed."
+
+
 def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
     """How far the modules that miss their bar of time are from what bounds them."""
     missed = bounds.loc[[key for key in bounds.index if "time" in modules.missed[key]]]
@@ -145,7 +157,7 @@ def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
         f"their best, {row['from memory (ms)']:.0f} if every pass went to memory"
         for (module, mode), row in missed.iterrows()
     ]
-    return f"Behind the missed bars: {'; '.join(said)}." if said else "No bar of time is missed."
+    return f"Behind the missed bars of time: {'; '.join(said)}." if said else "No bar of time is missed."
 
 
 def _rate(records: pd.DataFrame, quantity: str, part: str = "modules") -> float:
