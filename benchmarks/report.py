@@ -93,8 +93,8 @@ def modules_finding(table: pd.DataFrame) -> str:
 
 def bounds(records: pd.DataFrame) -> pd.DataFrame:
     """What our forms could not go below if each operation ran at the best rate measured: matrix products at that of a
-    large one, exponentials at that of a small array, passes over scores at that of additions of arrays as large as a
-    block. `from memory` takes the rate of additions of arrays that no cache holds for the passes."""
+    large one, exponentials at that of a small array's softmax, all other passes over scores at that of additions of
+    arrays as large as a block. `from memory` takes the rate of additions of arrays that no cache holds for these."""
     rows = records[(records.form == "ours") & (records.part == "modules") & (records.dtype == "float32")]
     found = rows.groupby(["case", "mode", "quantity"], sort=False).value.median().unstack()
     products = found.flops / _rate(records[records.dtype == "float32"], "flop/s")
