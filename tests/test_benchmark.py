@@ -235,3 +235,11 @@ def test_machine_names_files():
     machine = measure.machine("cpu")
     assert machine["name"] == machine["name"].lower() and machine["name"].endswith("-threads")
     json.dumps(machine)
+
+
+def test_a_missed_bar_of_memory_says_what_smaller_blocks_could_not_save():
+    row = {"memory (MiB)": "45 / 47", "fewest scores (MiB)": "27", "memory bar": "4"}
+    table = pd.DataFrame([{**row, "missed": "time memory"}, {**row, "missed": "time"}], index=[("a", "b"), ("c", "d")])
+    said = report.memory_finding(table)
+    assert "a, b: reference / ours 45 / 47 MiB, 27 of it" in said and "1/4" in said and "c, d" not in said
+    assert report.memory_finding(table[1:]) == "No bar of memory is missed."
