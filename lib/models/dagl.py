@@ -27,8 +27,9 @@ Ours, where the paper is silent:
 - `weights="paper"`: a softmax over the neighbours alone does not see T, so gamma and beta keep their initial values.
 
 How it is computed, exactly and without ever holding an unfolded 16 p^2-channel image or all scores:
-- A linear layer on patches is a p x p convolution of the edge features.
-- mean_j S_ij = <Q_i, mean_j K_j>: T is known before S.
+- A linear layer on patches is a p x p convolution of the edge features. That of the keys is the stage's most expensive
+  part; its rows are convolved by `transforms`, with a third of the multiplications.
+- mean_j S_ij = <Q_i, mean_j K_j>: T is known before S, and on an edge S = A + T need not be kept beside A.
 - 10 S ReLU(S - T) = S' ReLU(S' - T') with S' = sqrt(10) S and T' = sqrt(10) T: the factor goes into Q and beta.
 - Pixel s u + a (per axis, 0 <= a < s) lies in the patches of the queries u + t with |a - s t| <= p // 2, and gets
 
@@ -43,6 +44,7 @@ How it is computed, exactly and without ever holding an unfolded 16 p^2-channel 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +70,12 @@ UNTRAINED = {"no_graph_attention": ("edge", "query", "key", "threshold"), "paper
 
 #: A block of so many scores, or queries, suits the caches and matrix products of a CPU; `max_scores` is the bound.
 CPU_SCORES, CPU_QUERIES = 2**20, 128
+
+#: Without gradients, where no head's features have to stay, images of so many pixels are restored at once on a CPU.
+CPU_PIXELS = 4096
+
+#: For `transforms`: pixels of a piece of a row; pieces and output channels that are convolved at once.
+PIECE, PIECES, CHANNELS = 32, 256, 98
 
 
 class DAGL(Trunk):
@@ -183,6 +191,9 @@ class CES(nn.Module):
         return x
 
 
+Layer = tuple[Tensor, Tensor]  # weight and bias
+
+
 class MGFAM(nn.Module):
     """A stage (multi-head graph feature aggregation): x + fuse(all heads), ``(B, width, H, W)`` to the same.
 
@@ -227,45 +238,64 @@ class MGFAM(nn.Module):
         self.unused = conv(HEAD, heads * width, 1).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # One head after the other: without gradients only one head's keys exist at a time, and on CPUs a convolution
-        # without groups is faster.
-        nodes = self.node(x).chunk(self.heads, 1)
-        pasted = [Aggregate.apply(*match, node, self.graph) for match, node in zip(self.match(x), nodes, strict=True)]
-        return x + self.fuse(torch.cat(pasted, 1) / self.graph.coverage(x))
+        at_once = len(x)
+        if not (torch.is_grad_enabled() or x.is_cuda):
+            at_once = max(1, CPU_PIXELS // x[0, 0].numel())
+        return torch.cat([images + self.fuse(self.aggregate(images)) for images in x.split(at_once)])
 
-    def match(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Per head: queries ``(B, rows, columns, 4 p^2)``, keys ``(B, 4 p^2, H, W)``, gamma and beta as the queries."""
+    def aggregate(self, x: Tensor) -> Tensor:
+        """What all heads gather, side by side."""
+        # One head after the other: without gradients only one head's features exist at a time, and on CPUs a
+        # convolution without groups is faster.
+        pasted = [
+            Aggregate.apply(*self.match(x, *own), F.conv2d(x, *node), self.graph) for node, *own in self.each_head(x)
+        ]
+        return torch.cat(pasted, 1) / self.graph.coverage(x)
+
+    def each_head(self, x: Tensor) -> Iterator[tuple]:
+        """Weights and biases of its node, edge, query and key features, and its gamma and beta, if it has them."""
+        layers = [
+            zip(layer.weight.chunk(self.heads), layer.bias.chunk(self.heads), strict=True)
+            for layer in (self.node, self.edge, self.query, self.key)
+        ]
+        limits = [None] * self.heads
+        if self.threshold is not None:
+            padded = pad_same(x, self.graph.patch, self.graph.stride)
+            limits = self.threshold(padded).unflatten(1, (2, self.heads)).transpose(0, 2)
+        return zip(*layers, limits, strict=True)
+
+    def match(
+        self, x: Tensor, edge: Layer, query: Layer, key: Layer, limit: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A head's queries ``(B, rows, columns, 4 p^2)``, keys ``(B, 4 p^2, H, W)`` and T ``(B, rows, columns)``."""
         patch, stride = self.graph.patch, self.graph.stride
         root = math.sqrt(10) if self.graph.weights == "official" else 1.0
-        gammas = betas = (None,) * self.heads
-        if self.threshold is not None:
-            limits = self.threshold(pad_same(x, patch, stride)).unflatten(1, (2, self.heads))
-            gammas, betas = limits[:, 0].unbind(1), (root * limits[:, 1]).unbind(1)
-        layers = [tensor.chunk(self.heads) for layer in (self.query, self.key) for tensor in (layer.weight, layer.bias)]
-        for edge, gamma, beta, wq, bq, wk, bk in zip(
-            self.edge(x).chunk(self.heads, 1), gammas, betas, *layers, strict=True
-        ):
-            query = F.relu(F.conv2d(pad_same(edge, patch, stride), wq, bq, stride=stride), inplace=True)
-            key = F.relu(F.conv2d(edge, wk, bk, padding=patch // 2), inplace=True)
-            yield (root * query).permute(0, 2, 3, 1).contiguous(), key, gamma, beta
+        features = F.conv2d(x, *edge, padding=1)
+        patches = F.unfold(pad_same(features, patch, stride), patch, stride=stride).mT
+        queries = root * F.relu(F.linear(patches, query[0].flatten(1), query[1]), inplace=True)
+        queries = queries.unflatten(1, [math.ceil(n / stride) for n in x.shape[2:]])
+        del patches
+        keys = embed(features, *key)
+        if limit is not None:
+            gamma, beta = at_least_float32(*limit)
+            limit = gamma * (queries * keys.mean((2, 3), dtype=gamma.dtype)[:, None, None]).sum(3) - root * beta
+        return queries, keys, limit
 
     @torch.no_grad()
     def show(self, x: Tensor, points: Sequence[tuple[int, int]], head: int) -> dict[str, Tensor]:
         """`DAGL.mechanism` for the input ``(1, width, H, W)`` of this stage."""
         graph, size = self.graph, x.shape[2:]
-        query, key, gamma, beta = list(self.match(x))[head]
-        keys, space = key.flatten(2), Space(query)
+        query, key, limit = self.match(x, *list(self.each_head(x))[head][1:])
+        keys, space = key.flatten(2), Space(graph, query, size)
         kept = torch.empty(query.shape[:3], dtype=torch.long, device=x.device)
-        for where in graph.blocks(query, keys):
-            kept[where] = (edges(graph, space, query, keys, gamma, beta, where).strength > 0).sum(3)
+        for where in graph.blocks(query, keys.shape[2]):
+            kept[where] = (edges(graph, space, query, keys, limit, where).strength > 0).sum(3)
         # centre of query n along an axis: start + n * stride
         start = torch.tensor([graph.patch // 2 - same_padding(n, graph.patch, graph.stride)[0] for n in size])
         last = torch.tensor(kept.shape[1:]) - 1
         nearest = ((torch.tensor(points) - start) / graph.stride).round().long().clamp_min(0).minimum(last)
         chosen = [
-            edges(
-                graph, space, query, keys, gamma, beta, (slice(0, 1), slice(r, r + 1), slice(c, c + 1))
-            ).weight.clone()
+            edges(graph, space, query, keys, limit, (slice(0, 1), slice(r, r + 1), slice(c, c + 1))).weight.clone()
             for r, c in nearest.tolist()
         ]
         weights = torch.cat(chosen).view(-1, *size)
@@ -283,6 +313,125 @@ def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     return F.pad(x, (*same_padding(x.shape[3], kernel, stride), *same_padding(x.shape[2], kernel, stride)))
 
 
+def embed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """ReLU of a convolution that keeps the size, ``(B, C, H, W)`` to ``(B, D, H, W)``."""
+    patch = weight.shape[2]
+    if x.is_cuda or patch < 7:  # where little is gained
+        return F.relu(F.conv2d(x, weight, bias, padding=patch // 2), inplace=True)
+    return Embed.apply(x, weight, bias)
+
+
+@functools.cache
+def transforms(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A, B, C in float64 with which y_j = sum_t w_t x_{j+t}, for `outputs` values of j, is y = C ((A w) * (B x)).
+
+    The real Fourier transform of n = outputs + taps - 1 values, with three real products for a complex one (Gauss).
+    They are about 3 n / 2 products instead of outputs * taps: 56 instead of 224 for 32 outputs and 7 taps.
+    """
+    n = outputs + taps - 1
+    frequency = torch.arange(n // 2 + 1, dtype=torch.float64)[:, None]
+    angle = 2 * math.pi / n * frequency * torch.arange(n)
+    cos, sin = angle.cos(), angle.sin()
+    # X = r + i s and conj(W) = a + i b; with k = a (r + s), l = (b - a) r, m = (a + b) s their product is
+    # k - m + i (k + l).
+    a, b, r, s = cos[:, :taps], sin[:, :taps], cos, -sin
+    both = 2 - ((frequency == 0) | (2 * frequency == n)).double()  # a frequency and its negative
+    inverse = both / n * torch.stack((cos - sin, -sin, -cos))
+    of_taps, of_pixels = torch.cat((a, b - a, a + b)), torch.cat((r + s, r, s))
+    to_outputs = inverse.flatten(0, 1)[:, :outputs]
+    used = (of_pixels.abs().amax(1) > 1e-9) & (to_outputs.abs().amax(1) > 1e-9)  # a real X or W takes one product
+    return of_taps[used], of_pixels[used], to_outputs[used].T
+
+
+class Rows:
+    """Features ``(B, C, H, W)`` for a convolution with patches of p x p: padded by zeros, their rows cut into pieces.
+
+    The image is worked on in strips of rows.
+    """
+
+    def __init__(self, x: Tensor, patch: int):
+        self.patch, half, (self.height, self.width) = patch, patch // 2, x.shape[2:]
+        self.pieces = math.ceil(self.width / PIECE)
+        self.length = math.ceil(self.width / self.pieces)
+        self.missing = self.pieces * self.length - self.width
+        self.of_taps, self.of_pixels, self.to_outputs = (m.to(x) for m in transforms(self.length, patch))
+        self.padded = F.pad(x.transpose(0, 1), (half, half + self.missing, half, half))
+        self.inside = (..., slice(half, half + self.height), slice(half, half + self.width))
+        step = max(1, PIECES // (len(x) * self.pieces))
+        self.strips = [slice(r, min(r + step, self.height)) for r in range(0, self.height, step)]
+
+    def kernels(self, weight: Tensor) -> Tensor:
+        """Transformed rows of ``(D, C, p, p)``: ``(products, D, C p)``."""
+        return (self.of_taps @ weight.reshape(-1, self.patch).T).view(-1, len(weight), weight[0, :, :, 0].numel())
+
+    def windows(self, strip: slice) -> Tensor:
+        """Transformed pieces in the patches of a strip's pixels: ``(products, C p, B x rows x pieces)``."""
+        rows = self.padded[:, :, strip.start : strip.stop + self.patch - 1]
+        pieces = rows.unfold(3, self.of_pixels.shape[1], self.length)
+        transformed = (self.of_pixels @ pieces.flatten(0, 3).T).unflatten(1, pieces.shape[:4])
+        return transformed.unfold(3, self.patch, 1).permute(0, 1, 5, 2, 3, 4).flatten(3).flatten(1, 2)
+
+    def add_windows(self, total: Tensor, windows: Tensor, strip: slice) -> None:
+        """Add the transpose of `windows` to features padded as here."""
+        rows = strip.stop - strip.start
+        parts = windows.unflatten(2, (-1, rows, self.pieces)).unflatten(1, (-1, self.patch))
+        shape = list(parts[:, :, 0].shape)
+        shape[3] += self.patch - 1
+        transformed = parts.new_zeros(shape)
+        for k in range(self.patch):
+            transformed[:, :, :, k : k + rows].add_(parts[:, :, k])
+        pieces = (transformed.flatten(1).T @ self.of_pixels).unflatten(0, shape[1:])
+        for k in range(self.pieces):
+            into = total[:, :, strip.start : strip.stop + self.patch - 1, k * self.length :]
+            into[..., : pieces.shape[4]].add_(pieces[:, :, :, k])
+
+
+class Embed(torch.autograd.Function):
+    """`embed` by `transforms`, in float32 at least, under autocast too."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        given, (x, weight, bias) = (x, weight), at_least_float32(x, weight, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            rows = Rows(x, weight.shape[2])
+            out = x.new_empty(len(x), len(weight), rows.height, rows.pieces * rows.length)
+            for strip in rows.strips:
+                windows = rows.windows(strip)
+                for k in range(0, len(weight), CHANNELS):
+                    of = slice(k, k + CHANNELS)
+                    pieces = (rows.kernels(weight[of]) @ windows).flatten(1).T @ rows.to_outputs.T
+                    into = out.transpose(0, 1)[of, :, strip]
+                    torch.add(pieces.view(into.shape), bias[of, None, None, None], out=into).clamp_min_(0)
+        out = out[..., : rows.width].contiguous()
+        ctx.save_for_backward(*given, out)
+        ctx.set_materialize_grads(False)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        if grad is None:  # no_graph_attention
+            return None, None, None
+        x, weight, out, grad = at_least_float32(*ctx.saved_tensors, grad)
+        with torch.autocast(x.device.type, enabled=False):
+            rows = Rows(x, weight.shape[2])
+            grad_x, grad_weight, grad_bias = (torch.zeros_like(t) for t in (rows.padded, weight, weight[:, 0, 0, 0]))
+            for strip in rows.strips:
+                windows = rows.windows(strip)
+                grad_windows = torch.zeros_like(windows)
+                for k in range(0, len(weight), CHANNELS):
+                    of = slice(k, k + CHANNELS)
+                    grad_of = torch.ops.aten.threshold_backward(grad[:, of, strip], out[:, of, strip], 0)
+                    grad_bias[of] += grad_of.sum((0, 2, 3))
+                    pieces = F.pad(grad_of.transpose(0, 1), (0, rows.missing)).reshape(-1, rows.length)
+                    products = (rows.to_outputs.T @ pieces.T).unflatten(1, (-1, windows.shape[2]))
+                    grad_kernels = products @ windows.transpose(1, 2)
+                    grad_weight[of] += (rows.of_taps.T @ grad_kernels.flatten(1)).T.reshape(weight[of].shape)
+                    grad_windows.baddbmm_(rows.kernels(weight[of]).transpose(1, 2), products)
+                rows.add_windows(grad_x, grad_windows, strip)
+        return grad_x[rows.inside].transpose(0, 1), grad_weight, grad_bias
+
+
 Block = tuple[slice, slice, slice]  # images, rows and columns of the query grid
 
 
@@ -296,17 +445,18 @@ class Graph(NamedTuple):
     weights: str
     max_scores: int
 
-    def blocks(self, query: Tensor, keys: Tensor) -> Iterator[Block]:
+    def blocks(self, query: Tensor, keys: int) -> Iterator[Block]:
         """Blocks of at most `max_scores` scores, or of one query: several images or a part of one's query grid.
 
-        A part is about square, for the weights of neighbouring queries are added up within blocks.
+        A part is about square or has all columns, for the weights of neighbouring queries are added up within blocks.
         """
         images, rows, columns, _ = query.shape
-        queries = max(1, self.max_scores // keys.shape[2])
+        queries = max(1, self.max_scores // keys)
         if not query.is_cuda:
-            queries = min(queries, max(CPU_QUERIES, CPU_SCORES // keys.shape[2]))
-        row_step = min(rows, max(math.isqrt(queries), queries // columns))
-        column_step = min(columns, queries // row_step)
+            queries = min(queries, max(CPU_QUERIES, CPU_SCORES // keys))
+        side = math.isqrt(queries)
+        column_step = columns if columns <= 2 * side else side
+        row_step = min(rows, max(1, queries // column_step))
         image_step = max(1, queries // (rows * columns))
         for i in range(0, images, image_step):
             for r in range(0, rows, row_step):
@@ -323,29 +473,12 @@ class Graph(NamedTuple):
         queries = math.prod(math.ceil(n / stride) for n in size)
         return F.fold(x.new_ones(1, patch**2, queries), size, patch, padding=patch // 2, stride=stride)
 
-    def runs(self, queries: slice, size: int) -> list[Run]:
-        """Along an axis of `size` pixels, what the given queries give to the output."""
-        half, stride, grid = self.patch // 2, self.stride, math.ceil(size / self.stride)
-        runs = []
-        for (low, high), same in itertools.groupby(
-            range(stride), lambda a: (-((half - a) // stride), (half + a) // stride)
-        ):
-            offsets = list(same)
-            start, stop = max(0, queries.start - high), min(grid, queries.stop - low)
-            first, last = -offsets[-1], size - offsets[0]  # the l with a pixel l + a inside the image
-            terms = []
-            for t in range(low, high + 1):
-                u = (max(start, queries.start - t), min(stop, queries.stop - t))
-                l = (max(first, -stride * t), min(last, size - stride * t))  # noqa: E741
-                if u[0] < u[1] and l[0] < l[1]:
-                    into = (slice(u[0] - start, u[1] - start), slice(l[0] - first, l[1] - first))
-                    of = (
-                        slice(u[0] + t - queries.start, u[1] + t - queries.start),
-                        slice(l[0] + stride * t, l[1] + stride * t),
-                    )
-                    terms.append((into, of))
-            runs.append(Run(slice(start, stop), slice(offsets[0], offsets[-1] + 1), last - first, terms))
-        return runs
+    def runs(self, block: Block, size: Sequence[int]) -> tuple[list[Run], list[Run]]:
+        """What the queries of a block give to an output of `size`, along rows and along columns."""
+        rows, columns = (
+            runs(self.patch, self.stride, q.start, q.stop, n) for q, n in zip(block[1:], size, strict=True)
+        )
+        return rows, columns
 
 
 class Run(NamedTuple):
@@ -365,85 +498,112 @@ class Run(NamedTuple):
     def reach(self) -> int:
         return self.offsets.stop - self.offsets.start
 
-    def add(self, into: Tensor, of: Tensor, axis: int, transpose: bool = False) -> None:
-        """E += w, both ``(images, rows, columns, key rows, key columns)``, along the axis 0 or 1; or w += E."""
+    def pairs(self, total: Tensor, weight: Tensor, axis: int) -> list[tuple[Tensor, Tensor]]:
+        """Views of E and w, both ``(images, rows, columns, key rows, key columns)``, that belong together along axis 0
+        or 1."""
         skip = (slice(None),)
-        for (u, l), (query, key) in self.terms:  # noqa: E741
-            e = into[skip + skip * axis + (u,) + skip + (l,)]
-            w = of[skip + skip * axis + (query,) + skip + (key,)]
-            if transpose:
-                w += e
-            else:
-                e += w
+        return [
+            (total[skip + skip * axis + (u,) + skip + (at,)], weight[skip + skip * axis + (query,) + skip + (key,)])
+            for (u, at), (query, key) in self.terms
+        ]
 
 
-def shifted(value: Tensor, rows: Run, columns: Run) -> Tensor:
-    """v(l + a) for all l and a: ``(B, 16, H, W)`` to ``(B, 16 x offsets, l)``."""
-    pad = rows.reach - 1, columns.reach - 1
-    windows = F.pad(value, (pad[1], pad[1], pad[0], pad[0])).unfold(2, rows.reach, 1).unfold(3, columns.reach, 1)
-    return windows.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+@functools.lru_cache(1024)
+def runs(patch: int, stride: int, start: int, stop: int, size: int) -> list[Run]:
+    """Along an axis of `size` pixels, what the queries from `start` to `stop` give to the output."""
+    half, grid = patch // 2, math.ceil(size / stride)
+    found = []
+    reached = itertools.groupby(range(stride), lambda a: (-((half - a) // stride), (half + a) // stride))
+    for (low, high), same in reached:
+        offsets = list(same)
+        into = max(0, start - high), min(grid, stop - low)
+        first, last = -offsets[-1], size - offsets[0]  # the l with a pixel l + a inside the image
+        terms = []
+        for t in range(low, high + 1):
+            u = max(into[0], start - t), min(into[1], stop - t)
+            l = max(first, -stride * t), min(last, size - stride * t)  # noqa: E741
+            if u[0] < u[1] and l[0] < l[1]:
+                of = slice(u[0] + t - start, u[1] + t - start), slice(l[0] + stride * t, l[1] + stride * t)
+                terms.append(((slice(u[0] - into[0], u[1] - into[0]), slice(l[0] - first, l[1] - first)), of))
+        if terms:
+            found.append(Run(slice(*into), slice(offsets[0], offsets[-1] + 1), last - first, terms))
+    return found
+
+
+class Values:
+    """v(l + a) of the values ``(B, 16, H, W)`` for pairs of runs."""
+
+    def __init__(self, value: Tensor, stride: int):
+        self.value, self.pad = value, stride - 1
+        self.made: dict[int, Tensor] = {}  # rows, and columns shifted by a
+
+    def __getitem__(self, runs: tuple[Run, Run]) -> list[Tensor]:
+        """Per offset of the rows the values for all offsets of the columns, ``(B, 16 x offsets, l)``."""
+        rows, columns = runs
+        if columns.reach not in self.made:
+            pad = columns.reach - 1
+            windows = F.pad(self.value, (pad, pad, self.pad, self.pad)).unfold(3, columns.reach, 1)
+            self.made[columns.reach] = windows.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        first = self.pad - (rows.reach - 1)
+        made = self.made[columns.reach]
+        return [made[:, :, r : r + rows.length].flatten(2) for r in range(first, self.pad + 1)]
 
 
 def add_shifted(total: Tensor, shifted: Tensor, rows: Run, columns: Run) -> None:
-    """Add the transpose of `shifted` to ``(B, 16, H, W)``."""
-    pad = rows.reach - 1, columns.reach - 1
+    """Add the transpose of `Values`, of all row offsets after each other, to ``(B, 16, H, W)``."""
     height, width = total.shape[2:]
-    parts = shifted.unflatten(2, (rows.length, columns.length)).unflatten(1, (-1, rows.reach, columns.reach))
+    parts = shifted.unflatten(2, (rows.length, columns.length)).unflatten(1, (rows.reach, -1, columns.reach))
     for a in range(rows.reach):
         for b in range(columns.reach):
-            top, left = pad[0] - a, pad[1] - b
-            total += parts[:, :, a, b, top : top + height, left : left + width]
+            top, left = rows.reach - 1 - a, columns.reach - 1 - b
+            total += parts[:, a, :, b, top : top + height, left : left + width]
 
 
 class Space:
-    """Buffers by name that every block uses again."""
+    """Buffers by name that every block uses again, each large enough for the weights of a block and their sums."""
 
-    def __init__(self, like: Tensor):
-        self.like = like
+    def __init__(self, graph: Graph, query: Tensor, size: Sequence[int]):
+        self.like = query
+        images, *block = (part.stop for part in next(graph.blocks(query, math.prod(size))))
+        more = (graph.patch - 1) // graph.stride  # queries that reach into the patch of another
+        queries = (min(n + more, all_) for n, all_ in zip(block, query.shape[1:3], strict=True))
+        self.numbers = images * math.prod(queries) * math.prod(n + graph.stride - 1 for n in size)
         self.buffers: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        size = math.prod(shape)
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = self.like.new_empty(size)
-        return self.buffers[name][:size].view(shape)
+        if name not in self.buffers:
+            self.buffers[name] = self.like.new_empty(self.numbers)
+        return self.buffers[name][: math.prod(shape)].view(shape)
 
 
 class Edges(NamedTuple):
-    """One block of the graph, all ``(images, columns, rows, keys)``; `mean` of the scores has one key."""
+    """One block of the graph, both ``(images, rows, columns, keys)``."""
 
-    score: Tensor
     strength: Tensor  # A
     weight: Tensor
-    mean: Tensor | None
 
 
-def edges(
-    graph: Graph, space: Space, query: Tensor, keys: Tensor, gamma: Tensor | None, beta: Tensor | None, where: Block
-) -> Edges:
-    """Scores, edges and weights of the block `where`, in buffers of `space`."""
+def edges(graph: Graph, space: Space, query: Tensor, keys: Tensor, limit: Tensor | None, where: Block) -> Edges:
+    """Edges and weights of the block `where`, in buffers of `space`; that of the scores is free again."""
     query, keys = query[where], keys[where[0]]
     shape = (*query.shape[:3], keys.shape[2])
     score, strength, weight = (space(name, *shape) for name in ("score", "strength", "weight"))
     torch.bmm(query.flatten(1, 2), keys, out=score.flatten(1, 2))
-    mean = None
     if graph.neighbours:
         nearest = score.topk(min(graph.neighbours, shape[3]), dim=3)
         strength.zero_().scatter_(3, nearest.indices, nearest.values)
     else:
-        mean = query @ keys.mean(2)[:, None, :, None]
-        torch.sub(score, gamma[where][..., None] * mean - beta[where][..., None], out=strength).clamp_min_(0)
+        torch.sub(score, limit[where][..., None], out=strength).clamp_min_(0)
     if graph.average:
         torch.gt(strength, 0, out=weight)
-        return Edges(score, strength, weight.div_(weight.sum(3, keepdim=True).clamp_min_(1)), mean)
+        return Edges(strength, weight.div_(weight.sum(3, keepdim=True).clamp_min_(1)))
     official = graph.weights == "official"
-    torch.softmax(torch.mul(score, strength, out=space("sum", *shape)) if official else strength, 3, out=weight)
-    torch.ops.aten.threshold_backward(
-        weight, strength, 0, grad_input=weight
-    )  # zero where there is no edge, in one pass
+    torch.softmax(score.mul_(strength) if official else strength, 3, out=weight)
+    # zero where there is no edge, in one pass
+    torch.ops.aten.threshold_backward(weight, strength, 0, grad_input=weight)
     if not official:  # no edge had logit 0, less than any neighbour: the neighbours' share is at least one of all keys
         weight.div_(weight.sum(3, keepdim=True).clamp_min_(torch.finfo(weight.dtype).tiny))
-    return Edges(score, strength, weight, mean)
+    return Edges(strength, weight)
 
 
 def add_up(space: Space, name: str, weight: Tensor, run: Run, axis: int) -> Tensor:
@@ -452,8 +612,14 @@ def add_up(space: Space, name: str, weight: Tensor, run: Run, axis: int) -> Tens
         return weight
     shape = list(weight.shape)
     shape[1 + axis], shape[3 + axis] = run.grid.stop - run.grid.start, run.length
-    total = space(name, *shape).zero_()
-    run.add(total, weight, axis)
+    total = space(name, *shape)
+    (first, w), *others = run.pairs(total, weight, axis)
+    first.copy_(w)
+    for dim, inside in zip((1 + axis, 3 + axis), run.terms[0][0], strict=True):
+        total.narrow(dim, 0, inside.start).zero_()
+        total.narrow(dim, inside.stop, shape[dim] - inside.stop).zero_()
+    for e, w in others:
+        e += w
     return total
 
 
@@ -464,94 +630,84 @@ class Aggregate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, gamma, beta, value, graph):
+    def forward(ctx, query, key, limit, value, graph):
         ctx.graph = graph
-        ctx.save_for_backward(query, key, gamma, beta, value)
-        query, key, gamma, beta, value = at_least_float32(query, key, gamma, beta, value)
+        ctx.save_for_backward(query, key, limit, value)
+        query, key, limit, value = at_least_float32(query, key, limit, value)
         with torch.autocast(value.device.type, enabled=False):
-            keys, space, values = key.flatten(2), Space(query), Values(graph, value)
+            keys, space, values = key.flatten(2), Space(graph, query, value.shape[2:]), Values(value, graph.stride)
             out = value.new_zeros(*value.shape[:2], query.shape[1], graph.stride, query.shape[2], graph.stride)
-            for where in graph.blocks(query, keys):
-                weight = edges(graph, space, query, keys, gamma, beta, where).weight.unflatten(3, value.shape[2:])
-                images, row_runs, column_runs = where[0], *map(graph.runs, where[1:], value.shape[2:])
+            for where in graph.blocks(query, keys.shape[2]):
+                weight = edges(graph, space, query, keys, limit, where).weight.unflatten(3, value.shape[2:])
+                images, (row_runs, column_runs) = where[0], graph.runs(where, value.shape[2:])
                 for column_run in column_runs:
-                    part = add_up(space, "part", weight, column_run, 1)
+                    part = add_up(space, "strength", weight, column_run, 1)
                     for row_run in row_runs:
-                        total = add_up(space, "sum", part, row_run, 0)
-                        pixels = values[row_run, column_run][images] @ total.flatten(3).flatten(1, 2).transpose(1, 2)
-                        pixels = pixels.view(len(total), -1, row_run.reach, column_run.reach, *total.shape[1:3])
-                        of = (images, slice(None), row_run.grid, row_run.offsets, column_run.grid, column_run.offsets)
-                        out[of] += pixels.permute(0, 1, 4, 2, 5, 3)
+                        total = add_up(space, "score", part, row_run, 0)
+                        for a, shifted in enumerate(values[row_run, column_run], row_run.offsets.start):
+                            pixels = total.flatten(3).flatten(1, 2) @ shifted[images].mT
+                            pixels = pixels.view(*total.shape[:3], -1, column_run.reach).permute(0, 3, 1, 2, 4)
+                            out[images, :, row_run.grid, a, column_run.grid, column_run.offsets].add_(pixels)
             return out.flatten(4).flatten(2, 3)[:, :, : value.shape[2], : value.shape[3]]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         graph = ctx.graph
-        query, key, gamma, beta, value, grad = at_least_float32(*ctx.saved_tensors, grad)
-        threshold = gamma is not None and graph.weights == "official"
+        query, key, limit, value, grad = at_least_float32(*ctx.saved_tensors, grad)
+        official = graph.weights == "official"
         size, grid = value.shape[2:], query.shape[1:3]
         with torch.autocast(grad.device.type, enabled=False):
-            keys, space, values = key.flatten(2), Space(query), Values(graph, value)
+            keys, space, values = key.flatten(2), Space(graph, query, value.shape[2:]), Values(value, graph.stride)
             grad = F.pad(grad, (0, grid[1] * graph.stride - size[1], 0, grid[0] * graph.stride - size[0]))
             grad = grad.unflatten(3, (grid[1], graph.stride)).unflatten(2, (grid[0], graph.stride))
             grad_query, grad_keys, grad_value = (torch.zeros_like(t) for t in (query, keys, value))
-            grad_gamma, grad_beta = (torch.zeros_like(gamma), torch.zeros_like(beta)) if threshold else (None, None)
-            for where in graph.blocks(query, keys):
-                images, row_runs, column_runs = where[0], *map(graph.runs, where[1:], size)
-                found = edges(graph, space, query, keys, gamma, beta, where)
+            grad_limit = torch.zeros_like(limit) if limit is not None and official else None
+            for where in graph.blocks(query, keys.shape[2]):
+                images, (row_runs, column_runs) = where[0], graph.runs(where, size)
+                found = edges(graph, space, query, keys, limit, where)
                 weight = found.weight.unflatten(3, size)
-                grad_weight = space("grad_weight", *weight.shape).zero_()
+                grad_weight = space("grad_weight", *weight.shape)
+                if not column_runs[0].plain:
+                    grad_weight.zero_()
                 for column_run in column_runs:
                     part = add_up(space, "part", weight, column_run, 1)
-                    grad_part = grad_weight if column_run.plain else space("grad_part", *part.shape).zero_()
+                    grad_part = grad_weight if column_run.plain else space("grad_part", *part.shape)
+                    if not row_runs[0].plain:
+                        grad_part.zero_()
                     for row_run in row_runs:
-                        total = add_up(space, "sum", part, row_run, 0)
+                        total = add_up(space, "score", part, row_run, 0)
                         of = (images, slice(None), row_run.grid, row_run.offsets, column_run.grid, column_run.offsets)
-                        pixels = grad[of].permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(1, 3)
+                        pixels = grad[of].permute(0, 3, 1, 5, 2, 4).flatten(4).flatten(1, 3)
                         add_shifted(grad_value[images], pixels @ total.flatten(3).flatten(1, 2), row_run, column_run)
-                        product = pixels.transpose(1, 2), values[row_run, column_run][images]
+                        product = pixels.mT, torch.cat(values[row_run, column_run], 1)[images]
                         if row_run.plain:
-                            grad_part.flatten(3).flatten(1, 2).baddbmm_(*product)
+                            torch.bmm(*product, out=grad_part.flatten(3).flatten(1, 2))
                         else:
                             torch.bmm(*product, out=total.flatten(3).flatten(1, 2))
-                            row_run.add(total, grad_part, 0, transpose=True)
+                            for e, w in row_run.pairs(total, grad_part, 0):
+                                w += e
                     if not column_run.plain:
-                        column_run.add(grad_part, grad_weight, 1, transpose=True)
+                        for e, w in column_run.pairs(grad_part, grad_weight, 1):
+                            w += e
                 if graph.average:
                     continue
                 # Both softmaxes: dL = w (dw - sum w dw), for being a neighbour has no gradient; then L = S A or L = A.
                 grad_score = grad_weight.flatten(3).mul_(found.weight)
                 grad_score.addcmul_(found.weight, grad_score.sum(3, keepdim=True), value=-1)
-                if threshold:  # dL/dT = -S
-                    product = torch.mul(grad_score, found.score, out=space("sum", *found.score.shape))
-                    grad_limit = -product.sum(3, keepdim=True)
-                if graph.weights == "official":  # dL/dS = A + S
-                    grad_score *= found.score.add_(found.strength)
-                if threshold:
-                    grad_gamma[where] = (grad_limit * found.mean)[..., 0]
-                    grad_beta[where] = -grad_limit[..., 0]
-                    grad_score += grad_limit * gamma[where][..., None] / keys.shape[2]
+                if official:
+                    score = found.strength  # where there is an edge
+                    if limit is not None:
+                        score = torch.add(score, limit[where][..., None], out=space("score", *score.shape))
+                        torch.mul(grad_score, score, out=space("part", *score.shape))
+                        grad_limit[where] = -space("part", *score.shape).sum(3)  # dL/dT = -S
+                    grad_score *= score.add_(found.strength)  # dL/dS = S + A
                 grad_score = grad_score.flatten(1, 2)
                 grad_query[where] = (grad_score @ keys[images].transpose(1, 2)).view_as(grad_query[where])
                 grad_keys[images].baddbmm_(query[where].flatten(1, 2).transpose(1, 2), grad_score)
         if graph.average:
-            return None, None, None, None, grad_value, None
-        return grad_query, grad_keys.view_as(key), grad_gamma, grad_beta, grad_value, None
-
-
-class Values:
-    """`shifted` values for pairs of runs, made when first asked for."""
-
-    def __init__(self, graph: Graph, value: Tensor):
-        self.value = value
-        self.made: dict[tuple[int, int], Tensor] = {}
-
-    def __getitem__(self, runs: tuple[Run, Run]) -> Tensor:
-        key = tuple(run.reach for run in runs)
-        if key not in self.made:
-            self.made[key] = shifted(self.value, *runs)
-        return self.made[key]
+            return None, None, None, grad_value, None
+        return grad_query, grad_keys.view_as(key), grad_limit, grad_value, None
 
 
 def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:

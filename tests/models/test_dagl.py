@@ -152,7 +152,7 @@ def test_gradients_are_those_of_the_function(variant, max_scores):
     assert torch.autograd.gradcheck(lambda *_: module(x), inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize(("max_scores", "expected"), [(100_000, 15_750), (10_000, 9_000), (2_000, 1_800), (1, 450)])
+@pytest.mark.parametrize(("max_scores", "expected"), [(100_000, 15_750), (10_000, 9_450), (2_000, 1_800), (1, 450)])
 def test_held_scores_stay_below_the_bound(monkeypatch, max_scores, expected):
     held = {}
 
@@ -164,8 +164,37 @@ def test_held_scores_stay_below_the_bound(monkeypatch, max_scores, expected):
     monkeypatch.setattr(dagl, "Space", Space)
     module = random_stage(4, heads=1, max_scores=max_scores)  # a grid of 5 x 7 queries, 450 keys
     module(torch.randn(1, 4, 18, 25).requires_grad_()).sum().backward()
-    assert held["score"] == held["grad_weight"] == expected
+    assert held["weight"] == held["grad_weight"] == expected
     assert max(held.values()) <= 6 * expected  # one query adds to up to 2 x 2 positions, their keys shifted
+
+
+@pytest.mark.parametrize(("outputs", "taps", "products"), [(32, 7, 56), (21, 7, 40), (1, 5, 5), (6, 1, 8)])
+def test_short_convolution(outputs, taps, products):
+    of_taps, of_pixels, to_outputs = dagl.transforms(outputs, taps)
+    assert len(of_taps) == products
+    w, x = torch.randn(2, outputs + taps - 1, dtype=torch.float64).unbind(0)
+    expected = torch.nn.functional.conv1d(x[None, None], w[None, None, :taps])[0, 0]
+    torch.testing.assert_close(to_outputs @ ((of_taps @ w[:taps]) * (of_pixels @ x)), expected)
+
+
+@pytest.mark.parametrize(
+    ("patch", "size", "together"), [(7, (9, 70), 4), (5, (6, 33), 5), (7, (2, 3), 100), (5, (1, 1), 1)]
+)
+def test_keys_equal_a_convolution(monkeypatch, patch, size, together):
+    """Pieces of several lengths, strips and parts of the channels that do not divide the whole."""
+    monkeypatch.setattr(dagl, "PIECES", together)
+    monkeypatch.setattr(dagl, "CHANNELS", 3)
+    torch.manual_seed(9)
+    x, weight, bias = torch.randn(2, 3, *size), torch.randn(8, 3, patch, patch), torch.randn(8)
+    inputs = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected = torch.relu(torch.nn.functional.conv2d(*inputs, padding=patch // 2))
+    found = dagl.embed(*inputs)
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, direction) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+    single = dagl.embed(x, weight, bias)
+    assert (single - expected).norm() <= 1e-6 * expected.norm()
 
 
 def test_unfolded_features_stay_small():
@@ -177,10 +206,10 @@ def test_unfolded_features_stay_small():
             sizes.extend(t.numel() for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor))
             return out
 
-    module, x = MGFAM(16, heads=1, max_scores=2**16), torch.randn(1, 16, 48, 48)
+    module, x = MGFAM(16, heads=1, max_scores=2**16), torch.randn(1, 16, 64, 64)
     with Largest():
         module(x)
-    assert max(sizes) == 196 * 48 * 48  # the keys; patches would be 784 x 48 x 48, all scores 144 x 48 x 48 per head
+    assert max(sizes) == 196 * 64 * 64  # the keys; patches would be 784 x 64 x 64, all scores 256 x 64 x 64 per head
 
 
 @pytest.mark.parametrize(
@@ -201,11 +230,12 @@ def test_network_takes_any_size_and_batch(options, sizes):
             torch.testing.assert_close(network(image[None])[0], out, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("patch", [3, 5])
 @pytest.mark.parametrize("variant", [*VARIANTS, "nl", "mhnl"])
-def test_every_trained_tensor_gets_a_gradient(variant):
+def test_every_trained_tensor_gets_a_gradient(variant, patch):
     torch.manual_seed(4)
     options = VARIANTS.get(variant, {"attention": variant})
-    network = build("dagl", colors=3, **SMALL, **options)
+    network = build("dagl", colors=3, **SMALL | {"patch": patch}, **options)
     for tensor in network.parameters():
         tensor.data.normal_(0, 0.1)  # larger ones saturate the softmax
     network(torch.rand(2, 3, 13, 10)).square().mean().backward()
