@@ -270,7 +270,7 @@ class _BlockAttention(torch.autograd.Function):
         q, v = sweep.pad(query), values.mT.contiguous()
         y = q.new_zeros(*q.shape[:3], values.shape[1])
         for strip in sweep.strips(query):
-            paste = strip.box(strip.weights, strip.logits)
+            paste = strip.box(strip.weights, strip.weights)
             for i in range(len(q)):
                 for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
                     weights = paste()
@@ -288,7 +288,7 @@ class _BlockAttention(torch.autograd.Function):
         q, dy = sweep.pad(query), sweep.pad(grad)
         dq = torch.zeros_like(q)
         dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
-        for strip in sweep.strips(query):
+        for strip in sweep.strips(query, keeps_logits=True):
             logits, w, tile = strip.logits, strip.weights, strip.matrix()
             paste, unpaste, unscore = strip.box(w, tile), strip.box(tile, tile), strip.box(tile, tile)
             for i in range(len(q)):
@@ -355,9 +355,9 @@ class _Sweep:
             yield step, *[matrix[..., start - step : start + count] for matrix in matrices]
             start += count
 
-    def strips(self, like: Tensor) -> Iterator[_Strip]:
+    def strips(self, like: Tensor, keeps_logits: bool = False) -> Iterator[_Strip]:
         for start in range(0, self.width, self.columns):
-            yield _Strip(self, start, min(self.columns, self.width - start), like)
+            yield _Strip(self, start, min(self.columns, self.width - start), like, keeps_logits)
 
 
 def _even(total: int, largest: int) -> int:
@@ -367,12 +367,16 @@ def _even(total: int, largest: int) -> int:
 
 
 class _Strip:
-    """Logits and weights of a strip's block, (parts, queries, M); the logits' matrix is also the products' place."""
+    """Logits and weights of a strip's block, (parts, queries, M), whose products lie in the logits' place before.
 
-    def __init__(self, sweep: _Sweep, start: int, own: int, like: Tensor):
+    The weights take the logits' place, unless these are kept: one matrix less in the cache.
+    """
+
+    def __init__(self, sweep: _Sweep, start: int, own: int, like: Tensor, keeps_logits: bool):
         self.sweep, self.like = sweep, like
         self.columns = slice(start, start + sweep.parts * sweep.side)
-        self.logits, self.weights = self.matrix(), self.matrix()
+        self.logits = self.matrix()
+        self.weights = self.matrix() if keeps_logits else self.logits
         self.score = self.box(self.logits, self.logits)
         grid = self.weights.unflatten(1, (sweep.rows, sweep.side))
         beyond = [*range(sweep.halo), *range(sweep.halo + own, sweep.parts * sweep.side)]
