@@ -249,8 +249,7 @@ class Filter(torch.autograd.Function):
         ctx.save_for_backward(x, kernel, weight, gaussian)
         y = torch.empty_like(x)
         for images, out in portions(x, y):
-            torch.mul(blur(images, gaussian), -weight, out=out)
-            out.add_(depthwise(images, kernel, padding=1))
+            torch.addcmul(depthwise(images, kernel, padding=1), blur(images, gaussian), -weight, out=out)
         return y
 
     @staticmethod
@@ -265,7 +264,7 @@ class Filter(torch.autograd.Function):
             d_images, d_kernels, _ = torch.ops.aten.convolution_backward(
                 d_y, images, kernels, None, [1, 1], [1, 1], [1, 1], False, [0, 0], x.shape[1], [True, True, False]
             )
-            torch.sub(d_images, blurred.mul_(weight), out=out)
+            torch.addcmul(d_images, blurred, -weight, out=out)
             d_kernel += d_kernels.sum((0, 1))
         return d_x, d_kernel, d_weight, None
 
@@ -279,10 +278,8 @@ def portions(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def blur(x: Tensor, line: Tensor) -> Tensor:
     """Convolve with the outer product of `line` with itself, the image continued by reflection."""
-    reach = len(line) // 2
-    x = depthwise(mirror_pad(x, (0, 0, reach, reach)), line[:, None])
-    x = mirror_pad(x, (reach, reach, 0, 0))
-    return depthwise(x, line[None, :])
+    padded = mirror_pad(x, (len(line) // 2,) * 4)
+    return depthwise(depthwise(padded, line[:, None]), line[None, :])
 
 
 def scale_edges_(x: Tensor, factor: float) -> Tensor:

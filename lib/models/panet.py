@@ -274,7 +274,7 @@ class _BlockAttention(torch.autograd.Function):
             for i in range(len(q)):
                 for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
                     weights = paste()
-                    if behind[0].stop > 2:  # not all above the image
+                    if behind[0].stop > sweep.above:  # some in the image
                         strip.put(torch.bmm(weights, strip.for_each(v[i])), y[i][behind])
             del strip, paste, weights  # before the next one is made
         return sweep.crop(y)
@@ -289,8 +289,9 @@ class _BlockAttention(torch.autograd.Function):
         dq = torch.zeros_like(q)
         dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
         for strip in sweep.strips(query, keeps_logits=True):
-            logits, w, tile = strip.logits, strip.weights, strip.matrix()
-            paste, unpaste, unscore = strip.box(w, tile), strip.box(tile, tile), strip.box(tile, tile)
+            logits, w, tile = strip.logits, strip.weights, strip.matrix().zero_()
+            paste, unpaste = strip.box(w, tile), strip.box(tile, tile)
+            unscore = strip.box(tile, tile) if sweep.late else unpaste  # nothing is kept in it
             for i in range(len(q)):
                 v, k = strip.for_each(values[i]), strip.for_each(keys[i].T)
                 dv, dk, df = (q.new_zeros(sweep.parts, *t.shape[1:]) for t in (values, keys, factor))
@@ -318,7 +319,7 @@ class _Sweep:
     axis of all matrices. What one thread has written, no other reads, where they may have no cache in common.
 
     A strip needs a column more on each side, one that is as wide as the image none. An image is padded by these columns
-    and by two rows above, as a box is known one row later than its input.
+    and, if it is cut into blocks, by two rows above: a box is then known one row later than its input.
     """
 
     def __init__(self, query: Tensor, sizes: Sequence[tuple[int, int]], max_scores: int):
@@ -336,16 +337,20 @@ class _Sweep:
         self.halo = int(across < self.width)
         self.columns = _even(self.width, across - 2) if self.halo else self.width
         self.side = max(2, math.ceil((self.columns + 2 * self.halo) / self.parts))
-        self.rows = _even(self.height + 2, pixels // (self.parts * self.side))
-        self.blocks = math.ceil((self.height + 2) / self.rows)
+        rows = pixels // (self.parts * self.side)
+        self.late = int(rows < self.height)
+        self.above = 2 * self.late
+        self.rows = _even(self.height + self.above, rows)
+        self.blocks = math.ceil((self.height + self.above) / self.rows)
 
     def pad(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, rows, columns, C)."""
-        right = self.parts * self.side - self.halo
-        return F.pad(images.permute(0, 2, 3, 1), (0, 0, self.halo, right, 2, self.blocks * self.rows - self.height))
+        right, below = self.parts * self.side - self.halo, self.blocks * self.rows - self.height
+        return F.pad(images.permute(0, 2, 3, 1), (0, 0, self.halo, right, self.above, below))
 
     def crop(self, padded: Tensor) -> Tensor:
-        return padded[:, 2 : 2 + self.height, self.halo : self.halo + self.width].permute(0, 3, 1, 2)
+        rows, columns = slice(self.above, self.above + self.height), slice(self.halo, self.halo + self.width)
+        return padded[:, rows, columns].permute(0, 3, 1, 2)
 
     def levels(self, *matrices: Tensor) -> Iterator[tuple[int | Tensor, ...]]:
         """For each level the step to the next row of its pixels, and views of them in matrices (..., M), with a row of
@@ -378,13 +383,12 @@ class _Strip:
         self.logits = self.matrix()
         self.weights = self.matrix() if keeps_logits else self.logits
         self.score = self.box(self.logits, self.logits)
-        grid = self.weights.unflatten(1, (sweep.rows, sweep.side))
+        self.grid = grid = self.weights.unflatten(1, (sweep.rows, sweep.side))
         beyond = [*range(sweep.halo), *range(sweep.halo + own, sweep.parts * sweep.side)]
-        self.rows = [grid[:, row] for row in range(sweep.rows)]
         self.beyond = [grid[column // sweep.side, :, column % sweep.side] for column in beyond]
 
     def matrix(self) -> Tensor:
-        return self.like.new_zeros(self.sweep.parts, self.sweep.rows * self.sweep.side, self.sweep.listed)
+        return self.like.new_empty(self.sweep.parts, self.sweep.rows * self.sweep.side, self.sweep.listed)
 
     def box(self, x: Tensor, out: Tensor) -> _Box:
         return _Box(x, out, self.sweep)
@@ -407,44 +411,51 @@ class _Strip:
         A weight outside the strip's own pixels is 0. Yields indices into the padded image: of the pixels whose products
         have been made, and, two boxes later, of those that are done. The caller's `boxes` forget the image before.
         """
-        rows, height = self.sweep.rows, self.sweep.height
-        keys = self.for_each(keys)
+        sweep, rows, keys = self.sweep, self.sweep.rows, self.for_each(keys)
         for box in (self.score, *boxes):
             box.reset()
-        for y in range(0, self.sweep.blocks * rows, rows):
-            ahead, behind = (slice(y + 2, y + 2 + rows), self.columns), (slice(y, y + rows), self.columns)
-            if y < height:
+        for y in range(0, sweep.blocks * rows, rows):
+            ahead, behind = ((slice(top, top + rows), self.columns) for top in (y + sweep.above, y))
+            if y < sweep.height:
                 torch.bmm(self.cut(query[ahead]), keys, out=self.logits)
             else:
                 self.logits.zero_()
             torch.addcmul(mask, self.score(), factor, out=self.logits)
             torch.softmax(self.logits, 2, out=self.weights)
-            outside = [row for number, row in enumerate(self.rows, y - 1) if not 0 <= number < height]
-            for weights in (*self.beyond, *outside):
+            outside = [row for row in range(rows) if not 0 <= y - sweep.late + row < sweep.height]
+            for weights in (*self.beyond, *(self.grid[:, row] for row in outside)):
                 weights.zero_()
             yield ahead, behind
 
 
 class _Box:
     """box(X)_pj = Σ_d X_{p+d, j+d} for a matrix (parts, queries, M) whose pixels come in blocks of rows: takes the
-    block in `x` and gives, in `out` (which may be the same), the boxes of the pixels that are one row before it. What
-    lies around the levels is left as it is.
+    block in `x` and gives, in `out` (which may be the same), the boxes of the pixels that are one row before it; of the
+    same pixels, if the image is one block. What lies around the levels is left as it is.
 
     Two neighbours' sums of three share the sum of two: x_1 + (x_2 + x_3) and (x_2 + x_3) + x_4 are three additions.
-    Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it.
+    Sums along the columns are kept in lines, one per row of pixels: the block's, and the last two before it, or one of
+    zeros on each side.
     """
 
     def __init__(self, x: Tensor, out: Tensor, sweep: _Sweep):
         rows = sweep.rows
         x, self.out, out = x.unflatten(1, (rows, -1)), out, out.unflatten(1, (rows, -1))
-        self.lines = lines = x.new_empty(sweep.parts, rows + 2, *x.shape[2:])
-        self.kept, starts = None, range(0, rows + 2, rows)  # one or two new lines change places with old ones
-        if rows > 2:  # the last two lines are copied
-            self.kept, starts = (lines[:, :2], lines[:, rows:]), [0]
+        lines = x.new_empty(sweep.parts, rows + 2, *x.shape[2:])
+        lines[..., 0] = lines[..., -1] = 0  # no sum is written there
+        self.kept, starts = None, [0]
+        if not sweep.late:
+            self.before = lines[:, :: rows + 1]
+        elif rows > 2:  # the last two lines are copied
+            self.before = lines[:, rows:]
+            self.kept = lines[:, :2], self.before
+        else:  # one or two new lines change places with old ones
+            self.before, starts = lines, range(0, rows + 2, rows)
         self.turns = []
         for start in starts:
-            above, between, new = (lines[:, (start + i) % (rows + 2) :] for i in range(3))
-            four = above[:, :rows:2], between[:, :rows:2], new[:, :rows:2], new[:, 1:rows:2]
+            first, second, third = (lines[:, (start + i) % (rows + 2) :] for i in range(3))
+            four = first[:, :rows:2], second[:, :rows:2], third[:, :rows:2], third[:, 1:rows:2]
+            new = third if sweep.late else second
             self.turns.append(self._along_columns(x, new[:, :rows]) + self._along_rows(four, out, sweep))
 
     @staticmethod
@@ -479,7 +490,7 @@ class _Box:
         return sums
 
     def reset(self) -> None:
-        self.lines.zero_()
+        self.before.zero_()
 
     def __call__(self) -> Tensor:
         if self.kept:

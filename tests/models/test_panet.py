@@ -113,9 +113,30 @@ def test_gradients_are_those_of_the_function(max_scores):
 
 def test_blocks_of_one_row_two_and_more_are_among_those_tested():
     sizes = [(int(17 * s) + 1, int(13 * s) + 1) for s in (1, 0.9, 0.8, 0.7, 0.6)]
-    rows = {limit: _Sweep(torch.empty(1, 4, 17, 13), sizes, limit).rows for limit in (2**23, 40_000, 9_000)}
-    assert rows == {2**23: 19, 40_000: 3, 9_000: 1}
+    sweeps = {limit: _Sweep(torch.empty(1, 4, 17, 13), sizes, limit) for limit in (2**23, 40_000, 9_000)}
+    assert {limit: sweep.rows for limit, sweep in sweeps.items()} == {2**23: 17, 40_000: 3, 9_000: 1}
+    assert {limit: sweep.late for limit, sweep in sweeps.items()} == {2**23: 0, 40_000: 1, 9_000: 1}
     assert _Sweep(torch.empty(1, 4, 9, 31), [(7, 22)], 9_000).rows == 2
+
+
+@pytest.fixture
+def uninitialised_is_nan():
+    torch.use_deterministic_algorithms(True)  # PyTorch then fills what it allocates
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("max_scores", [2**23, 40_000, 9_000])
+def test_nothing_is_read_before_it_is_written(uninitialised_is_nan, max_scores):
+    torch.manual_seed(0)
+    module = randomised(PyramidAttention(8, max_scores=max_scores))
+    x = torch.randn(2, 8, 17, 13, requires_grad=True)
+    with torch.autograd.detect_anomaly():
+        module(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
 
 
 def test_blocks_hold_no_more_scores_than_allowed():
