@@ -249,7 +249,9 @@ class Filter(torch.autograd.Function):
         ctx.save_for_backward(x, kernel, weight, gaussian)
         y = torch.empty_like(x)
         for images, out in portions(x, y):
-            torch.addcmul(depthwise(images, kernel, padding=1), blur(images, gaussian), -weight, out=out)
+            blurred = blur(images, gaussian)
+            torch.addcmul(depthwise(images, kernel, padding=1), blurred, -weight, out=out)
+            del blurred  # before the next one is made
         return y
 
     @staticmethod
@@ -278,8 +280,8 @@ def portions(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def blur(x: Tensor, line: Tensor) -> Tensor:
     """Convolve with the outer product of `line` with itself, the image continued by reflection."""
-    padded = mirror_pad(x, (len(line) // 2,) * 4)
-    return depthwise(depthwise(padded, line[:, None]), line[None, :])
+    down = depthwise(mirror_pad(x, (len(line) // 2,) * 4), line[:, None])
+    return depthwise(down, line[None, :])
 
 
 def scale_edges_(x: Tensor, factor: float) -> Tensor:
