@@ -221,7 +221,8 @@ class ENLCA(Network):
 
     def contrastive_loss(self, q: Tensor, key: Tensor) -> Tensor:
         positive, negative = ranks(self.contrastive_ranks, q.shape[1])
-        scores = _RankedScores.apply(q, key, positive, negative, self.max_scores)
+        max_scores = self.max_scores if q.is_cuda else min(self.max_scores, CACHED_SCORES)
+        scores = _RankedScores.apply(q, key, [*positive, *negative], max_scores)
         related, unrelated = scores.exp().split((len(positive), len(negative)), 2)
         return F.relu(self.margin - torch.log(related.mean(2) / (unrelated.mean(2) + 1e-6))).mean()
 
@@ -341,21 +342,20 @@ def _softmax_attention(q: Tensor, key: Tensor, v: Tensor) -> Tensor:
 
 
 class _RankedScores(torch.autograd.Function):
-    """The scores q key^T ``(B, N, ranks)`` at the given descending ranks of each row, without the matrix.
+    """The scores q key^T ``(B, N, ranks)`` at the given ranks of each row in descending order, without the matrix.
 
     q, key ``(B, N, d)``; the gradient goes to the pairs that were selected.
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
-    def forward(ctx, q, key, positive, negative, max_scores):
-        wanted = torch.tensor([*positive, *negative], device=q.device)
+    def forward(ctx, q, key, ranks, max_scores):
+        wanted = torch.tensor(ranks, device=q.device)
         values, chosen = [], []
-        limit = max_scores if q.is_cuda else min(max_scores, CACHED_SCORES)
-        rows = max(1, limit // key.shape[1])
+        rows = max(1, max_scores // key.shape[1])
         for image, keys in zip(q, key, strict=True):
             for block in image.split(rows):
-                largest, columns = _largest(block @ keys.T, negative.stop)
+                largest, columns = _largest(block @ keys.T, max(ranks) + 1)
                 values.append(largest[:, wanted])
                 chosen.append(columns[:, wanted])
         chosen = torch.cat(chosen).unflatten(0, q.shape[:2])
@@ -368,25 +368,27 @@ class _RankedScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         q, key, chosen = ctx.saved_tensors
-        to_q, to_key = torch.empty_like(q), torch.zeros_like(key)
-        rows = max(1, ctx.max_scores // (chosen.shape[2] * q.shape[2]))
-        for i in range(len(q)):
-            for block in torch.arange(q.shape[1], device=q.device).split(rows):
-                picked, weight = chosen[i, block], grad[i, block]
-                to_q[i, block] = (weight[:, None] @ key[i][picked])[:, 0]
-                to_key[i].index_add_(0, picked.flatten(), (weight[:, :, None] * q[i, block, None]).flatten(0, 1))
-        return to_q, to_key, None, None, None
+        images, pixels, _ = q.shape
+        q, key, grad = (t.flatten(0, 1) for t in (q, key, grad))
+        picked = (chosen + pixels * torch.arange(images, device=q.device)[:, None, None]).flatten(0, 1)
+        to_q, to_key = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q, key))
+        rows = max(1, ctx.max_scores // (picked.shape[1] * q.shape[1]))
+        for first in range(0, len(q), rows):
+            some = slice(first, first + rows)
+            to_q[some] = (grad[some, None] @ key[picked[some]])[:, 0]
+            to_key.index_add_(0, picked[some].flatten(), (grad[some, :, None] * q[some, None]).flatten(0, 1))
+        return to_q.unflatten(0, (images, pixels)), to_key.unflatten(0, (images, pixels)), None, None
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of each row, in descending order, and their columns.
 
-    They lie in the `count` groups of columns with the largest maxima (a maximum is cheap, a selection is not); columns
-    left over by the grouping are always looked at.
+    They lie in the `count` groups of columns with the largest maxima (a maximum is cheap, a CPU's selection is not);
+    columns left over by the grouping are always looked at.
     """
     total = scores.shape[1]
     size = math.isqrt(total // count)
-    if size < 2:
+    if size < 2 or scores.is_cuda:
         return scores.topk(count, 1)
     groups = total // size
     maxima = scores[:, : groups * size].unflatten(1, (size, groups)).amax(1)

@@ -32,9 +32,10 @@ released code switches windowing off for good after the first small image; here 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth$")
 #: Added to a variance under its root, from the released code.
 SMALLEST_VARIANCE = 1e-5
 
-#: Numbers that are copied at a time when patches are pasted, 2 MiB of float32.
+#: Numbers that are copied at a time when patches are pasted on a CPU, 2 MiB of float32.
 COPIED = 2**19
 
 #: Queries of a tile along one side where windows are used: their windows then overlap by more than half.
@@ -279,8 +280,8 @@ class GraphAggregation(nn.Module):
     def fold(self, difference: Tensor, size: Sequence[int]) -> Tensor:
         """Difference maps ``(B, k, embedded, H, W)`` of a graph."""
         maps = difference.new_empty(*difference.shape[:2], *size, difference.shape[4])
-        for patch, image in zip(difference.unbind(1), maps.unbind(1), strict=True):
-            spread(patch, size, out=image)
+        for patch, image in zip(few(difference), few(maps), strict=True):
+            spread(patch.flatten(0, 1), size, out=image.flatten(0, 1))
         return maps.permute(0, 1, 4, 2, 3)
 
     def weights(self, edges: nn.Module | None, difference: Tensor) -> Tensor:
@@ -341,8 +342,13 @@ def build_graph(
         queries, sons = (patches(to_rows(t), 1).flatten(4).movedim(0, 3).contiguous() for t in (embedded, small))
         distance, index = search(queries.flatten(3), sons.flatten(3), scale, neighbours, window, max_scores)
         rows, flat = sons.flatten(0, 2), across_images(index, sons.shape[1] * sons.shape[2])
-        difference = [take(rows, chosen).sub_(queries).abs_().sum(3) for chosen in flat.unbind(1)]
-    return Graph(index, distance, torch.stack(difference, 1))
+        difference = [take(rows, chosen).sub_(queries[:, None]).abs_().sum(4) for chosen in few(flat)]
+    return Graph(index, distance, torch.cat(difference, 1))
+
+
+def few(of_neighbours: Tensor) -> Sequence[Tensor]:
+    """``(B, k, ..)`` as k of ``(B, 1, ..)``, for a CPU's memory, or whole: a GPU would rather have few operations."""
+    return [of_neighbours] if of_neighbours.is_cuda else of_neighbours.split(1, 1)
 
 
 def search(
@@ -530,9 +536,11 @@ class Paste(torch.autograd.Function):
         return d_table, d_deviation, d_base, None, None
 
 
-def portions(index: Tensor, pasted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Index and map of a few neighbours at a time: what is copied of them for one place stays in the cache."""
+def portions(index: Tensor, pasted: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Index and map of a few neighbours at a time: what is copied of them for one place stays in a CPU's cache."""
     neighbours = index.shape[1]
+    if pasted.is_cuda:
+        return [(index, pasted)]
     few = max(1, neighbours * 4 * COPIED // pasted.numel())  # a place has a quarter of a map's cells
     return zip(index.split(few, 1), pasted.split(few, 1), strict=True)
 
@@ -554,11 +562,8 @@ def places(grid: Sequence[int], cells: Sequence[int], like: Tensor) -> Iterator[
     Gives the number, the patches (of the grid m1 x m2) that have a cell there on the map, these cells (of H x W), and
     these patches' share in them ``(rows, columns, 1)``.
     """
-    for place in range(9):
-        (rows, map_rows, down), (columns, map_columns, across) = (
-            along_axis(number, count, size, like)
-            for number, count, size in zip(divmod(place, 3), grid, cells, strict=True)
-        )
+    axes = ([along_axis(n, count, size, like) for n in range(3)] for count, size in zip(grid, cells, strict=True))
+    for place, ((rows, map_rows, down), (columns, map_columns, across)) in enumerate(itertools.product(*axes)):
         yield place, (rows, columns), (map_rows, map_columns), (down[:, None] * across)[:, :, None]
 
 
