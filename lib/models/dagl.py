@@ -245,12 +245,17 @@ class MGFAM(nn.Module):
 
     def aggregate(self, x: Tensor) -> Tensor:
         """What all heads gather, side by side."""
-        # One head after the other: without gradients only one head's features exist at a time, and on CPUs a
-        # convolution without groups is faster.
-        pasted = [
-            Aggregate.apply(*self.match(x, *own), F.conv2d(x, *node), self.graph) for node, *own in self.each_head(x)
-        ]
-        return torch.cat(pasted, 1) / self.graph.coverage(x)
+        if x.is_cuda:  # at once, in few large operations
+            pasted = Aggregate.apply(*self.match_all(x), self.graph).unflatten(0, (len(x), -1)).flatten(1, 2)
+        else:
+            # One head after the other: without gradients only one head's features exist at a time, and on CPUs a
+            # convolution without groups is faster.
+            heads = [
+                Aggregate.apply(*self.match(x, *own), F.conv2d(x, *node), self.graph)
+                for node, *own in self.each_head(x)
+            ]
+            pasted = torch.cat(heads, 1)
+        return pasted / self.graph.coverage(x)
 
     def each_head(self, x: Tensor) -> Iterator[tuple]:
         """Weights and biases of its node, edge, query and key features, and its gamma and beta, if it has them."""
@@ -269,13 +274,32 @@ class MGFAM(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """A head's queries ``(B, rows, columns, 4 p^2)``, keys ``(B, 4 p^2, H, W)`` and T ``(B, rows, columns)``."""
         patch, stride = self.graph.patch, self.graph.stride
-        root = math.sqrt(10) if self.graph.weights == "official" else 1.0
         features = F.conv2d(x, *edge, padding=1)
         patches = F.unfold(pad_same(features, patch, stride), patch, stride=stride).mT
-        queries = root * F.relu(F.linear(patches, query[0].flatten(1), query[1]), inplace=True)
-        queries = queries.unflatten(1, [math.ceil(n / stride) for n in x.shape[2:]])
+        queries = F.linear(patches, query[0].flatten(1), query[1])
         del patches
-        keys = embed(features, *key)
+        queries = queries.unflatten(1, [math.ceil(n / stride) for n in x.shape[2:]])
+        return self.limited(queries, embed(features, *key), limit)
+
+    def match_all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """`match` and the node features of all heads, as if they were images: the first axis is ``B * heads``."""
+        patch, stride, limit = self.graph.patch, self.graph.stride, None
+
+        def images(features: Tensor) -> Tensor:
+            return features.unflatten(1, (self.heads, -1)).flatten(0, 1)
+
+        features = self.edge(x)
+        queries = images(self.query(pad_same(features, patch, stride))).permute(0, 2, 3, 1)
+        keys = images(F.relu(self.key(features), inplace=True))
+        if self.threshold is not None:
+            limits = self.threshold(pad_same(x, patch, stride))
+            limit = limits.unflatten(1, (2, self.heads)).transpose(0, 1).flatten(1, 2)
+        return *self.limited(queries, keys, limit), images(self.node(x))
+
+    def limited(self, queries: Tensor, keys: Tensor, limit: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """ReLU of the queries and their factor; T, from gamma and beta ``(2, B, rows, columns)``."""
+        root = math.sqrt(10) if self.graph.weights == "official" else 1.0
+        queries = root * F.relu(queries, inplace=True)
         if limit is not None:
             gamma, beta = at_least_float32(*limit)
             limit = gamma * (queries * keys.mean((2, 3), dtype=gamma.dtype)[:, None, None]).sum(3) - root * beta

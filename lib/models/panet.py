@@ -24,6 +24,8 @@ computes them again.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -33,6 +35,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .blocks import CACHED_SCORES, MAX_SCORES, Trunk, conv
+
+try:  # comes with PyTorch where that can use a GPU on Linux
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
 
 #: Tensors of the released checkpoints that no computation reads, frozen: a mean shift as two convolutions, whose
 #: constants blocks.Trunk holds. Kept for the count of the parameters.
@@ -53,6 +61,12 @@ CPU_PIXELS = 132
 #: A strip narrower than this has blocks of one row, a wider one of at least two, whose sums are shared. No processor's
 #: part of a strip is narrower.
 NARROW = 16
+
+#: Scores of a block on a GPU: many, for it waits for every operation to be started.
+GPU_SCORES = 2**25
+
+#: On a GPU a program sums boxes for so many columns of a matrix, and so many neighbouring pixels.
+TILE, NEIGHBOURS = 256, 8
 
 #: How many pixels the share of the levels is averaged over.
 PIXELS = 1024
@@ -88,7 +102,7 @@ class PANet(Trunk):
         softmax_scale: float = 10.0,
         reduction: int | None = None,
         image_skip: bool = False,
-        max_scores: int = MAX_SCORES,
+        max_scores: int | None = None,
     ):
         enlarges = scale > 1
         width = width or (256 if enlarges else 64)
@@ -139,7 +153,8 @@ class PyramidAttention(nn.Module):
         divided by 4 for patch 3 (the released code's number; nine of them overlap) and not at all for patch 1.
     softmax_scale: factor of the scores in the softmax
     identity_scale: factor of the identity
-    max_scores: largest number of scores in one of the few matrices held at a time (at least 3 for each key)
+    max_scores: largest number of scores in one of the few matrices held at a time (at least 3 for each key); None is
+        MAX_SCORES, on a GPU GPU_SCORES
 
     Raises ValueError for a patch other than 1 or 3 and for a scale outside (0, 1].
     """
@@ -152,7 +167,7 @@ class PyramidAttention(nn.Module):
         patch: int = 3,
         softmax_scale: float = 10.0,
         identity_scale: float = 1.0,
-        max_scores: int = MAX_SCORES,
+        max_scores: int | None = None,
     ):
         super().__init__()
         if patch not in (1, 3):
@@ -177,14 +192,15 @@ class PyramidAttention(nn.Module):
         if self.patch == 1:
             pasted = _attend_pixels(query, keys, values, self.softmax_scale)
         else:
-            pasted = _attend_blocks(query, keys, values, self.softmax_scale, self.max_scores) / 4
+            pasted = _attend_blocks(query, keys, values, self.softmax_scale, self._most_scores(x)) / 4
         return pasted + self.identity_scale * x
+
+    def _most_scores(self, x: Tensor) -> int:
+        return self.max_scores or (GPU_SCORES if x.is_cuda else MAX_SCORES)
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """x at every scale: bicubic, not antialiased, as in the released code."""
-        return [
-            x if s == 1 else F.interpolate(x, scale_factor=s, mode="bicubic", align_corners=False) for s in self.scales
-        ]
+        return [x if s == 1 else _resize(x, s) for s in self.scales]
 
     @torch.no_grad()
     def weights(self, x: Tensor, points: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
@@ -200,7 +216,7 @@ class PyramidAttention(nn.Module):
         mass = torch.stack(
             [
                 torch.stack([part.sum() for part in (chunk @ keys).softmax(1).split(counts, 1)])
-                for chunk in some.split(max(1, self.max_scores // keys.shape[1]))
+                for chunk in some.split(max(1, self._most_scores(x) // keys.shape[1]))
             ]
         )
         chosen = (queries[[row * x.shape[3] + column for row, column in points]] @ keys).softmax(1).split(counts, 1)
@@ -225,6 +241,25 @@ def _positions(positions: str | Sequence[str] | int, blocks: int) -> list[int]:
     return sorted(places[name] for name in names)
 
 
+def _resize(x: Tensor, scale: float) -> Tensor:
+    """Bicubic; on a GPU by products with matrices of weights, whose backward pass is many times faster there."""
+    if not x.is_cuda:
+        return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
+    with torch.autocast("cuda", enabled=False):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        down, across = (_resizing(size, scale, x.dtype, x.device) for size in x.shape[2:])
+        return down @ x @ across.T
+
+
+@functools.lru_cache(64)
+@torch.inference_mode(False)
+def _resizing(size: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What bicubic interpolation makes of each of `size` pixels in a line: ``(floor(scale size), size)``."""
+    pixels = torch.eye(size, dtype=dtype)[None, None]
+    weights = F.interpolate(pixels, scale_factor=(scale, 1.0), mode="bicubic", align_corners=False)
+    return weights[0, 0].to(device)
+
+
 def _attend_pixels(query: Tensor, keys: Levels, values: Levels, scale: float) -> Tensor:
     """patch 1: softmax attention with normalised keys, by PyTorch's fused kernel, which bounds its memory itself and
     takes contiguous tensors alone."""
@@ -241,11 +276,12 @@ def _attend_blocks(query: Tensor, keys: Levels, values: Levels, scale: float, ma
     column is one step in the list everywhere."""
     keys, values = (sorted(levels, key=lambda z: -z.shape[3]) for levels in (keys, values))
     squares = [F.avg_pool2d(z.square().sum(1, keepdim=True), 3, 1, 1, divisor_override=1) for z in keys]
-    factor = [scale * z.clamp_min(SMALLEST_NORM**2).rsqrt() for z in squares]
-    mask = [torch.zeros_like(z) for z in squares]
     sizes = [(z.shape[2] + 1, z.shape[3] + 1) for z in keys]
-    keys, values, factor, mask = map(_listed, (keys, values, factor, mask), (0.0, 0.0, 1.0, -1e30))
-    return _BlockAttention.apply(query, keys, factor[:, 0], values, mask[0, 0], sizes, max_scores)
+    mask = _listed([torch.zeros(1, 1, *z.shape[2:], dtype=query.dtype) for z in keys], -1e30).to(query.device)
+    keys, values, squares = map(_listed, (keys, values, squares), (0.0, 0.0, 1.0))
+    factor = scale * squares[:, 0].clamp_min(SMALLEST_NORM**2).rsqrt()
+    narrow = query.is_cuda and torch.finfo(query.dtype).bits < 32
+    return _BlockAttention.apply(query, keys, factor, values, mask[0, 0], sizes, max_scores, narrow)
 
 
 def _listed(levels: Sequence[Tensor], beyond: float) -> Tensor:
@@ -259,24 +295,27 @@ class _BlockAttention(torch.autograd.Function):
     """y = box(softmax(factor box(q k) + mask)) v for each image, by blocks of rows of queries.
 
     query (B, c, H, W), keys (B, c, M), factor (B, M), values (B, C, M), mask (M,) -> (B, C, H, W), for M listed pixels
-    of levels with the given sizes. The mask takes every weight from what lies between two levels.
+    of levels with the given sizes. The mask takes every weight from what lies between two levels. In float32; `narrow`
+    lets a GPU's matrix products round their factors to TF32, which has more digits than what autocast gives.
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
-    def forward(ctx, query, keys, factor, values, mask, sizes, max_scores):
+    def forward(ctx, query, keys, factor, values, mask, sizes, max_scores, narrow):
         ctx.save_for_backward(query, keys, factor, values, mask)
         ctx.sweep = sweep = _Sweep(query, sizes, max_scores)
+        ctx.narrow = narrow
         q, v = sweep.pad(query), values.mT.contiguous()
         y = q.new_zeros(*q.shape[:3], values.shape[1])
-        for strip in sweep.strips(query):
-            paste = strip.box(strip.weights, strip.weights)
-            for i in range(len(q)):
-                for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
-                    weights = paste()
-                    if behind[0].stop > sweep.above:  # some in the image
-                        strip.put(torch.bmm(weights, strip.for_each(v[i])), y[i][behind])
-            del strip, paste, weights  # before the next one is made
+        with _tf32(narrow):
+            for strip in sweep.strips(query):
+                paste = strip.box(strip.weights, strip.beside(strip.weights))
+                for i in range(len(q)):
+                    for _, behind in strip.run(q[i], keys[i], factor[i], mask, [paste]):
+                        weights = paste()
+                        if behind[0].stop > sweep.above:  # some in the image
+                            strip.put(torch.bmm(weights, strip.for_each(v[i])), y[i][behind])
+                del strip, paste, weights  # before the next one is made
         return sweep.crop(y)
 
     @staticmethod
@@ -288,28 +327,43 @@ class _BlockAttention(torch.autograd.Function):
         q, dy = sweep.pad(query), sweep.pad(grad)
         dq = torch.zeros_like(q)
         dkeys, dfactor, dvalues = (torch.zeros_like(t) for t in (keys, factor, values))
-        for strip in sweep.strips(query, keeps_logits=True):
-            logits, w, tile = strip.logits, strip.weights, strip.matrix().zero_()
-            paste, unpaste = strip.box(w, tile), strip.box(tile, tile)
-            unscore = strip.box(tile, tile) if sweep.late else unpaste  # nothing is kept in it
-            for i in range(len(q)):
-                v, k = strip.for_each(values[i]), strip.for_each(keys[i].T)
-                dv, dk, df = (q.new_zeros(sweep.parts, *t.shape[1:]) for t in (values, keys, factor))
-                for ahead, behind in strip.run(q[i], keys[i], factor[i], mask, [paste, unpaste, unscore]):
-                    dv.baddbmm_(strip.cut(dy[i][behind]).mT, paste())
-                    torch.bmm(strip.cut(dy[i][ahead]), v, out=tile)
-                    # Softmax: dlogits = w (dw - sum w dw).
-                    w_dw = unpaste().mul_(w)
-                    dlogits = w_dw.addcmul_(w, w_dw.sum(2, keepdim=True), value=-1)
-                    df.add_(logits.mul_(dlogits).sum(1))
-                    dlogits.mul_(factor[i])
-                    dproducts = unscore()
-                    dk.baddbmm_(strip.cut(q[i][behind]).mT, dproducts)
-                    strip.put(torch.bmm(dproducts, k), dq[i][behind])
-                for total, of_parts in ((dvalues, dv), (dkeys, dk), (dfactor, df)):
-                    total[i] += of_parts.sum(0)
-            del strip, logits, w, tile, paste, unpaste, unscore, w_dw, dlogits, dproducts  # before the next one is made
-        return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None
+        with _tf32(ctx.narrow):
+            for strip in sweep.strips(query, keeps_logits=True):
+                logits, w, tile = strip.logits, strip.weights, strip.matrix().zero_()
+                other = strip.beside(tile)
+                paste, unpaste = strip.box(w, tile), strip.box(tile, other)
+                alike = other is tile and not sweep.late  # nothing is kept in it
+                unscore = unpaste if alike else strip.box(other, tile)
+                for i in range(len(q)):
+                    v, k = strip.for_each(values[i]), strip.for_each(keys[i].T)
+                    dv, dk, df = (q.new_zeros(sweep.parts, *t.shape[1:]) for t in (values, keys, factor))
+                    for ahead, behind in strip.run(q[i], keys[i], factor[i], mask, [paste, unpaste, unscore]):
+                        dv.baddbmm_(strip.cut(dy[i][behind]).mT, paste())
+                        torch.bmm(strip.cut(dy[i][ahead]), v, out=tile)
+                        # Softmax: dlogits = w (dw - sum w dw).
+                        w_dw = unpaste(w)
+                        dlogits = w_dw.addcmul_(w, w_dw.sum(2, keepdim=True), value=-1)
+                        df.add_(logits.mul_(dlogits).sum(1))
+                        dlogits.mul_(factor[i])
+                        dproducts = unscore()
+                        dk.baddbmm_(strip.cut(q[i][behind]).mT, dproducts)
+                        strip.put(torch.bmm(dproducts, k), dq[i][behind])
+                    for total, of_parts in ((dvalues, dv), (dkeys, dk), (dfactor, df)):
+                        total[i] += of_parts.sum(0)
+                del (
+                    strip,
+                    logits,
+                    w,
+                    tile,
+                    other,
+                    paste,
+                    unpaste,
+                    unscore,
+                    w_dw,
+                    dlogits,
+                    dproducts,
+                )  # before the next one is made
+        return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None, None
 
 
 class _Sweep:
@@ -327,8 +381,13 @@ class _Sweep:
         self.steps, self.counts = [w for _, w in sizes], [h * w for h, w in sizes]
         self.listed = self.steps[0] + sum(self.counts)
         self.listed += -self.listed % ALIGNED
+        self.fused = _fuses(query)
+        if self.fused:
+            step = torch.tensor(self.steps).repeat_interleave(torch.tensor(self.counts))
+            ends = self.steps[0], self.listed - self.steps[0] - len(step)
+            self.step_of_column = F.pad(step, ends).to(query.device, torch.int32)
         pixels, threads = max_scores // self.listed, 1
-        if not query.is_cuda:
+        if not (query.is_cuda or self.fused):
             pixels = min(pixels, max(CACHED_SCORES // self.listed, CPU_PIXELS))
             threads = torch.get_num_threads()
         across = pixels // 2 if pixels >= 2 * NARROW else pixels
@@ -345,7 +404,8 @@ class _Sweep:
 
     def pad(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, rows, columns, C)."""
-        right, below = self.parts * self.side - self.halo, self.blocks * self.rows - self.height
+        right = self.parts * self.side - (self.halo or self.width)  # for the last strip, or the only one
+        below = self.blocks * self.rows - self.height
         return F.pad(images.permute(0, 2, 3, 1), (0, 0, self.halo, right, self.above, below))
 
     def crop(self, padded: Tensor) -> Tensor:
@@ -372,17 +432,19 @@ def _even(total: int, largest: int) -> int:
 
 
 class _Strip:
-    """Logits and weights of a strip's block, (parts, queries, M), whose products lie in the logits' place before.
+    """Products, logits and weights of a strip's block, (parts, queries, M).
 
-    The weights take the logits' place, unless these are kept: one matrix less in the cache.
+    Each takes the place of the one before, unless boxes cannot (`_FusedBox`) or the logits are kept: one matrix less in
+    the cache.
     """
 
     def __init__(self, sweep: _Sweep, start: int, own: int, like: Tensor, keeps_logits: bool):
         self.sweep, self.like = sweep, like
         self.columns = slice(start, start + sweep.parts * sweep.side)
-        self.logits = self.matrix()
+        self.products = self.matrix()
+        self.logits = self.matrix() if sweep.fused else self.products
         self.weights = self.matrix() if keeps_logits else self.logits
-        self.score = self.box(self.logits, self.logits)
+        self.score = self.box(self.products, self.logits)
         self.grid = grid = self.weights.unflatten(1, (sweep.rows, sweep.side))
         beyond = [*range(sweep.halo), *range(sweep.halo + own, sweep.parts * sweep.side)]
         self.beyond = [grid[column // sweep.side, :, column % sweep.side] for column in beyond]
@@ -390,8 +452,12 @@ class _Strip:
     def matrix(self) -> Tensor:
         return self.like.new_empty(self.sweep.parts, self.sweep.rows * self.sweep.side, self.sweep.listed)
 
-    def box(self, x: Tensor, out: Tensor) -> _Box:
-        return _Box(x, out, self.sweep)
+    def box(self, x: Tensor, out: Tensor) -> _Box | _FusedBox:
+        return (_FusedBox if self.sweep.fused else _Box)(x, out, self.sweep)
+
+    def beside(self, x: Tensor) -> Tensor:
+        """Where boxes of x go: to its own place, or to that of the products, which only the scores need."""
+        return self.products if self.sweep.fused else x
 
     def for_each(self, shared: Tensor) -> Tensor:
         """The same for each part."""
@@ -417,10 +483,10 @@ class _Strip:
         for y in range(0, sweep.blocks * rows, rows):
             ahead, behind = ((slice(top, top + rows), self.columns) for top in (y + sweep.above, y))
             if y < sweep.height:
-                torch.bmm(self.cut(query[ahead]), keys, out=self.logits)
+                torch.bmm(self.cut(query[ahead]), keys, out=self.products)
             else:
-                self.logits.zero_()
-            torch.addcmul(mask, self.score(), factor, out=self.logits)
+                self.products.zero_()
+            self.score(factor, mask)
             torch.softmax(self.logits, 2, out=self.weights)
             outside = [row for row in range(rows) if not 0 <= y - sweep.late + row < sweep.height]
             for weights in (*self.beyond, *(self.grid[:, row] for row in outside)):
@@ -492,10 +558,117 @@ class _Box:
     def reset(self) -> None:
         self.before.zero_()
 
-    def __call__(self) -> Tensor:
+    def __call__(self, factor: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The boxes, times `factor` (of their shape or (M,)), plus `mask` (M,)."""
         if self.kept:
             self.kept[0].copy_(self.kept[1])
         self.turns.append(sums := self.turns.pop(0))
         for first, second, both in sums:
             torch.add(first, second, out=both)
+        if mask is not None:
+            torch.addcmul(mask, self.out, factor, out=self.out)
+        elif factor is not None:
+            self.out.mul_(factor)
         return self.out
+
+
+class _FusedBox:
+    """`_Box` by one kernel, on a GPU. `out` is another matrix than `x`; all of it is written.
+
+    The kernel keeps the last two rows of pixels for the next block, in turns, for programs still read the two before.
+    """
+
+    def __init__(self, x: Tensor, out: Tensor, sweep: _Sweep):
+        self.x, self.out, self.sweep = x, out, sweep
+        self.kept = list(x.new_empty(2, 2 * sweep.side * sweep.late, x.shape[2]))
+
+    def reset(self) -> None:
+        self.kept[0].zero_()
+
+    def __call__(self, factor: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        sweep = self.sweep
+        grid = triton.cdiv(sweep.listed, TILE), sweep.rows, triton.cdiv(sweep.side, NEIGHBOURS)
+        _sum_boxes[grid](
+            *(self.x, *self.kept, self.out, sweep.step_of_column, factor, mask, sweep.rows, sweep.side, sweep.listed),
+            late=sweep.late,
+            factors=0 if factor is None else factor.dim(),
+            masked=mask is not None,
+            tile=TILE,
+            neighbours=NEIGHBOURS,
+        )
+        self.kept.reverse()
+        return self.out
+
+
+def _fuses(query: Tensor) -> bool:
+    return query.is_cuda and triton is not None
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Let matrix products on a GPU take TF32."""
+    options = torch.backends.cuda.matmul
+    before, options.allow_tf32 = options.allow_tf32, options.allow_tf32 or allowed
+    try:
+        yield
+    finally:
+        options.allow_tf32 = before
+
+
+if triton:
+
+    @triton.jit
+    def _sum_boxes(
+        x,
+        kept,
+        keep,
+        out,
+        step_of_column,
+        factor,
+        mask,
+        rows,
+        side,
+        listed,
+        late: tl.constexpr,
+        factors: tl.constexpr,
+        masked: tl.constexpr,
+        tile: tl.constexpr,
+        neighbours: tl.constexpr,
+    ):
+        """A program's boxes: `tile` columns for `neighbours` pixels of one row, which share most of what they read."""
+        column = tl.program_id(0) * tile + tl.arange(0, tile)
+        row, first = tl.program_id(1), tl.program_id(2) * neighbours
+        step = tl.load(step_of_column + column, mask=column < listed, other=0)
+        for number in range(neighbours):
+            pixel = first + number
+            total = tl.zeros([tile], x.dtype.element_ty)
+            for down in tl.static_range(-1, 2):
+                source_row = row + down - late
+                old = source_row < 0
+                block = x
+                if late:
+                    block = kept + 2 * side * listed if old else x
+                for across in tl.static_range(-1, 2):
+                    source_pixel, source = pixel + across, column + down * step + across
+                    exists = (source_pixel >= 0) & (source_pixel < side)
+                    if not late:
+                        exists = exists & (source_row >= 0) & (source_row < rows)
+                    valid = (source >= 0) & (source < tl.where(exists, listed, 0))
+                    total += tl.load(block + (source_row * side + source_pixel) * listed + source, mask=valid, other=0)
+            inside = column < tl.where(pixel < side, listed, 0)
+            at = (row * side + pixel) * listed + column
+            if factors == 1:
+                total *= tl.load(factor + column, mask=inside, other=0)
+            if factors == 3:
+                total *= tl.load(factor + at, mask=inside, other=0)
+            if masked:
+                total += tl.load(mask + column, mask=inside, other=0)
+            tl.store(out + at, total, mask=inside)
+            if late:
+                for age in tl.static_range(2):  # the last two rows: of x, or one of them kept before
+                    source_row = rows - 2 + age
+                    old = source_row < 0
+                    last = column < tl.where((row == rows - 1) & (pixel < side), listed, 0)
+                    block = kept + 2 * side * listed if old else x
+                    value = tl.load(block + (source_row * side + pixel) * listed + column, mask=last)
+                    tl.store(keep + (age * side + pixel) * listed + column, value, mask=last)
