@@ -23,15 +23,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(parts.PARTS)}; all by default")
     parser.add_argument("--only", nargs="+", metavar="name", help="these modules, networks or experiments of the part")
+    parser.add_argument("--report", metavar="machine", help="measure nothing: make its report again from its csv")
     given = parser.parse_args(arguments)
+    if given.report:
+        return report(given.report)
     if unknown := [part for part in given.parts if part not in parts.PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(parts.PARTS)}")
     device = measure.device()
     machine = measure.machine(device)
     for part in given.parts or parts.PARTS:
         run(part, device, machine, given.only)
+    return report(machine["name"])
+
+
+def report(machine: str) -> int:
+    """Execute the notebook on what the machine's csv holds."""
+    if not (RESULTS / f"{machine}.csv").exists():
+        print(f"error: {machine}: no csv of that name in {RESULTS.relative_to(ROOT)}", file=sys.stderr)
+        return 1
     try:
-        runner.execute(NOTEBOOK, RESULTS / f"{machine['name']}.ipynb", {"machine": machine["name"]})
+        runner.execute(NOTEBOOK, RESULTS / f"{machine}.ipynb", {"machine": machine})
     except runner.StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -36,17 +36,28 @@ MORE_FLOPS = {
 #: Operations that take the exponential of each number; fused attention does, too, of each score.
 EXPONENTIALS = (torch.ops.aten.exp, torch.ops.aten.exp_, torch.ops.aten.softmax, torch.ops.aten._softmax)
 
-#: Kinds of a CPU's operations, by their names in a profile; the first that fits.
-KINDS = {"matrix products": r"mm_?$|conv|dot_product", "exponentials": r"softmax|::exp_?$", "other operations": ""}
+#: Kinds of a CPU's operations and of a GPU's kernels, by their names in a profile; the first that fits.
+KINDS = {
+    "matrix products": r"mm_?$|conv|dot_product|gemm|nvjet|fmha|sdpa|grad_|cutlass|_fft",
+    "exponentials": r"(?i)softmax|::exp_?$",
+    "other operations": "",
+}
 
 #: Side of the square matrix product that stands for what a device can do.
 LARGE = {"cpu": 2048, "cuda": 8192}
 
-#: Numbers in arrays that stay in the cores' own caches, and in arrays that a CPU's last cache does not hold.
-SMALL, BEYOND_CACHE = 2**18, 2**24
+#: Numbers in arrays that stay in the cores' own caches, in arrays that stay in the last cache (on a CPU, a block of
+#: scores), and in arrays that no cache holds.
+SMALL, IN_CACHE, BEYOND_CACHE = {"cpu": 2**18, "cuda": 2**22}, {"cpu": CACHED_SCORES, "cuda": 2**22}, 2**24
+
+#: Calls that are timed together where a rate is asked for: a GPU's are too short to be waited for one by one.
+TOGETHER = {"cpu": 1, "cuda": 50}
 
 #: glibc's names in malloc.h of the sizes from which it maps blocks apart, and hands freed memory back.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+
+#: Most rounds of a comparison.
+MOST = 100
 
 Result = TypeVar("Result")
 
@@ -65,6 +76,7 @@ def machine(device: str) -> dict[str, str | int]:
         processor, threads = _processor(), torch.get_num_threads()
     count = "" if device == "cuda" else f"-{threads}-threads"
     return {
+        "device": device,
         "name": re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-") + count,
         "processor": processor,
         "threads": threads,
@@ -98,22 +110,28 @@ def by_turns(
     forms: Mapping[str, Callable[[], float]],
     repeats: int,
     limit: float,
+    enough: float = 0.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, float]]:
     """Seconds that each form says one call took, one entry per round; in a round every form is called once, in the
     order of the mapping.
 
-    `repeats` rounds, or at least three until `limit` seconds are over. Forms should have been called before: the first
-    call sets up what later ones find.
+    `repeats` rounds, or at least three until `limit` seconds are over; of short calls more, until `enough` seconds are
+    over or MOST rounds done. Forms should have been called before: the first call sets up what later ones find.
     """
     rounds: list[dict[str, float]] = []
     began = time.monotonic()
+
+    def wanted() -> bool:
+        passed = time.monotonic() - began
+        return (len(rounds) < repeats and passed < limit) or (len(rounds) < MOST and passed < enough)
+
     gc.collect()
     gc.disable()
     try:
-        while len(rounds) < min(3, repeats) or (len(rounds) < repeats and time.monotonic() - began < limit):
+        while len(rounds) < min(3, repeats) or wanted():
             rounds.append({name: call() for name, call in forms.items()})
-            say(f"round {len(rounds)}/{repeats}  " + "  ".join(f"{n} {1e3 * s:.1f} ms" for n, s in rounds[-1].items()))
+            say(f"round {len(rounds)}  " + "  ".join(f"{n} {1e3 * s:.1f} ms" for n, s in rounds[-1].items()))
     finally:
         gc.enable()
     return rounds
@@ -181,15 +199,19 @@ def counted(function: Callable[[], Result]) -> tuple[Result, Work]:
     return result, Work(counter.get_total_flops(), others.moved, others.exponentials)
 
 
-def apart(function: Callable[[], object]) -> dict[str, float]:
-    """Seconds that one call on a CPU spends in each of KINDS, and `between` them: in Python, in the profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        whole = seconds(function)
+def apart(function: Callable[[], object], device: str = "cpu") -> dict[str, float]:
+    """Seconds that one call spends in each of KINDS, and `between` them: in Python, and on a CPU in the profiler. On a
+    GPU, whose kernels take as long without it, the whole is that of another call."""
+    activities = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activities.CPU if device == "cpu" else activities.CUDA]) as profiler:
+        whole = seconds(function, device)
+    if device == "cuda":
+        whole = seconds(function, device)
     spent = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages():
-        if event.key.startswith("aten::"):
+        if device == "cuda" or event.key.startswith("aten::"):
             kind = next(kind for kind, names in KINDS.items() if re.search(names, event.key))
-            spent[kind] += event.self_cpu_time_total / 1e6
+            spent[kind] += (event.self_cpu_time_total if device == "cpu" else event.self_device_time_total) / 1e6
     return {**spent, "between": whole - sum(spent.values())}
 
 
@@ -219,17 +241,24 @@ def _stored(tensor: Tensor) -> int:
     return tensor.element_size() * math.prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
 
 
-def bandwidth(device: str, count: int = CACHED_SCORES) -> float:
-    """Byte/s of additions of two arrays of `count` numbers, as many as a block has scores, into a third."""
+def bandwidth(device: str, count: int) -> float:
+    """Byte/s of additions of two arrays of `count` numbers into a third."""
     a, b, c = (torch.randn(count, device=device) for _ in range(3))
-    return 3 * 4 * count / min(seconds(lambda: torch.add(a, b, out=c), device) for _ in range(50))
+    return 3 * 4 * count / _best(lambda: torch.add(a, b, out=c), device)
 
 
-def exponential_rate(device: str, count: int = SMALL) -> float:
+def exponential_rate(device: str) -> float:
     """Exponentials per second where most are taken: in the softmax of rows, with its other passes."""
+    count = SMALL[device]
     x = torch.randn(count, device=device).unflatten(0, (-1, 2**12))
     y = torch.empty_like(x)
-    return count / min(seconds(lambda: torch.softmax(x, 1, out=y), device) for _ in range(50))
+    return count / _best(lambda: torch.softmax(x, 1, out=y), device)
+
+
+def _best(function: Callable[[], object], device: str) -> float:
+    """Seconds of a call, the least of fifty times."""
+    calls = TOGETHER[device]
+    return min(seconds(lambda: [function() for _ in range(calls)], device) for _ in range(50)) / calls
 
 
 def peak_rate(device: str, dtype: torch.dtype, side: int | None = None) -> float:

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from lib import experiment as experiments
 from lib import params, progress
-from lib.models.blocks import MAX_SCORES
 from lib.training import OPTIMISERS
 
 from . import measure
 from .cases import CASES, Case, call, has_references, with_references
-from .process import Form, in_process
+from .process import FORM, in_process
 
-#: Rounds of a comparison and the seconds after which it ends early.
-REPEATS, LIMIT, STEPS_LIMIT = 9, 180.0, 2.5
+#: Rounds of a comparison, the seconds after which it ends early, and those for which short calls are repeated.
+REPEATS, LIMIT, ENOUGH, STEPS_LIMIT = 9, 180.0, {"cpu": 8.0, "cuda": 1.0}, 2.5
 
 #: Calls whose operations are timed apart.
 APART = 5
@@ -67,11 +66,11 @@ Names = Sequence[str] | None
 
 
 def modules(device: str, only: Names = None, sides: dict[str, int] | None = None, repeats: int = REPEATS) -> Records:
-    """Time, operations and agreement of every module; `sides` replaces the inputs' sides."""
+    """Time, operations and agreement of every module; `sides` replaces the inputs' sides, and `repeats` are all."""
     for dtype in dtypes(device):
         rate = measure.peak_rate(device, dtype, 256 if sides else None)
         yield Record("modules", MACHINE, "flop/s", rate, dtype=name_of(dtype))
-    yield Record("modules", MACHINE, "byte/s", measure.bandwidth(device))
+    yield Record("modules", MACHINE, "byte/s", measure.bandwidth(device, measure.IN_CACHE[device]))
     yield Record("modules", MACHINE, "byte/s beyond cache", measure.bandwidth(device, measure.BEYOND_CACHE))
     yield Record("modules", MACHINE, "exponential/s", measure.exponential_rate(device))
     for name in only or CASES:
@@ -89,10 +88,11 @@ def _module(name: str, case: Case, device: str, dtype: torch.dtype, side: int | 
                 for form, function in case.forms.items()
             }
         with contextlib.ExitStack() as running:
-            started = {form: running.enter_context(Form(name, form, mode, side, kind)) for form in case.forms}
+            started = {form: running.enter_context(FORM[device](name, form, mode, side, kind)) for form in case.forms}
             forms = {form: process.seconds for form, process in started.items()}
-            rounds = measure.by_turns(forms, repeats, LIMIT, _say(f"{name}, {mode}, {kind}"))
-            apart = [started["ours"].apart() for _ in range(APART)] if device == "cpu" else []
+            enough = 0.0 if side else ENOUGH[device]
+            rounds = measure.by_turns(forms, repeats, LIMIT, enough, say=_say(f"{name}, {mode}, {kind}"))
+            apart = [started["ours"].apart() for _ in range(APART)]
         for repeat, spent in enumerate(apart):
             for where, value in spent.items():
                 yield Record("modules", name, f"spent, {where}", value, "ours", mode, kind, size, repeat)
@@ -111,7 +111,7 @@ def memory(device: str, only: Names = None) -> Records:
         forms = [*CASES[name].forms, FEWEST]
         for form, kind, mode in itertools.product(forms, map(name_of, dtypes(device)), ("forward", "both")):
             progress.show(f"{name}, {mode}, {kind}: memory of {form}")
-            max_scores = 1 if form == FEWEST else MAX_SCORES
+            max_scores = 1 if form == FEWEST else None
             [found] = in_process("held", name, form.split(",")[0], mode, [None], kind, max_scores)
             yield Record("memory", name, "bytes", found["growth"], form, mode, kind, found["side"])
 
@@ -119,7 +119,7 @@ def memory(device: str, only: Names = None) -> Records:
 def sizes(device: str, only: Names = None, sides: Sequence[int] = SIDES) -> Records:
     """Time and memory of a forward pass on one image against its side, for ours also with small blocks."""
     for name in only or CASES:
-        blocks = {"ours": MAX_SCORES, "reference": MAX_SCORES}
+        blocks = {"ours": None, "reference": None}
         if name in ("pyramid attention", "DAGL stage"):
             blocks["ours, small blocks"] = SMALL_BLOCKS
         for form, max_scores in blocks.items():
@@ -139,13 +139,13 @@ def networks(device: str, only: Names = None, side: int = IMAGE, options: dict[s
 
 
 def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
-    """One training step of the experiments' networks, their modules ours and references, as they train: on one thread,
-    with memory that stays.
+    """One training step of the experiments' networks, their modules ours and references, as they train: on one thread
+    with memory that stays, on a GPU those of the profile `gpu`.
 
     Experiments with the same network and crops are measured once, under the first one's name; networks without a module
     that has a reference are left out.
     """
-    study, threads = params.Params(), torch.get_num_threads()
+    study, threads = params.Params(profile="gpu" if device == "cuda" else None), torch.get_num_threads()
     torch.set_num_threads(1)
     measure.keep_freed()
     yield Record("steps", MACHINE, "flop/s", measure.peak_rate(device, step_dtype(device)))
@@ -176,7 +176,7 @@ def _step(chosen: params.Experiment, forms: dict[str, nn.Module], device: str, r
         work = measure.counted(training)[1]
         yield Record("steps", name, "flops", work.flops, form, "step", side=side)
     timed = {form: partial(measure.seconds, training, device) for form, training in trainings.items()}
-    for repeat, found in enumerate(measure.by_turns(timed, repeats, STEPS_LIMIT, _say(name))):
+    for repeat, found in enumerate(measure.by_turns(timed, repeats, STEPS_LIMIT, say=_say(name))):
         for form, seconds in found.items():
             yield Record("steps", name, "seconds", seconds, form, "step", side=side, repeat=repeat)
     yield Record("steps", name, "images", chosen.budget.batch)

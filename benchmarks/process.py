@@ -1,4 +1,5 @@
-"""What is measured in a process of its own, so that nothing held or freed before counts.
+"""What is measured in a process of its own, so that nothing held or freed before counts; on a GPU, whose memory
+PyTorch's allocator counts, in this one.
 
 `python -m benchmarks.process <task> <arguments as JSON>` prints a line of JSON for each finding.
 """
@@ -19,7 +20,6 @@ from multiprocessing.connection import Connection
 import torch
 
 from lib.models import build
-from lib.models.blocks import MAX_SCORES
 from lib.params import ROOT
 
 from . import measure
@@ -37,7 +37,9 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 
 
 def in_process(task: str, *arguments) -> list[dict]:
-    """What the function `task` of `TASKS` yields in a process of its own."""
+    """What the function `task` of `TASKS` yields in a process of its own, or on a GPU in this one."""
+    if measure.device() == "cuda":
+        return list(TASKS[task](*arguments))
     command = [sys.executable, "-m", "benchmarks.process", task, json.dumps(arguments)]
     ran = subprocess.run(command, cwd=ROOT, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True)
     if ran.returncode:
@@ -82,32 +84,65 @@ class Form:
         self.process.join()
 
 
+class FormHere:
+    """A form of a case in this process, with what a `Form` has. Its first call is made."""
+
+    def __init__(self, name: str, form: str, mode: str, side: int | None, dtype: str):
+        case, self.device, self.dtype = CASES[name], measure.device(), getattr(torch, dtype)
+        module, inputs = case.module(self.device), case.inputs(side, device=self.device)
+        self.call = partial(call, case.forms[form], module, inputs, mode)
+
+    def __enter__(self) -> FormHere:
+        self.seconds()
+        return self
+
+    def seconds(self) -> float:
+        gc.collect()
+        with measure.precision(self.device, self.dtype):
+            return measure.seconds(self.call, self.device)
+
+    def apart(self) -> dict[str, float]:
+        with measure.precision(self.device, self.dtype):
+            return measure.apart(self.call, self.device)
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
+#: How a form is run on each device.
+FORM = {"cpu": Form, "cuda": FormHere}
+
+
 def answer(pipe: Connection, name: str, form: str, mode: str, side: int | None, dtype: str) -> None:
     """Send the seconds of a call of a case's form at once, then, for each message until the pipe ends, those of one
     more call or, for the message "apart", where they went."""
-    case, device = CASES[name], measure.device()
-    module, inputs = case.module(device), case.inputs(side, device=device)
+    here = FormHere(name, form, mode, side, dtype)
     measure.keep_freed()
     gc.disable()
-    with contextlib.suppress(EOFError), measure.precision(device, getattr(torch, dtype)):
-        said = "seconds"
+    said = "seconds"
+    with contextlib.suppress(EOFError):
         while True:
-            gc.collect()
-            called = partial(call, case.forms[form], module, inputs, mode)
-            pipe.send(measure.apart(called) if said == "apart" else measure.seconds(called, device))
+            pipe.send(here.apart() if said == "apart" else here.seconds())
             said = pipe.recv()
 
 
-def held(name: str, form: str, mode: str, sides: list, dtype: str, max_scores: int = MAX_SCORES) -> Iterator[dict]:
-    """A case's memory and seconds for one side after the other, None being its own, until one is LONGEST or LARGEST."""
+def held(name: str, form: str, mode: str, sides: list, dtype: str, max_scores: int | None = None) -> Iterator[dict]:
+    """A case's memory and seconds for one side after the other, None being its own, until one is LONGEST or LARGEST;
+    `max_scores` other than the module's own if given."""
     case, device = CASES[name], measure.device()
-    module = set_blocks(case.module(device), max_scores)
+    module = case.module(device)
+    if max_scores:
+        set_blocks(module, max_scores)
     call(case.forms[form], module, case.inputs(16, device=device), mode)  # sets up what stays
     batch = 1 if len(sides) > 1 else None
     for side in sides:
         inputs = case.inputs(side, batch, device)
-        with measure.precision(device, getattr(torch, dtype)), measure.Peak(device) as peak:
-            seconds = measure.seconds(lambda: call(case.forms[form], module, inputs, mode), device)  # noqa: B023
+        called = partial(call, case.forms[form], module, inputs, mode)
+        with measure.precision(device, getattr(torch, dtype)):
+            if device == "cuda":  # where the first call of a size chooses and compiles kernels
+                called()
+            with measure.Peak(device) as peak:
+                seconds = measure.seconds(called, device)
         yield {"side": inputs[0].shape[3], "seconds": seconds, "growth": peak.growth, "resident": peak.resident}
         if seconds > LONGEST or peak.growth > LARGEST:
             return
@@ -119,7 +154,7 @@ def restore(name: str, side: int, options: dict) -> Iterator[dict]:
     network = build(name, **options).to(device).eval()
     image = torch.rand(1, options["colors"], side, side, device=device)
     with torch.inference_mode(), measure.precision(device, torch.float32), measure.Peak(device) as peak:
-        network(image[:, :, :16, :16])
+        network(image[:, :, :16, :16] if device == "cpu" else image)
         seconds = measure.seconds(lambda: network(image), device)
     yield {"seconds": seconds, "growth": peak.growth, "resident": peak.resident}
 

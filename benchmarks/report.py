@@ -18,6 +18,8 @@ from .parts import FEWEST, MACHINE
 
 MODES = {"forward": "forward", "both": "forward + backward"}
 
+NOT_MEASURED = "Not measured on this machine yet: `make benchmark PART={part}`."
+
 #: What the bounded networks may hold, bytes.
 IN_ONE_PIECE = 3e9
 
@@ -41,8 +43,9 @@ def ratios(seconds: pd.DataFrame, over: str = "reference") -> pd.DataFrame:
     return ratio.groupby(level=list(range(seconds.index.nlevels - 1)), sort=False).quantile([0.25, 0.5, 0.75]).unstack()
 
 
-def modules(records: pd.DataFrame, dtype: str = "float32") -> pd.DataFrame:
-    """Every module and mode: times, ratios and their bars, memory, agreement, share of a large product's FLOP/s."""
+def modules(records: pd.DataFrame, about: dict, dtype: str = "float32") -> pd.DataFrame:
+    """Every module and mode: times, ratios, memory, agreement, share of a large product's FLOP/s; on a CPU the bars,
+    too, which are promised for these."""
     of_type = records[records.dtype == dtype]
     index = ("case", "mode")
     seconds = wide(of_type, "modules", "seconds", *index, "repeat")
@@ -77,7 +80,8 @@ def modules(records: pd.DataFrame, dtype: str = "float32") -> pd.DataFrame:
             "missed": " ".join(_missed(speed[0.5] >= bar, memory is None or memory.reference / memory.ours >= bars[2])),
         }
         rows.append(row)
-    return pd.DataFrame(rows).set_index(["module", "pass"])
+    table = pd.DataFrame(rows).set_index(["module", "pass"])
+    return table if about["device"] == "cpu" else table.drop(columns=["bar", "memory bar", "missed"])
 
 
 def _missed(time: bool, memory: bool) -> list[str]:
@@ -85,9 +89,13 @@ def _missed(time: bool, memory: bool) -> list[str]:
 
 
 def modules_finding(table: pd.DataFrame) -> str:
-    missed = [f"{module}, {mode}: {row.missed}" for (module, mode), row in table.iterrows() if row.missed]
     ratio = table.ratio.str.split().str[0].astype(float)
-    said = f"Our forms take between 1/{ratio.min():.1f} and 1/{ratio.max():.1f} of the references' time. "
+    slower = [f"{module}, {mode}" for module, mode in table.index[ratio < 1]]
+    said = f"The references take {ratio.min():.2f} to {ratio.max():.2f} times as long as our forms"
+    said += f"; not longer: {'; '.join(slower)}. " if slower else ". "
+    if "missed" not in table:
+        return said
+    missed = [f"{module}, {mode}: {row.missed}" for (module, mode), row in table.iterrows() if row.missed]
     return said + (f"Bars missed: {'; '.join(missed)}." if missed else "Every bar is reached.")
 
 
@@ -116,12 +124,12 @@ def bounds(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def spent(records: pd.DataFrame) -> pd.DataFrame:
-    """Where the time of our forms went on a CPU, medians of several calls: `least / spent` for each kind of operation.
+    """Where the time of our forms went, medians of several calls: `least / spent` for each kind of operation.
     The least of other operations is that of `bounds` from the last cache and from memory."""
-    rows = records[records.quantity.str.startswith("spent, ")]
+    rows = records[records.quantity.str.startswith("spent, ") & (records.dtype == "float32")]
     where = rows.assign(where=rows.quantity.str.removeprefix("spent, "))
     found = 1e3 * where.groupby(["case", "mode", "where"], sort=False).value.median().unstack()
-    found, least = found.rename(index=MODES, level=1), bounds(records)
+    found, least = found.rename(index=MODES, level=1).clip(lower=0), bounds(records)
     passes = least["from memory (ms)"] - least["matrix products (ms)"] - least["exponentials (ms)"]
     shown = {
         "matrix products (ms)": (least["matrix products (ms)"], found["matrix products"]),
@@ -131,7 +139,7 @@ def spent(records: pd.DataFrame) -> pd.DataFrame:
     }
     return pd.DataFrame(
         {
-            title: [" / ".join(f"{part[key]:.1f}" for part in parts) for key in found.index]
+            title: [" / ".join(f"{max(0.0, part[key]):.1f}" for part in parts) for key in found.index]
             for title, parts in shown.items()
         },
         index=found.index,
@@ -139,7 +147,10 @@ def spent(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory_finding(modules: pd.DataFrame) -> str:
-    """How much of what the modules that miss their bar of memory hold does not depend on the scores."""
+    """How much of what the modules that miss their bar of memory hold does not depend on the scores; nothing where no
+    bar is promised."""
+    if "missed" not in modules:
+        return ""
     missed = modules[modules.missed.str.contains("memory")]
     said = [
         f"{module}, {mode}: reference / ours {row['memory (MiB)']} MiB, {row['fewest scores (MiB)']} of it without the "
@@ -150,7 +161,9 @@ def memory_finding(modules: pd.DataFrame) -> str:
 
 
 def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
-    """How far the modules that miss their bar of time are from what bounds them."""
+    """How far the modules that miss their bar of time are from what bounds them; nothing where no bar is promised."""
+    if "missed" not in modules:
+        return ""
     missed = bounds.loc[[key for key in bounds.index if "time" in modules.missed[key]]]
     said = [
         f"{module}, {mode}: {row['measured (ms)']:.0f} ms, of which PyTorch's operations need {row['all (ms)']:.0f} at "
@@ -168,9 +181,12 @@ def dtypes(records: pd.DataFrame) -> list[str]:
     return list(records[records.part == "modules"].dtype.unique())
 
 
-def against_size(records: pd.DataFrame) -> Figure:
-    """Time and memory of a forward pass against the side of the image, a column for each module."""
+def against_size(records: pd.DataFrame) -> Figure | None:
+    """Time and memory of a forward pass against the side of the image, a column for each module; None before they were
+    measured."""
     rows = records[records.part == "sizes"]
+    if rows.empty:
+        return None
     cases = list(rows.case.unique())
     figure, axes = plt.subplots(2, len(cases), figsize=(WIDTH * 1.4, 4.6), squeeze=False, sharex=True, sharey="row")
     units = {"seconds": ("seconds", 1.0), "bytes": ("memory (MiB)", 2.0**-20)}
@@ -237,13 +253,13 @@ def steps(records: pd.DataFrame) -> pd.DataFrame:
 
 def steps_finding(table: pd.DataFrame) -> str:
     if table.empty:
-        return "Not measured on this machine yet: `make benchmark PART=steps`."
+        return NOT_MEASURED.format(part="steps")
     slower = table[table.ratio < 1 / 1.05]
     mean = np.exp(np.log(table.ratio).mean())
     total = table["saved in all trainings (s)"].sum()
     return (
         f"A step is {mean:.2f} times as fast as with reference modules on (geometric) average; "
         f"{len(slower)} of {len(table)} networks are more than 5 % slower"
-        f"{': ' + ', '.join(slower.index) if len(slower) else ''}. All trainings of the profile together take "
+        f"{': ' + ', '.join(slower.index) if len(slower) else ''}. All their trainings together take "
         f"{total:.0f} s less."
     )

@@ -65,6 +65,8 @@ def test_turns_and_their_limit():
     assert measure.by_turns(forms, 5, limit=60) == [{"a": n, "b": n + 1} for n in range(1, 10, 2)]
     assert calls == ["a", "b"] * 5
     assert len(measure.by_turns(forms, 5, limit=0)) == 3
+    assert len(measure.by_turns(forms, 5, limit=60, enough=60)) == measure.MOST  # short calls are repeated more often
+    assert len(measure.by_turns(forms, 5, limit=0, enough=0)) == 3
 
 
 def test_work_is_what_was_done():
@@ -125,6 +127,12 @@ def test_a_form_in_a_process_of_its_own_is_called_again_and_again():
     assert form.process.exitcode == 0
     with pytest.raises(RuntimeError, match="no such module, ours, forward: failed"):
         process.Form("no such module", "ours", "forward", 16, "float32").__enter__()
+
+
+def test_a_form_in_this_process_has_what_the_other_has():
+    with process.FormHere("LIR filter", "ours", "both", 13, "float32") as form:
+        assert form.seconds() > 0
+        assert set(form.apart()) == {*measure.KINDS, "between"}
 
 
 def test_small_blocks_hold_less_and_give_the_same():
@@ -196,7 +204,7 @@ def test_results_are_written_case_by_case_and_shown(records, tmp_path, monkeypat
         command.run(part, "cpu", machine)
     about, read = report.load(tmp_path, machine["name"])
     assert about == machine and len(read) == len(rows) + 1
-    table = report.modules(read)
+    table = report.modules(read, about)
     assert len(table) == 2 * len(CASES) and (table["memory (MiB)"] == "not run").all()
     assert table.index[0] == ("pyramid attention", "forward")
     assert all(name in report.modules_finding(table) for name in table.index[table.missed != ""].get_level_values(0))
@@ -208,6 +216,20 @@ def test_results_are_written_case_by_case_and_shown(records, tmp_path, monkeypat
     assert all(name in report.bounds_finding(bounds, table) for name in late)
 
 
+def test_no_bar_is_promised_for_a_gpu(records):
+    table = report.modules(records, {"device": "cuda"})
+    assert not {"bar", "memory bar", "missed"} & set(table.columns) and len(table) == 2 * len(CASES)
+    assert "Bars" not in report.modules_finding(table) and "every bar" not in report.modules_finding(table).lower()
+    assert report.bounds_finding(report.bounds(records), table) == report.memory_finding(table) == ""
+    table.loc[("non-local", "forward"), "ratio"] = "0.50 (0.40 to 0.60)"
+    assert "not longer: " in report.modules_finding(table) and "non-local, forward" in report.modules_finding(table)
+
+
+def test_a_report_of_an_unknown_machine_is_refused(capsys):
+    assert command.main(["--report", "abacus"]) == 1
+    assert "abacus: no csv of that name in results/benchmark" in capsys.readouterr().err
+
+
 def test_figure_and_networks(records):
     found = [
         parts.Record("sizes", "non-local", quantity, float(side), form, "forward", side=side)
@@ -215,6 +237,7 @@ def test_figure_and_networks(records):
         for form in ("ours", "reference")
         for side in (32, 64)
     ]
+    assert report.against_size(records) is None
     figure = report.against_size(pd.DataFrame(found))
     assert len(figure.axes) == 2 and all(len(axis.lines) == 2 for axis in figure.axes)
     held = [parts.Record("networks", "dagl", q, v) for q, v in (("seconds", 2.0), ("resident", 4e9), ("growth", 3e9))]
