@@ -146,6 +146,16 @@ def spent(records: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def spent_finding(records: pd.DataFrame) -> str:
+    """How much of the time of our forms lies between their operations."""
+    rows = records[records.quantity.str.startswith("spent, ") & (records.dtype == "float32")]
+    spent = rows.pivot_table(index=["case", "mode"], columns="quantity", values="value", aggfunc="median").clip(lower=0)
+    share = spent["spent, between"] / spent.sum(axis=1)
+    low, high = share.idxmin(), share.idxmax()
+    least, most = (f"{share[at]:.0%} ({at[0]}, {MODES[at[1]]})" for at in (low, high))
+    return f"Between {least} and {most} of the time lies between the operations."
+
+
 def memory_finding(modules: pd.DataFrame) -> str:
     """How much of what the modules that miss their bar of memory hold does not depend on the scores; nothing where no
     bar is promised."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -212,6 +213,9 @@ def test_results_are_written_case_by_case_and_shown(records, tmp_path, monkeypat
     assert bounds["bound / measured"].between(0, 2).all()
     assert (bounds["from memory (ms)"] >= bounds["exponentials (ms)"]).all()
     assert list(report.spent(read).index) == list(bounds.index)
+    assert re.fullmatch(
+        r"Between \d+% \(.+\) and \d+% \(.+\) of the time lies between the operations.", report.spent_finding(read)
+    )
     late = table.index[table.missed.str.contains("time")].get_level_values(0)
     assert all(name in report.bounds_finding(bounds, table) for name in late)
 
