@@ -71,13 +71,15 @@ def device() -> str:
 def machine(device: str) -> dict[str, str | int]:
     """Name (of the files), processor or card, threads, and what computes."""
     if device == "cuda":
-        processor, threads = torch.cuda.get_device_name(), 1
-    else:
-        processor, threads = _processor(), torch.get_num_threads()
-    count = "" if device == "cuda" else f"-{threads}-threads"
+        name = processor = torch.cuda.get_device_name()
+        threads = 1
+    else:  # processors that hide their model differ by their instructions
+        instructions, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+        processor = f"{_processor()}, {instructions}"
+        name = f"{processor} {threads} threads"
     return {
         "device": device,
-        "name": re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-") + count,
+        "name": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
         "processor": processor,
         "threads": threads,
         "memory_gib": round(_memory(device) / 2**30),
