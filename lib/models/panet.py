@@ -19,7 +19,8 @@ along the rows. So scores cost C/r multiply-adds per pair instead of 9 C/r, the 
 pass consists of the same pieces: dw = box(dy f^T) / 4 and dG = box(dS).
 
 Ours: the memory is bounded. The matrices exist for a few rows of queries at a time, with all keys; a backward pass
-computes them again.
+computes them again. A CPU sums boxes by additions that share what they can (`_Box`), a GPU by one kernel that reads
+nine numbers for one (`_FusedBox`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -246,9 +248,9 @@ def _resize(x: Tensor, scale: float) -> Tensor:
     if not x.is_cuda:
         return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
     with torch.autocast("cuda", enabled=False):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        down, across = (_resizing(size, scale, x.dtype, x.device) for size in x.shape[2:])
-        return down @ x @ across.T
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        down, across = (_resizing(size, scale, wide.dtype, x.device) for size in x.shape[2:])
+        return (down @ wide @ across.T).to(x.dtype)
 
 
 @functools.lru_cache(64)
@@ -296,7 +298,7 @@ class _BlockAttention(torch.autograd.Function):
 
     query (B, c, H, W), keys (B, c, M), factor (B, M), values (B, C, M), mask (M,) -> (B, C, H, W), for M listed pixels
     of levels with the given sizes. The mask takes every weight from what lies between two levels. In float32; `narrow`
-    lets a GPU's matrix products round their factors to TF32, which has more digits than what autocast gives.
+    lets a GPU's matrix products round their factors to TF32, which has no fewer digits than what autocast gives.
     """
 
     @staticmethod
@@ -350,19 +352,8 @@ class _BlockAttention(torch.autograd.Function):
                         strip.put(torch.bmm(dproducts, k), dq[i][behind])
                     for total, of_parts in ((dvalues, dv), (dkeys, dk), (dfactor, df)):
                         total[i] += of_parts.sum(0)
-                del (
-                    strip,
-                    logits,
-                    w,
-                    tile,
-                    other,
-                    paste,
-                    unpaste,
-                    unscore,
-                    w_dw,
-                    dlogits,
-                    dproducts,
-                )  # before the next one is made
+                del strip, logits, w, tile, other, w_dw, dlogits, dproducts  # before the next one is made
+                del paste, unpaste, unscore
         return sweep.crop(dq), dkeys, dfactor / factor, dvalues, None, None, None, None
 
 
@@ -588,20 +579,40 @@ class _FusedBox:
     def __call__(self, factor: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         sweep = self.sweep
         grid = triton.cdiv(sweep.listed, TILE), sweep.rows, triton.cdiv(sweep.side, NEIGHBOURS)
-        _sum_boxes[grid](
-            *(self.x, *self.kept, self.out, sweep.step_of_column, factor, mask, sweep.rows, sweep.side, sweep.listed),
-            late=sweep.late,
-            factors=0 if factor is None else factor.dim(),
-            masked=mask is not None,
-            tile=TILE,
-            neighbours=NEIGHBOURS,
-        )
+        with torch.cuda.device_of(self.x):
+            _sum_boxes[grid](
+                *(self.x, *self.kept, self.out, sweep.step_of_column, factor, mask),
+                *(sweep.rows, sweep.side, sweep.listed, sweep.late),
+                factors=0 if factor is None else factor.dim(),
+                masked=mask is not None,
+                tile=TILE,
+                neighbours=NEIGHBOURS,
+            )
         self.kept.reverse()
         return self.out
 
 
 def _fuses(query: Tensor) -> bool:
-    return query.is_cuda and triton is not None
+    return query.is_cuda and _runs_kernels(query.device)
+
+
+@functools.cache
+def _runs_kernels(device: torch.device) -> bool:
+    """Whether Triton is there and works, which takes a C compiler and a card that is not too old."""
+    if triton is None:
+        return False
+    ones, steps = torch.ones(2, 16, device=device), torch.ones(16, dtype=torch.int32, device=device)
+    boxes = torch.empty_like(ones)
+    try:
+        with torch.cuda.device_of(ones):
+            _sum_boxes[1, 1, 1](ones, ones, ones, boxes, steps, None, None, 1, 2, 16, 0, 0, False, 16, 2)
+    except Exception as error:  # of many kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"Triton does not work here, pyramid attention takes several times as long: {reason}", stacklevel=2
+        )
+        return False
+    return boxes[0, 1].item() == 2  # a pair on a diagonal
 
 
 @contextlib.contextmanager
