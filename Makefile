@@ -30,6 +30,6 @@ benchmark: .venv/ready
 	rm .requirements.txt
 	touch $@
 
-# Freeze what is installed, after a pin was changed and installed without constraints.txt.
+# Freeze what is installed, after a pin was changed and installed without constraints.txt; Triton is PyTorch's choice.
 lock:
-	.venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	.venv/bin/python -m pip freeze --exclude-editable | grep -v '^triton==' | sed 's/+cpu$$//' > constraints.txt

@@ -23,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(parts.PARTS)}; all by default")
     parser.add_argument("--only", nargs="+", metavar="name", help="these modules, networks or experiments of the part")
-    parser.add_argument("--report", metavar="machine", help="measure nothing: make its report again from its csv")
+    parser.add_argument(
+        "--report", metavar="machine", help="measure nothing: make its report again from its csv and json"
+    )
     given = parser.parse_args(arguments)
     if given.report:
         return report(given.report)
@@ -38,9 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(machine: str) -> int:
     """Execute the notebook on what the machine's csv holds."""
-    if not (RESULTS / f"{machine}.csv").exists():
-        print(f"error: {machine}: no csv of that name in {RESULTS.relative_to(ROOT)}", file=sys.stderr)
-        return 1
+    for file in (RESULTS / f"{machine}.csv", RESULTS / f"{machine}.json"):
+        if not file.exists():
+            print(f"error: {machine}: no {file.relative_to(ROOT)}; `make benchmark` writes it", file=sys.stderr)
+            return 1
     try:
         runner.execute(NOTEBOOK, RESULTS / f"{machine}.ipynb", {"machine": machine})
     except runner.StageError as error:

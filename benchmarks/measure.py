@@ -48,7 +48,7 @@ LARGE = {"cpu": 2048, "cuda": 8192}
 
 #: Numbers in arrays that stay in the cores' own caches, in arrays that stay in the last cache (on a CPU, a block of
 #: scores), and in arrays that no cache holds.
-SMALL, IN_CACHE, BEYOND_CACHE = {"cpu": 2**18, "cuda": 2**22}, {"cpu": CACHED_SCORES, "cuda": 2**22}, 2**24
+SMALL, IN_CACHE, BEYOND_CACHE = {"cpu": 2**18, "cuda": 2**24}, {"cpu": CACHED_SCORES, "cuda": 2**20}, 2**24
 
 #: Calls that are timed together where a rate is asked for: a GPU's are too short to be waited for one by one.
 TOGETHER = {"cpu": 1, "cuda": 50}
@@ -203,7 +203,7 @@ def counted(function: Callable[[], Result]) -> tuple[Result, Work]:
 
 def apart(function: Callable[[], object], device: str = "cpu") -> dict[str, float]:
     """Seconds that one call spends in each of KINDS, and `between` them: in Python, and on a CPU in the profiler. On a
-    GPU, whose kernels take as long without it, the whole is that of another call."""
+    GPU the whole is that of another call, without the profiler: less than nothing can seem to be left."""
     activities = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activities.CPU if device == "cpu" else activities.CUDA]) as profiler:
         whole = seconds(function, device)

@@ -97,7 +97,6 @@ class FormHere:
         return self
 
     def seconds(self) -> float:
-        gc.collect()
         with measure.precision(self.device, self.dtype):
             return measure.seconds(self.call, self.device)
 
@@ -122,6 +121,7 @@ def answer(pipe: Connection, name: str, form: str, mode: str, side: int | None, 
     said = "seconds"
     with contextlib.suppress(EOFError):
         while True:
+            gc.collect()
             pipe.send(here.apart() if said == "apart" else here.seconds())
             said = pipe.recv()
 

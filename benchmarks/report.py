@@ -91,8 +91,8 @@ def _missed(time: bool, memory: bool) -> list[str]:
 def modules_finding(table: pd.DataFrame) -> str:
     ratio = table.ratio.str.split().str[0].astype(float)
     slower = [f"{module}, {mode}" for module, mode in table.index[ratio < 1]]
-    said = f"The references take {ratio.min():.2f} to {ratio.max():.2f} times as long as our forms"
-    said += f"; not longer: {'; '.join(slower)}. " if slower else ". "
+    said = f"The references take {ratio.min():.2f} to {ratio.max():.2f} times as long as our forms. "
+    said += f"Ours are slower in: {'; '.join(slower)}. " if slower else ""
     if "missed" not in table:
         return said
     missed = [f"{module}, {mode}: {row.missed}" for (module, mode), row in table.iterrows() if row.missed]
@@ -129,7 +129,7 @@ def spent(records: pd.DataFrame) -> pd.DataFrame:
     rows = records[records.quantity.str.startswith("spent, ") & (records.dtype == "float32")]
     where = rows.assign(where=rows.quantity.str.removeprefix("spent, "))
     found = 1e3 * where.groupby(["case", "mode", "where"], sort=False).value.median().unstack()
-    found, least = found.rename(index=MODES, level=1).clip(lower=0), bounds(records)
+    found, least = found.rename(index=MODES, level=1), bounds(records)
     passes = least["from memory (ms)"] - least["matrix products (ms)"] - least["exponentials (ms)"]
     shown = {
         "matrix products (ms)": (least["matrix products (ms)"], found["matrix products"]),
@@ -139,7 +139,7 @@ def spent(records: pd.DataFrame) -> pd.DataFrame:
     }
     return pd.DataFrame(
         {
-            title: [" / ".join(f"{max(0.0, part[key]):.1f}" for part in parts) for key in found.index]
+            title: [" / ".join(f"{round(part[key], 1) + 0.0:.1f}" for part in parts) for key in found.index]
             for title, parts in shown.items()
         },
         index=found.index,
@@ -149,25 +149,29 @@ def spent(records: pd.DataFrame) -> pd.DataFrame:
 def spent_finding(records: pd.DataFrame) -> str:
     """How much of the time of our forms lies between their operations."""
     rows = records[records.quantity.str.startswith("spent, ") & (records.dtype == "float32")]
-    spent = rows.pivot_table(index=["case", "mode"], columns="quantity", values="value", aggfunc="median").clip(lower=0)
+    spent = rows.pivot_table(index=["case", "mode"], columns="quantity", values="value", aggfunc="median")
     share = spent["spent, between"] / spent.sum(axis=1)
-    low, high = share.idxmin(), share.idxmax()
-    least, most = (f"{share[at]:.0%} ({at[0]}, {MODES[at[1]]})" for at in (low, high))
-    return f"Between {least} and {most} of the time lies between the operations."
+    most = share.idxmax()
+    return (
+        f"A median of {share.median():.0%} of the time lies between the operations, at most {share[most]:.0%} "
+        f"({most[0]}, {MODES[most[1]]})."
+    )
 
 
 def memory_finding(modules: pd.DataFrame) -> str:
-    """How much of what the modules that miss their bar of memory hold does not depend on the scores; nothing where no
-    bar is promised."""
-    if "missed" not in modules:
-        return ""
-    missed = modules[modules.missed.str.contains("memory")]
+    """How much of what the modules that miss their bar of memory hold does not depend on the scores; where no bar is
+    promised, the same of those that hold more than their reference."""
+    promised = "missed" in modules
+    more = pd.to_numeric(modules["memory ratio"], errors="coerce") < 1
+    chosen = modules[modules.missed.str.contains("memory") if promised else more]
     said = [
         f"{module}, {mode}: reference / ours {row['memory (MiB)']} MiB, {row['fewest scores (MiB)']} of it without the "
-        f"scores of a block, for a bar of 1/{row['memory bar']}"
-        for (module, mode), row in missed.iterrows()
+        f"scores of a block{', for a bar of 1/' + row['memory bar'] if promised else ''}"
+        for (module, mode), row in chosen.iterrows()
     ]
-    return f"Behind the missed bars of memory: {'; '.join(said)}." if said else "No bar of memory is missed."
+    if not said:
+        return "No bar of memory is missed." if promised else ""
+    return f"{'Behind the missed bars of memory' if promised else 'More than the reference hold'}: {'; '.join(said)}."
 
 
 def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
@@ -269,7 +273,7 @@ def steps_finding(table: pd.DataFrame) -> str:
     total = table["saved in all trainings (s)"].sum()
     return (
         f"A step is {mean:.2f} times as fast as with reference modules on (geometric) average; "
-        f"{len(slower)} of {len(table)} networks are more than 5 % slower"
+        f"more than 5 % slower: {len(slower)} of {len(table)} networks"
         f"{': ' + ', '.join(slower.index) if len(slower) else ''}. All their trainings together take "
         f"{total:.0f} s less."
     )
