@@ -221,7 +221,9 @@ def against_size(records: pd.DataFrame) -> Figure | None:
 
 
 def networks(records: pd.DataFrame) -> pd.DataFrame:
-    """Full-size networks on one whole image."""
+    """Full-size networks on one whole image; empty before they were measured."""
+    if not (records.part == "networks").any():
+        return pd.DataFrame()
     rows = records[records.part == "networks"].pivot(index=["case", "side"], columns="quantity", values="value")
     return pd.DataFrame(
         {
@@ -234,6 +236,8 @@ def networks(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks_finding(table: pd.DataFrame) -> str:
+    if table.empty:
+        return NOT_MEASURED.format(part="networks")
     most = table["resident memory (GB)"]
     within = "all of them within" if most.max() < IN_ONE_PIECE / 1e9 else "not all of them within"
     return f"At most {most.max():.2f} GB ({most.idxmax()}): {within} {IN_ONE_PIECE / 1e9:g} GB."

@@ -250,8 +250,9 @@ def test_figure_and_networks(records):
     assert "not all" in report.networks_finding(report.networks(pd.DataFrame(held)))
 
 
-def test_steps_that_were_not_measured_are_said_to_be_so(records):
-    assert "Not measured" in report.steps_finding(report.steps(records))
+def test_what_was_not_measured_is_said_to_be_so(records):
+    assert "PART=steps" in report.steps_finding(report.steps(records))
+    assert "PART=networks" in report.networks_finding(report.networks(records))
 
 
 def test_unknown_part_is_named(capsys):
