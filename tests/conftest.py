@@ -32,3 +32,11 @@ def site():
 def one_thread() -> None:
     """Small networks run fastest, and the same everywhere, on one thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def uninitialised_is_nan():
+    torch.use_deterministic_algorithms(True)  # PyTorch then fills what it allocates
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)

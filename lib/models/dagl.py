@@ -302,7 +302,9 @@ class MGFAM(nn.Module):
         queries = root * F.relu(queries, inplace=True)
         if limit is not None:
             gamma, beta = at_least_float32(*limit)
-            limit = gamma * (queries * keys.mean((2, 3), dtype=gamma.dtype)[:, None, None]).sum(3) - root * beta
+            # not .mean(), whose backward pass writes a tensor as large as the keys
+            mean = keys.sum((2, 3), dtype=gamma.dtype)[:, None, None] / keys[0, 0].numel()
+            limit = gamma * (queries * mean).sum(3) - root * beta
         return queries, keys, limit
 
     @torch.no_grad()
@@ -386,7 +388,7 @@ class Rows:
 
     def kernels(self, weight: Tensor) -> Tensor:
         """Transformed rows of ``(D, C, p, p)``: ``(products, D, C p)``."""
-        return (self.of_taps @ weight.reshape(-1, self.patch).T).view(-1, len(weight), weight[0, :, :, 0].numel())
+        return for_each(self.of_taps, weight.flatten(1, 2).mT)
 
     def windows(self, strip: slice) -> Tensor:
         """Transformed pieces in the patches of a strip's pixels: ``(products, C p, B x rows x pieces)``."""
@@ -408,6 +410,12 @@ class Rows:
         for k in range(self.pieces):
             into = total[:, :, strip.start : strip.stop + self.patch - 1, k * self.length :]
             into[..., : pieces.shape[4]].add_(pieces[:, :, :, k])
+
+
+def for_each(matrix: Tensor, channels: Tensor) -> Tensor:
+    """matrix ``(M, K)`` times each channel's ``(D, K, N)``, as ``(M, D, N)``; as one product it takes two to five times
+    as long, K being small."""
+    return torch.bmm(matrix.expand(len(channels), -1, -1), channels).transpose(0, 1)
 
 
 class Embed(torch.autograd.Function):
@@ -442,16 +450,18 @@ class Embed(torch.autograd.Function):
             grad_x, grad_weight, grad_bias = (torch.zeros_like(t) for t in (rows.padded, weight, weight[:, 0, 0, 0]))
             for strip in rows.strips:
                 windows = rows.windows(strip)
-                grad_windows = torch.zeros_like(windows)
+                grad_windows = torch.empty_like(windows)
                 for k in range(0, len(weight), CHANNELS):
                     of = slice(k, k + CHANNELS)
                     grad_of = torch.ops.aten.threshold_backward(grad[:, of, strip], out[:, of, strip], 0)
                     grad_bias[of] += grad_of.sum((0, 2, 3))
-                    pieces = F.pad(grad_of.transpose(0, 1), (0, rows.missing)).reshape(-1, rows.length)
-                    products = (rows.to_outputs.T @ pieces.T).unflatten(1, (-1, windows.shape[2]))
+                    pieces = (
+                        F.pad(grad_of.transpose(0, 1), (0, rows.missing)).unflatten(3, (-1, rows.length)).flatten(1, 3)
+                    )
+                    products = for_each(rows.to_outputs.T, pieces.mT)
                     grad_kernels = products @ windows.transpose(1, 2)
                     grad_weight[of] += (rows.of_taps.T @ grad_kernels.flatten(1)).T.reshape(weight[of].shape)
-                    grad_windows.baddbmm_(rows.kernels(weight[of]).transpose(1, 2), products)
+                    grad_windows.baddbmm_(rows.kernels(weight[of]).transpose(1, 2), products, beta=min(k, 1))
                 rows.add_windows(grad_x, grad_windows, strip)
         return grad_x[rows.inside].transpose(0, 1), grad_weight, grad_bias
 
@@ -522,6 +532,12 @@ class Run(NamedTuple):
     def reach(self) -> int:
         return self.offsets.stop - self.offsets.start
 
+    def summed(self, weight: Tensor, axis: int) -> list[int]:
+        """Shape of E along axis 0 or 1 for weights ``(images, rows, columns, key rows, key columns)``."""
+        shape = list(weight.shape)
+        shape[1 + axis], shape[3 + axis] = self.grid.stop - self.grid.start, self.length
+        return shape
+
     def pairs(self, total: Tensor, weight: Tensor, axis: int) -> list[tuple[Tensor, Tensor]]:
         """Views of E and w, both ``(images, rows, columns, key rows, key columns)``, that belong together along axis 0
         or 1."""
@@ -571,6 +587,12 @@ class Values:
         first = self.pad - (rows.reach - 1)
         made = self.made[columns.reach]
         return [made[:, :, r : r + rows.length].flatten(2) for r in range(first, self.pad + 1)]
+
+
+def pixels(grad: Tensor, images: slice, rows: Run, columns: Run) -> Tensor:
+    """Those s u + a of ``(B, 16, grid rows, s, grid columns, s)``, as `Values` has them: ``(images, offsets, u)``."""
+    of = grad[images, :, rows.grid, rows.offsets, columns.grid, columns.offsets]
+    return of.permute(0, 3, 1, 5, 2, 4).flatten(4).flatten(1, 3)
 
 
 def add_shifted(total: Tensor, shifted: Tensor, rows: Run, columns: Run) -> None:
@@ -634,21 +656,20 @@ def add_up(space: Space, name: str, weight: Tensor, run: Run, axis: int) -> Tens
     """E of the module's docstring along one axis, in a buffer of `space`, or the weight itself."""
     if run.plain:
         return weight
-    shape = list(weight.shape)
-    shape[1 + axis], shape[3 + axis] = run.grid.stop - run.grid.start, run.length
-    total = space(name, *shape)
+    total = space(name, *run.summed(weight, axis))
     (first, w), *others = run.pairs(total, weight, axis)
     first.copy_(w)
     for dim, inside in zip((1 + axis, 3 + axis), run.terms[0][0], strict=True):
         total.narrow(dim, 0, inside.start).zero_()
-        total.narrow(dim, inside.stop, shape[dim] - inside.stop).zero_()
+        total.narrow(dim, inside.stop, total.shape[dim] - inside.stop).zero_()
     for e, w in others:
         e += w
     return total
 
 
 class Aggregate(torch.autograd.Function):
-    """Sum of the pasted patches P_i for one head: ``(B, 16, H, W)`` from `MGFAM.match`'s tensors and the node features.
+    """Sum of the pasted patches P_i, ``(B, 16, H, W)``, from `MGFAM.match`'s tensors and the node features of one head,
+    or from `match_all`'s of all.
 
     In float32 at least, under autocast too: a score's rounding is multiplied by the score itself.
     """
@@ -685,30 +706,32 @@ class Aggregate(torch.autograd.Function):
             keys, space, values = key.flatten(2), Space(graph, query, value.shape[2:]), Values(value, graph.stride)
             grad = F.pad(grad, (0, grid[1] * graph.stride - size[1], 0, grid[0] * graph.stride - size[0]))
             grad = grad.unflatten(3, (grid[1], graph.stride)).unflatten(2, (grid[0], graph.stride))
-            grad_query, grad_keys, grad_value = (torch.zeros_like(t) for t in (query, keys, value))
+            grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.zeros_like(value)
             grad_limit = torch.zeros_like(limit) if limit is not None and official else None
             for where in graph.blocks(query, keys.shape[2]):
                 images, (row_runs, column_runs) = where[0], graph.runs(where, size)
                 found = edges(graph, space, query, keys, limit, where)
                 weight = found.weight.unflatten(3, size)
+                # For the values by the sums E, then for the weights, which needs none of them, in the same buffers.
+                for column_run in column_runs:
+                    part = add_up(space, "part", weight, column_run, 1)
+                    for row_run in row_runs:
+                        total = add_up(space, "score", part, row_run, 0)
+                        shifted = pixels(grad, images, row_run, column_run) @ total.flatten(3).flatten(1, 2)
+                        add_shifted(grad_value[images], shifted, row_run, column_run)
                 grad_weight = space("grad_weight", *weight.shape)
                 if not column_runs[0].plain:
                     grad_weight.zero_()
                 for column_run in column_runs:
-                    part = add_up(space, "part", weight, column_run, 1)
-                    grad_part = grad_weight if column_run.plain else space("grad_part", *part.shape)
+                    grad_part = grad_weight if column_run.plain else space("part", *column_run.summed(weight, 1))
                     if not row_runs[0].plain:
                         grad_part.zero_()
                     for row_run in row_runs:
-                        total = add_up(space, "score", part, row_run, 0)
-                        of = (images, slice(None), row_run.grid, row_run.offsets, column_run.grid, column_run.offsets)
-                        pixels = grad[of].permute(0, 3, 1, 5, 2, 4).flatten(4).flatten(1, 3)
-                        add_shifted(grad_value[images], pixels @ total.flatten(3).flatten(1, 2), row_run, column_run)
-                        product = pixels.mT, torch.cat(values[row_run, column_run], 1)[images]
-                        if row_run.plain:
-                            torch.bmm(*product, out=grad_part.flatten(3).flatten(1, 2))
-                        else:
-                            torch.bmm(*product, out=total.flatten(3).flatten(1, 2))
+                        total = grad_part if row_run.plain else space("score", *row_run.summed(grad_part, 0))
+                        shifted = torch.cat([v[images] for v in values[row_run, column_run]], 1)
+                        of = pixels(grad, images, row_run, column_run)
+                        torch.bmm(of.mT, shifted, out=total.flatten(3).flatten(1, 2))
+                        if not row_run.plain:
                             for e, w in row_run.pairs(total, grad_part, 0):
                                 w += e
                     if not column_run.plain:
@@ -717,21 +740,23 @@ class Aggregate(torch.autograd.Function):
                 if graph.average:
                     continue
                 # Both softmaxes: dL = w (dw - sum w dw), for being a neighbour has no gradient; then L = S A or L = A.
+                # On an edge S = A + T, so that dL/dS = S + A = 2 A + T and dL/dT = -S = -(dL/dS + T) / 2.
                 grad_score = grad_weight.flatten(3).mul_(found.weight)
                 grad_score.addcmul_(found.weight, grad_score.sum(3, keepdim=True), value=-1)
-                if official:
-                    score = found.strength  # where there is an edge
-                    if limit is not None:
-                        score = torch.add(score, limit[where][..., None], out=space("score", *score.shape))
-                        torch.mul(grad_score, score, out=space("part", *score.shape))
-                        grad_limit[where] = -space("part", *score.shape).sum(3)  # dL/dT = -S
-                    grad_score *= score.add_(found.strength)  # dL/dS = S + A
+                if official and limit is None:
+                    grad_score *= found.strength.mul_(2)
+                elif official:
+                    bound, total = limit[where], grad_score.sum(3)
+                    grad_score *= torch.add(bound[..., None], found.strength, alpha=2, out=found.strength)
+                    grad_limit[where] = (grad_score.sum(3) + bound * total) / -2
                 grad_score = grad_score.flatten(1, 2)
                 grad_query[where] = (grad_score @ keys[images].transpose(1, 2)).view_as(grad_query[where])
-                grad_keys[images].baddbmm_(query[where].flatten(1, 2).transpose(1, 2), grad_score)
+                first = where[1].start == where[2].start == 0
+                grad_keys = grad_key[images].flatten(2)
+                grad_keys.baddbmm_(query[where].flatten(1, 2).transpose(1, 2), grad_score, beta=0 if first else 1)
         if graph.average:
             return None, None, None, grad_value, None
-        return grad_query, grad_keys.view_as(key), grad_limit, grad_value, None
+        return grad_query, grad_key, grad_limit, grad_value, None
 
 
 def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -122,6 +122,19 @@ def test_stage_equals_the_full_score_matrix(size, options, variant):
                 torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-8, atol=1e-10 * scale)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("max_scores", [2**23, 1000])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_is_read_before_it_is_written(uninitialised_is_nan, variant, max_scores):
+    torch.manual_seed(0)
+    module = random_stage(heads=1, max_scores=max_scores, **VARIANTS[variant])
+    x = torch.randn(2, 5, 13, 18, requires_grad=True)
+    with torch.autograd.detect_anomaly():
+        module(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+
+
 @pytest.mark.parametrize("size", [(24, 32), (21, 30)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stage_in_single_precision(variant, size):

@@ -119,14 +119,6 @@ def test_blocks_of_one_row_two_and_more_are_among_those_tested():
     assert _Sweep(torch.empty(1, 4, 9, 31), [(7, 22)], 9_000).rows == 2
 
 
-@pytest.fixture
-def uninitialised_is_nan():
-    torch.use_deterministic_algorithms(True)  # PyTorch then fills what it allocates
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("max_scores", [2**23, 40_000, 9_000])
 def test_nothing_is_read_before_it_is_written(uninitialised_is_nan, max_scores):
