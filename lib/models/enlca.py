@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .blocks import CACHED_SCORES, MAX_SCORES, Network, Trunk, conv
+from .blocks import CACHED_SCORES, Network, Trunk, conv
 
 #: Tensors of the released checkpoints that no computation reads, frozen: a mean shift as two convolutions, whose
 #: constants blocks.Trunk holds. Kept for the count of the parameters.
@@ -54,6 +54,9 @@ KINDS = ("orthogonal", "random_signs", "gaussian")
 AMPLIFICATIONS = (1, 2, 4, 6, 8, 10)
 FEATURES = (16, 32, 64, 128, 256, 512, 1024)
 DRAWS, PIXELS = 8, 256
+
+#: Scores of a block on a GPU: many, for it waits for every operation to be started.
+GPU_SCORES = 2**25
 
 #: "paper": share of the pixels that are positive (n1), share that come before the negative ones (n2).
 FRACTIONS = (0.02, 0.08)
@@ -87,7 +90,7 @@ class ENLCN(Trunk):
         contrastive_start: float = CONTRASTIVE_START,
         margin: float = 1.0,
         image_skip: bool = False,
-        max_scores: int = MAX_SCORES,
+        max_scores: int | None = None,
     ):
         super().__init__(
             colors,
@@ -148,7 +151,8 @@ class ENLCA(Network):
     contrastive_weight, margin: weight and margin of the loss
     contrastive_start: finished fraction of the run at which the loss begins
     branch_scale: factor of the attention branch
-    max_scores: largest number of scores that the loss holds at a time (at least one row: all pixels)
+    max_scores: largest number of scores that the loss holds at a time (at least one row: all pixels); None is
+        CACHED_SCORES, on a GPU GPU_SCORES
 
     F is the buffer ``projection_matrix`` (m, width / 4): a part of the state dict, as test time uses the features of
     training. Raises ValueError for an unknown name of ranks.
@@ -168,7 +172,7 @@ class ENLCA(Network):
         contrastive_start: float = CONTRASTIVE_START,
         margin: float = 1.0,
         branch_scale: float = 0.1,
-        max_scores: int = MAX_SCORES,
+        max_scores: int | None = None,
     ):
         super().__init__()
         if contrastive_ranks not in ("official", "paper"):
@@ -219,11 +223,13 @@ class ENLCA(Network):
     def linear_attention(self, q: Tensor, key: Tensor, v: Tensor) -> Tensor:
         return _linear_attention(self.phi(q), self.phi(key), v)
 
+    def _most_scores(self, x: Tensor) -> int:
+        return self.max_scores or (GPU_SCORES if x.is_cuda else CACHED_SCORES)
+
     def contrastive_loss(self, q: Tensor, key: Tensor) -> Tensor:
         positive, negative = ranks(self.contrastive_ranks, q.shape[1])
-        max_scores = self.max_scores if q.is_cuda else min(self.max_scores, CACHED_SCORES)
-        scores = _RankedScores.apply(q, key, [*positive, *negative], max_scores)
-        related, unrelated = scores.exp().split((len(positive), len(negative)), 2)
+        scores = _RankedScores.apply(q, key, len(positive), negative.start, self._most_scores(q))
+        related, unrelated = scores.exp().chunk(2, 2)
         return F.relu(self.margin - torch.log(related.mean(2) / (unrelated.mean(2) + 1e-6))).mean()
 
     @torch.no_grad()
@@ -235,7 +241,7 @@ class ENLCA(Network):
         chosen = torch.tensor([row * x.shape[3] + column for row, column in points])
         shown = {}
         for name, kernel in kernels.items():
-            blocks = [_shares(kernel(block)) for block in q.split(max(1, self.max_scores // len(q)))]
+            blocks = [_shares(kernel(block)) for block in q.split(max(1, self._most_scores(q) // len(q)))]
             shown[name] = _shares(kernel(q[chosen])).unflatten(1, x.shape[2:])
             shown[f"entropy_{name}"] = torch.cat([torch.special.entr(w).sum(1) for w in blocks]).view(x.shape[2:])
         return shown
@@ -342,26 +348,25 @@ def _softmax_attention(q: Tensor, key: Tensor, v: Tensor) -> Tensor:
 
 
 class _RankedScores(torch.autograd.Function):
-    """The scores q key^T ``(B, N, ranks)`` at the given ranks of each row in descending order, without the matrix.
-
-    q, key ``(B, N, d)``; the gradient goes to the pairs that were selected.
+    """Scores q key^T of every row, without the matrix: of ranks 0 to count - 1 and from `start`, as many, in descending
+    order; ``(B, N, 2 count)`` for q, key ``(B, N, d)``. The gradient goes to the pairs that were selected.
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
-    def forward(ctx, q, key, ranks, max_scores):
-        wanted = torch.tensor(ranks, device=q.device)
-        values, chosen = [], []
-        rows = max(1, max_scores // key.shape[1])
-        for image, keys in zip(q, key, strict=True):
-            for block in image.split(rows):
-                largest, columns = _largest(block @ keys.T, max(ranks) + 1)
-                values.append(largest[:, wanted])
-                chosen.append(columns[:, wanted])
-        chosen = torch.cat(chosen).unflatten(0, q.shape[:2])
+    def forward(ctx, q, key, count, start, max_scores):
+        pixels = key.shape[1]
+        images = max(1, max_scores // pixels**2)
+        rows = max(1, max_scores // (images * pixels))
+        ranked = []
+        for some, keys in zip(q.split(images), key.split(images), strict=True):
+            for block in some.split(rows, 1):
+                largest = _largest((block @ keys.mT).flatten(0, 1), start + count)
+                ranked.append([torch.cat([t[:, :count], t[:, start:]], 1) for t in largest])
+        values, chosen = (torch.cat(parts).unflatten(0, q.shape[:2]) for parts in zip(*ranked, strict=True))
         ctx.save_for_backward(q, key, chosen)
         ctx.max_scores = max_scores
-        return torch.cat(values).unflatten(0, q.shape[:2])
+        return values
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")
@@ -377,7 +382,7 @@ class _RankedScores(torch.autograd.Function):
             some = slice(first, first + rows)
             to_q[some] = (grad[some, None] @ key[picked[some]])[:, 0]
             to_key.index_add_(0, picked[some].flatten(), (grad[some, :, None] * q[some, None]).flatten(0, 1))
-        return to_q.unflatten(0, (images, pixels)), to_key.unflatten(0, (images, pixels)), None, None
+        return to_q.unflatten(0, (images, pixels)), to_key.unflatten(0, (images, pixels)), None, None, None
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

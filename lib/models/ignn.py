@@ -31,6 +31,7 @@ released code switches windowing off for good after the first small image; here 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -451,12 +452,18 @@ def spread(x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
     """
     for dim, into in ((1, None), (2, out)):
         count = x.shape[dim]
-        cell = torch.arange(size[dim - 1], device=x.device)
-        cells = torch.index_select(x, dim, ((cell - 1) // 2).clamp(min=0), out=into)
+        cells = torch.index_select(x, dim, first_patches(size[dim - 1], x.device), out=into)
         between = cells.movedim(dim, 0)[2 : 2 * count : 2]
         between.add_(x.movedim(dim, 0)[1:]).div_(2)
         x = cells
     return x
+
+
+@functools.lru_cache(64)
+def first_patches(cells: int, device: torch.device) -> Tensor:
+    """The first patch over each cell along an axis, made once: a GPU waits for every operation to be started."""
+    with torch.inference_mode(False):  # may serve a training later
+        return ((torch.arange(cells, device=device) - 1) // 2).clamp(min=0)
 
 
 def aggregate(x: Tensor, index: Tensor, scale: int, adapn: bool = True) -> Tensor:
@@ -512,7 +519,7 @@ class Paste(torch.autograd.Function):
             pasted = table.new_zeros(shape)
         else:
             pasted = base[:, None, :, None, :, None].expand(shape).clone(memory_format=torch.contiguous_format)
-        for place, own, there, share in places(index.shape[2:], cells, table):
+        for place, own, there, share in places(index.shape[2:], cells, table.device, table.dtype):
             factor = factor_of(share, deviation, own, table)
             for numbers, target in portions(index, pasted):
                 cells_of(target, there).addcmul_(take(table[place], numbers[:, :, *own]), factor)
@@ -525,7 +532,7 @@ class Paste(torch.autograd.Function):
         if deviation is not None:
             d_base = sum(image.sum(4).sum(2) for image in grad.unbind(1))  # no sum of all is ever held
             d_deviation = torch.zeros_like(deviation)
-        for place, own, there, share in places(index.shape[2:], grad.shape[2:6:2], table):
+        for place, own, there, share in places(index.shape[2:], grad.shape[2:6:2], table.device, table.dtype):
             factor = factor_of(share, deviation, own, table)
             for numbers, target in portions(index, grad):
                 chosen, part = numbers[:, :, *own], cells_of(target, there).contiguous()
@@ -556,22 +563,28 @@ def factor_of(share: Tensor, deviation: Tensor | None, own: Sequence[slice], tab
     return factor[..., None, None, :].expand(*factor.shape[:-1], 1, *table.shape[3:]).contiguous()
 
 
-def places(grid: Sequence[int], cells: Sequence[int], like: Tensor) -> Iterator[tuple]:
-    """The nine places of a cell in a patch.
+@functools.lru_cache(64)
+def places(grid: tuple, cells: tuple, device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """The nine places of a cell in a patch, made once.
 
     Gives the number, the patches (of the grid m1 x m2) that have a cell there on the map, these cells (of H x W), and
     these patches' share in them ``(rows, columns, 1)``.
     """
-    axes = ([along_axis(n, count, size, like) for n in range(3)] for count, size in zip(grid, cells, strict=True))
+    axes = ([along_axis(n, count, size) for n in range(3)] for count, size in zip(grid, cells, strict=True))
+    found = []
     for place, ((rows, map_rows, down), (columns, map_columns, across)) in enumerate(itertools.product(*axes)):
-        yield place, (rows, columns), (map_rows, map_columns), (down[:, None] * across)[:, :, None]
+        with torch.inference_mode(False):  # may serve a training later
+            down, across = (torch.tensor(share, dtype=dtype, device=device) for share in (down, across))
+            share = (down[:, None] * across)[:, :, None]
+        found.append((place, (rows, columns), (map_rows, map_columns), share))
+    return found
 
 
-def along_axis(place: int, count: int, cells: int, like: Tensor) -> tuple[slice, slice, Tensor]:
+def along_axis(place: int, count: int, cells: int) -> tuple[slice, slice, list[float]]:
     """`places` along one axis: half of a patch's outer cells is its neighbour's, except at the ends of the map."""
-    share = like.new_full((count,), 1 if place == 1 else 0.5)
+    share = [1.0 if place == 1 else 0.5] * count
     if place != 1:
-        share[0 if place == 0 else -1] = 1
+        share[0 if place == 0 else -1] = 1.0
     present = min(count, len(range(place, cells, 2)))
     return slice(present), slice(place, place + 2 * present - 1, 2), share[:present]
 

@@ -50,13 +50,13 @@ def outputs_and_gradients(function, module, x, direction):
     return [y.detach(), loss.detach(), x.grad] + [p.grad.clone() for p in module.parameters()]
 
 
-@pytest.mark.parametrize("max_scores", [2**23, 1000, 1])
+@pytest.mark.parametrize("max_scores", [2**23, 100_000, 1000, 1])  # three images, two and one, a few rows, a row
 @pytest.mark.parametrize("size", [(17, 13), (5, 4)])
 @pytest.mark.parametrize("options", [{}, {"contrastive_ranks": "paper"}, {"exact": True, "k": 3}])
 def test_equals_the_sorted_score_matrix(size, options, max_scores):
     torch.manual_seed(0)
     module = contrasting(ENLCA(16, redraw=None, margin=9, max_scores=max_scores, **options))
-    x, direction = torch.randn(2, 16, *size), torch.randn(2, 16, *size)
+    x, direction = torch.randn(2, 3, 16, *size).unbind(0)
     ours = outputs_and_gradients(
         lambda x: (module(x), module.auxiliary_loss() / module.contrastive_weight), module, x, direction
     )

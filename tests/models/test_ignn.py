@@ -171,6 +171,15 @@ def test_what_is_copied_at_a_time_changes_nothing(monkeypatch):
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_size_first_seen_without_gradients_can_be_trained():
+    """What is kept between calls may have been made in inference mode."""
+    x, index = torch.randn(1, 3, 26, 34), torch.randint(9, (1, 2, 13, 17))
+    with torch.inference_mode():
+        aggregate(x.clone(), index, 2)
+    aggregate(x.requires_grad_(), index, 2).sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_memory_is_a_sixth_of_the_expanded_form():
     torch.manual_seed(5)
     x, embedded, small = torch.randn(1, 16, 40, 40), torch.rand(1, 16, 40, 40), torch.rand(1, 16, 20, 20)
