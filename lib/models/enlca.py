@@ -151,8 +151,8 @@ class ENLCA(Network):
     contrastive_weight, margin: weight and margin of the loss
     contrastive_start: finished fraction of the run at which the loss begins
     branch_scale: factor of the attention branch
-    max_scores: largest number of scores that the loss holds at a time (at least one row: all pixels); None is
-        CACHED_SCORES, on a GPU GPU_SCORES
+    max_scores: largest number of scores that the loss and a report hold at a time (at least one row: all pixels); None
+        is CACHED_SCORES, on a GPU GPU_SCORES
 
     F is the buffer ``projection_matrix`` (m, width / 4): a part of the state dict, as test time uses the features of
     training. Raises ValueError for an unknown name of ranks.

@@ -511,7 +511,9 @@ class Paste(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, table: Tensor, deviation: Tensor | None, base: Tensor | None, index: Tensor, cells: Sequence[int]):
+    def forward(
+        ctx, table: Tensor, deviation: Tensor | None, base: Tensor | None, index: Tensor, cells: tuple[int, int]
+    ):
         ctx.save_for_backward(table, deviation, index)
         scale, channels = table.shape[2], table.shape[4]
         shape = (*index.shape[:2], cells[0], scale, cells[1], scale, channels)
@@ -563,9 +565,11 @@ def factor_of(share: Tensor, deviation: Tensor | None, own: Sequence[slice], tab
     return factor[..., None, None, :].expand(*factor.shape[:-1], 1, *table.shape[3:]).contiguous()
 
 
-@functools.lru_cache(64)
-def places(grid: tuple, cells: tuple, device: torch.device, dtype: torch.dtype) -> list[tuple]:
-    """The nine places of a cell in a patch, made once.
+@functools.lru_cache(4)
+def places(
+    grid: tuple[int, int], cells: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> tuple[tuple, ...]:
+    """The nine places of a cell in a patch, made once, too.
 
     Gives the number, the patches (of the grid m1 x m2) that have a cell there on the map, these cells (of H x W), and
     these patches' share in them ``(rows, columns, 1)``.
@@ -573,11 +577,9 @@ def places(grid: tuple, cells: tuple, device: torch.device, dtype: torch.dtype) 
     axes = ([along_axis(n, count, size) for n in range(3)] for count, size in zip(grid, cells, strict=True))
     found = []
     for place, ((rows, map_rows, down), (columns, map_columns, across)) in enumerate(itertools.product(*axes)):
-        with torch.inference_mode(False):  # may serve a training later
-            down, across = (torch.tensor(share, dtype=dtype, device=device) for share in (down, across))
-            share = (down[:, None] * across)[:, :, None]
-        found.append((place, (rows, columns), (map_rows, map_columns), share))
-    return found
+        down, across = (torch.tensor(share, dtype=dtype, device=device) for share in (down, across))
+        found.append((place, (rows, columns), (map_rows, map_columns), (down[:, None] * across)[:, :, None]))
+    return tuple(found)
 
 
 def along_axis(place: int, count: int, cells: int) -> tuple[slice, slice, list[float]]:

@@ -124,10 +124,11 @@ def test_stage_equals_the_full_score_matrix(size, options, variant):
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("max_scores", [2**23, 1000])
+@pytest.mark.parametrize("options", [{}, {"patch": 3, "stride": 1}])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_is_read_before_it_is_written(uninitialised_is_nan, variant, max_scores):
+def test_nothing_is_read_before_it_is_written(uninitialised_is_nan, variant, options, max_scores):
     torch.manual_seed(0)
-    module = random_stage(heads=1, max_scores=max_scores, **VARIANTS[variant])
+    module = random_stage(heads=1, max_scores=max_scores, **options, **VARIANTS[variant])
     x = torch.randn(2, 5, 13, 18, requires_grad=True)
     with torch.autograd.detect_anomaly():
         module(x).sum().backward()

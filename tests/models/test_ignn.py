@@ -20,6 +20,7 @@ from lib.models.ignn import (
     GraphAggregation,
     aggregate,
     build_graph,
+    first_patches,
     pad_to_cells,
 )
 
@@ -174,6 +175,7 @@ def test_what_is_copied_at_a_time_changes_nothing(monkeypatch):
 def test_a_size_first_seen_without_gradients_can_be_trained():
     """What is kept between calls may have been made in inference mode."""
     x, index = torch.randn(1, 3, 26, 34), torch.randint(9, (1, 2, 13, 17))
+    first_patches.cache_clear()
     with torch.inference_mode():
         aggregate(x.clone(), index, 2)
     aggregate(x.requires_grad_(), index, 2).sum().backward()
