@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -248,6 +249,14 @@ def test_figure_and_networks(records):
     assert len(figure.axes) == 2 and all(len(axis.lines) == 2 for axis in figure.axes)
     held = [parts.Record("networks", "dagl", q, v) for q, v in (("seconds", 2.0), ("resident", 4e9), ("growth", 3e9))]
     assert "not all" in report.networks_finding(report.networks(pd.DataFrame(held)))
+
+
+@pytest.mark.parametrize("file", sorted(command.RESULTS.glob("*.csv")), ids=lambda file: file.stem)
+def test_a_report_shows_the_curves_that_were_measured(file):
+    measured = (pd.read_csv(file).part == "sizes").any()
+    cells = nbformat.read(file.with_suffix(".ipynb"), as_version=4).cells
+    shown = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    assert len(shown) == measured
 
 
 def test_what_was_not_measured_is_said_to_be_so(records):
