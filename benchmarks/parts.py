@@ -17,14 +17,21 @@ from lib import params, progress
 from lib.training import OPTIMISERS
 
 from . import measure
-from .cases import CASES, Case, call, has_references, with_references
+from .cases import CASES, call, has_references, with_references
 from .process import FORM, in_process
 
-#: Rounds of a comparison, the seconds after which it ends early, and those for which short calls are repeated.
-REPEATS, LIMIT, ENOUGH, STEPS_LIMIT = 9, 180.0, {"cpu": 8.0, "cuda": 1.0}, 2.5
+#: Modules are compared in so many visits, between two of which all the others have theirs: a CPU that shares caches and
+#: memory with strangers is fast for some minutes and slow for others.
+VISITS = {"cpu": 5, "cuda": 1}
 
-#: Calls whose operations are timed apart.
-APART = 5
+#: Rounds of a visit, the seconds after which it ends early, and those for which short calls are repeated.
+REPEATS, LIMIT, ENOUGH = {"cpu": 2, "cuda": 9}, 180.0, {"cpu": 1.6, "cuda": 1.0}
+
+#: Calls of a visit whose operations are timed apart.
+APART = {"cpu": 1, "cuda": 5}
+
+#: Seconds after which the comparison of a network's steps ends early.
+STEPS_LIMIT = 2.5
 
 #: Sides of the square inputs of the curves.
 SIDES = (32, 48, 64, 96, 128, 192, 256)
@@ -65,44 +72,67 @@ Records = Iterator[Record]
 Names = Sequence[str] | None
 
 
-def modules(device: str, only: Names = None, sides: dict[str, int] | None = None, repeats: int = REPEATS) -> Records:
-    """Time, operations and agreement of every module; `sides` replaces the inputs' sides, and `repeats` are all."""
+def modules(device: str, only: Names = None, sides: dict[str, int] | None = None, visits: int | None = None) -> Records:
+    """Time, operations and agreement of every module; `sides` replaces the inputs' sides, and short calls are then not
+    repeated; `visits` replaces their number."""
     for dtype in dtypes(device):
         rate = measure.peak_rate(device, dtype, 256 if sides else None)
         yield Record("modules", MACHINE, "flop/s", rate, dtype=name_of(dtype))
     yield Record("modules", MACHINE, "byte/s", measure.bandwidth(device, measure.IN_CACHE[device]))
     yield Record("modules", MACHINE, "byte/s beyond cache", measure.bandwidth(device, measure.BEYOND_CACHE))
     yield Record("modules", MACHINE, "exponential/s", measure.exponential_rate(device))
-    for name in only or CASES:
-        for dtype in dtypes(device):
-            yield from _module(name, CASES[name], device, dtype, (sides or {}).get(name), repeats)
+    compared = [
+        Comparison(name, mode, device, dtype, (sides or {}).get(name))
+        for name, dtype, mode in itertools.product(only or CASES, dtypes(device), ("forward", "both"))
+    ]
+    for _, comparison in itertools.product(range(visits or VISITS[device]), compared):
+        comparison.visit()
+    for comparison in compared:
+        yield from comparison.records()
 
 
-def _module(name: str, case: Case, device: str, dtype: torch.dtype, side: int | None, repeats: int) -> Records:
-    module, inputs = case.module(device), case.inputs(side, device=device)
-    size, kind = inputs[0].shape[3], name_of(dtype)
-    for mode in ("forward", "both"):
-        with measure.precision(device, dtype):
-            first = {
-                form: measure.counted(partial(call, function, module, inputs, mode))
+class Comparison:
+    """A case's forms, by turns, in one mode; `side` other than the case's own if given."""
+
+    def __init__(self, name: str, mode: str, device: str, dtype: torch.dtype, side: int | None):
+        self.name, self.mode, self.device, self.dtype, self.side = name, mode, device, dtype, side
+        self.rounds: list[dict[str, float]] = []
+        self.apart: list[dict[str, float]] = []
+
+    def visit(self) -> None:
+        """Start the forms and measure some rounds."""
+        kind, enough = name_of(self.dtype), 0.0 if self.side else ENOUGH[self.device]
+        with contextlib.ExitStack() as running:
+            started = {
+                form: running.enter_context(FORM[self.device](self.name, form, self.mode, self.side, kind))
+                for form in CASES[self.name].forms
+            }
+            forms = {form: process.seconds for form, process in started.items()}
+            say = _say(f"{self.name}, {self.mode}, {kind}")
+            self.rounds += measure.by_turns(forms, REPEATS[self.device], LIMIT, enough, say)
+            self.apart += [started["ours"].apart() for _ in range(APART[self.device])]
+
+    def records(self) -> Records:
+        """Of all visits, and what is counted of one more call of each form."""
+        case = CASES[self.name]
+        module, inputs = case.module(self.device), case.inputs(self.side, device=self.device)
+        kind, side = name_of(self.dtype), inputs[0].shape[3]
+        record = partial(Record, "modules", self.name, mode=self.mode, dtype=kind, side=side)
+        with measure.precision(self.device, self.dtype):
+            counted = {
+                form: measure.counted(partial(call, function, module, inputs, self.mode))
                 for form, function in case.forms.items()
             }
-        with contextlib.ExitStack() as running:
-            started = {form: running.enter_context(FORM[device](name, form, mode, side, kind)) for form in case.forms}
-            forms = {form: process.seconds for form, process in started.items()}
-            enough = 0.0 if side else ENOUGH[device]
-            rounds = measure.by_turns(forms, repeats, LIMIT, enough, say=_say(f"{name}, {mode}, {kind}"))
-            apart = [started["ours"].apart() for _ in range(APART)]
-        for repeat, spent in enumerate(apart):
+        for repeat, spent in enumerate(self.apart):
             for where, value in spent.items():
-                yield Record("modules", name, f"spent, {where}", value, "ours", mode, kind, size, repeat)
-        for form, (outputs, work) in first.items():
-            difference = max(map(measure.relative_difference, outputs, first["reference"][0]))
-            yield Record("modules", name, "difference", difference, form, mode, kind, size)
+                yield record(f"spent, {where}", value, "ours", repeat=repeat)
+        for form, (outputs, work) in counted.items():
+            difference = max(map(measure.relative_difference, outputs, counted["reference"][0]))
+            yield record("difference", difference, form)
             for quantity, count in work._asdict().items():
-                yield Record("modules", name, quantity, count, form, mode, kind, size)
-            for repeat, found in enumerate(rounds):
-                yield Record("modules", name, "seconds", found[form], form, mode, kind, size, repeat)
+                yield record(quantity, count, form)
+            for repeat, found in enumerate(self.rounds):
+                yield record("seconds", found[form], form, repeat=repeat)
 
 
 def memory(device: str, only: Names = None) -> Records:

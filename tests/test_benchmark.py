@@ -26,7 +26,7 @@ SIDES = {name: 12 if name == "IGNN graph" else 13 for name in CASES}
 
 @pytest.fixture(scope="module")
 def records():
-    return pd.DataFrame(parts.modules("cpu", sides=SIDES, repeats=2))
+    return pd.DataFrame(parts.modules("cpu", sides=SIDES, visits=2))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -50,7 +50,7 @@ def test_all_forms_agree(name, batch):
 def test_modules_are_measured_by_turns(records):
     seconds = report.wide(records, "modules", "seconds", "case", "mode", "repeat")
     assert set(seconds.index.droplevel(2)) == {(name, mode) for name in CASES for mode in ("forward", "both")}
-    assert seconds.groupby(level=[0, 1]).size().eq(2).all()
+    assert seconds.groupby(level=[0, 1]).size().eq(2 * parts.REPEATS["cpu"]).all()
     assert (seconds[["ours", "reference"]] > 0).all(axis=None)
     assert (records[records.quantity == "difference"].value < 1e-5).all()
 
