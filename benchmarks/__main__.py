@@ -31,9 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
         return report(given.report)
     if unknown := [part for part in given.parts if part not in parts.PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(parts.PARTS)}")
-    device = measure.device()
+    device, chosen = measure.device(), given.parts or parts.PARTS
+    for part, name in itertools.product(chosen, given.only or ()):
+        if name not in (known := parts.names(part, device)):
+            parser.error(f"part {part} has no {name!r}; known: {', '.join(known)}")
     machine = measure.machine(device)
-    for part in given.parts or parts.PARTS:
+    for part in chosen:
         run(part, device, machine, given.only)
     return report(machine["name"])
 

@@ -39,6 +39,9 @@ SIDES = (32, 48, 64, 96, 128, 192, 256)
 #: A second curve is drawn with blocks of so many scores.
 SMALL_BLOCKS = 2**17
 
+#: Bounds of the scores held at a time that are compared with a module's own, powers of 2.
+BLOCKS = {"pyramid attention": (20, 19, 18), "DAGL stage": (19, 18, 17, 16)}
+
 #: The form that holds as few scores as it can: those of a query, or of the few that a patch needs.
 FEWEST = "ours, fewest scores"
 
@@ -92,10 +95,23 @@ def modules(device: str, only: Names = None, sides: dict[str, int] | None = None
 
 
 class Comparison:
-    """A case's forms, by turns, in one mode; `side` other than the case's own if given."""
+    """A case's forms, by turns, in one mode; `side` other than the case's own if given.
 
-    def __init__(self, name: str, mode: str, device: str, dtype: torch.dtype, side: int | None):
+    blocks: for ours with other bounds of the scores held at a time, called "ours, .."; the forms are then the reference
+        and ours.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        mode: str,
+        device: str,
+        dtype: torch.dtype,
+        side: int | None = None,
+        blocks: dict[str, int] | None = None,
+    ):
         self.name, self.mode, self.device, self.dtype, self.side = name, mode, device, dtype, side
+        self.forms = dict.fromkeys(["reference", "ours"] if blocks else CASES[name].forms) | (blocks or {})
         self.rounds: list[dict[str, float]] = []
         self.apart: list[dict[str, float]] = []
 
@@ -104,12 +120,14 @@ class Comparison:
         kind, enough = name_of(self.dtype), 0.0 if self.side else ENOUGH[self.device]
         with contextlib.ExitStack() as running:
             started = {
-                form: running.enter_context(FORM[self.device](self.name, form, self.mode, self.side, kind))
-                for form in CASES[self.name].forms
+                form: running.enter_context(
+                    FORM[self.device](self.name, form.split(",")[0], self.mode, self.side, kind, max_scores)
+                )
+                for form, max_scores in self.forms.items()
             }
-            forms = {form: process.seconds for form, process in started.items()}
+            seconds = {form: process.seconds for form, process in started.items()}
             say = _say(f"{self.name}, {self.mode}, {kind}")
-            self.rounds += measure.by_turns(forms, REPEATS[self.device], LIMIT, enough, say)
+            self.rounds += measure.by_turns(seconds, REPEATS[self.device], LIMIT, enough, say)
             self.apart += [started["ours"].apart() for _ in range(APART[self.device])]
 
     def records(self) -> Records:
@@ -146,13 +164,43 @@ def memory(device: str, only: Names = None) -> Records:
             yield Record("memory", name, "bytes", found["growth"], form, mode, kind, found["side"])
 
 
+def bounded(power: int) -> str:
+    """The form of ours that holds at most 2^power scores at a time."""
+    return f"ours, 2^{power} scores"
+
+
+def blocks(device: str, only: Names = None, side: int | None = None) -> Records:
+    """Time and memory of a forward pass against the bound of the scores held at a time."""
+    compared = {
+        name: Comparison(
+            name,
+            "forward",
+            device,
+            torch.float32,
+            side,
+            {bounded(power): 2**power for power in BLOCKS[name]},
+        )
+        for name in only or BLOCKS
+    }
+    for _, comparison in itertools.product(range(VISITS[device]), compared.values()):
+        comparison.visit()
+    for name, comparison in compared.items():
+        for repeat, found in enumerate(comparison.rounds):
+            for form, seconds in found.items():
+                yield Record("blocks", name, "seconds", seconds, form, "forward", side=side or 0, repeat=repeat)
+        for form, max_scores in comparison.forms.items():
+            progress.show(f"{name}: memory of {form}")
+            [found] = in_process("held", name, form.split(",")[0], "forward", [side], "float32", max_scores)
+            yield Record("blocks", name, "bytes", found["growth"], form, "forward", side=side or 0)
+
+
 def sizes(device: str, only: Names = None, sides: Sequence[int] = SIDES) -> Records:
     """Time and memory of a forward pass on one image against its side, for ours also with small blocks."""
     for name in only or CASES:
-        blocks = {"ours": None, "reference": None}
-        if name in ("pyramid attention", "DAGL stage"):
-            blocks["ours, small blocks"] = SMALL_BLOCKS
-        for form, max_scores in blocks.items():
+        forms = {"ours": None, "reference": None}
+        if name in BLOCKS:
+            forms["ours, small blocks"] = SMALL_BLOCKS
+        for form, max_scores in forms.items():
             progress.show(f"{name}: {form} against the side of the image")
             for found in in_process("held", name, form.split(",")[0], "forward", list(sides), "float32", max_scores):
                 yield Record("sizes", name, "seconds", found["seconds"], form, "forward", side=found["side"])
@@ -175,12 +223,12 @@ def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
     Experiments with the same network and crops are measured once, under the first one's name; networks without a module
     that has a reference are left out.
     """
-    study, threads = params.Params(profile="gpu" if device == "cuda" else None), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     measure.keep_freed()
     yield Record("steps", MACHINE, "flop/s", measure.peak_rate(device, step_dtype(device)))
     groups: dict[str, list[params.Experiment]] = {}
-    for chosen in map(study.experiment, only or study.experiments):
+    for chosen in map(study(device).experiment, only or names("steps", device)):
         if not params.missing(chosen):
             groups.setdefault(_step_key(chosen), []).append(chosen)
     for chosen, *others in groups.values():
@@ -192,6 +240,11 @@ def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
         steps = sum(each.budget.steps * len(each.seeds) for each in [chosen, *others])
         yield Record("steps", chosen.name, "steps", steps)
     torch.set_num_threads(threads)
+
+
+def study(device: str) -> params.Params:
+    """The experiments whose steps are measured."""
+    return params.Params(profile="gpu" if device == "cuda" else None)
 
 
 def _step_key(chosen: params.Experiment) -> str:
@@ -246,9 +299,17 @@ def training_step(
     return step
 
 
+def names(part: str, device: str) -> list[str]:
+    """What a part can be restricted to."""
+    if part == "steps":
+        return list(study(device).experiments)
+    return list({"blocks": BLOCKS, "networks": NETWORKS}.get(part, CASES))
+
+
 PARTS: dict[str, Callable[[str, Names], Records]] = {
     "modules": modules,
     "memory": memory,
+    "blocks": blocks,
     "sizes": sizes,
     "networks": networks,
     "steps": steps,

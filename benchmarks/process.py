@@ -48,15 +48,17 @@ def in_process(task: str, *arguments) -> list[dict]:
 
 
 class Form:
-    """A form of a case in a process of its own, where nothing that another form held or freed has a part in its time.
+    """A form of a case in a process of its own, where nothing that another form held or freed has a part in its time;
+    `max_scores` other than the module's own if given.
 
     A context manager; inside, `seconds` calls it once more, the first call being made already.
     """
 
-    def __init__(self, name: str, form: str, mode: str, side: int | None, dtype: str):
+    def __init__(self, name: str, form: str, mode: str, side: int | None, dtype: str, max_scores: int | None = None):
         self.title = f"{name}, {form}, {mode}"
         self.pipe, self.theirs = SERVER.Pipe()
-        self.process = SERVER.Process(target=answer, args=(self.theirs, name, form, mode, side, dtype), daemon=True)
+        arguments = (self.theirs, name, form, mode, side, dtype, max_scores)
+        self.process = SERVER.Process(target=answer, args=arguments, daemon=True)
 
     def __enter__(self) -> Form:
         self.process.start()
@@ -87,9 +89,11 @@ class Form:
 class FormHere:
     """A form of a case in this process, with what a `Form` has. Its first call is made."""
 
-    def __init__(self, name: str, form: str, mode: str, side: int | None, dtype: str):
+    def __init__(self, name: str, form: str, mode: str, side: int | None, dtype: str, max_scores: int | None = None):
         case, self.device, self.dtype = CASES[name], measure.device(), getattr(torch, dtype)
         module, inputs = case.module(self.device), case.inputs(side, device=self.device)
+        if max_scores:
+            set_blocks(module, max_scores)
         self.call = partial(call, case.forms[form], module, inputs, mode)
 
     def __enter__(self) -> FormHere:
@@ -112,10 +116,10 @@ class FormHere:
 FORM = {"cpu": Form, "cuda": FormHere}
 
 
-def answer(pipe: Connection, name: str, form: str, mode: str, side: int | None, dtype: str) -> None:
-    """Send the seconds of a call of a case's form at once, then, for each message until the pipe ends, those of one
+def answer(pipe: Connection, *form) -> None:
+    """Send the seconds of a call of a `FormHere` at once, then, for each message until the pipe ends, those of one
     more call or, for the message "apart", where they went."""
-    here = FormHere(name, form, mode, side, dtype)
+    here = FormHere(*form)
     measure.keep_freed()
     gc.disable()
     said = "seconds"

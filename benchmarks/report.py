@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from lib.figures import WIDTH
 
 from .cases import CASES
-from .parts import FEWEST, MACHINE
+from .parts import BLOCKS, FEWEST, MACHINE, bounded
 
 MODES = {"forward": "forward", "both": "forward + backward"}
 
@@ -185,6 +185,65 @@ def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
         for (module, mode), row in missed.iterrows()
     ]
     return f"Behind the missed bars of time: {'; '.join(said)}." if said else "No bar of time is missed."
+
+
+def blocks(records: pd.DataFrame) -> pd.DataFrame:
+    """Ratios reference / ours of time and memory against the bound of the scores held at a time, from the module's own
+    to the smallest; empty before they were measured."""
+    if not (records.part == "blocks").any():
+        return pd.DataFrame()
+    seconds, held = wide(records, "blocks", "seconds", "case", "repeat"), wide(records, "blocks", "bytes", "case")
+    rows = [
+        {
+            "module": case,
+            "bound": bound,
+            "time": (seconds.reference[case] / seconds[form][case]).median(),
+            "memory": held.reference[case] / held[form][case],
+        }
+        for case in BLOCKS
+        if case in held.index
+        for form, bound in {"ours": "own", **{bounded(power): f"2^{power}" for power in BLOCKS[case]}}.items()
+    ]
+    return pd.DataFrame(rows).set_index("module")
+
+
+def against_blocks(table: pd.DataFrame, about: dict) -> Figure | None:
+    """`blocks` as a curve for each module, on a CPU with its bars; None before they were measured."""
+    if table.empty:
+        return None
+    names = list(table.index.unique())
+    figure, axes = plt.subplots(1, len(names), figsize=(WIDTH, 3.4), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=True):
+        rows = table.loc[[name]]
+        axis.plot(rows.memory, rows.time, "o-", markersize=4)
+        for row in rows.itertuples():
+            label = row.bound if row.bound == "own" else f"$2^{{{row.bound[2:]}}}$"
+            axis.annotate(label, (row.memory, row.time), xytext=(5, 3), textcoords="offset points", fontsize=9)
+        if about["device"] == "cpu":
+            time, _, memory = CASES[name].bars
+            axis.axhline(time, color="C3", linestyle="--", linewidth=1)
+            axis.axvline(memory, color="C3", linestyle="--", linewidth=1)
+        axis.set(title=name, xlabel="memory, reference / ours", ylabel="time, reference / ours")
+        axis.margins(0.15)
+    return figure
+
+
+def blocks_finding(table: pd.DataFrame, about: dict) -> str:
+    """With which bounds both bars of a forward pass are reached; nothing where no bar is promised."""
+    if table.empty:
+        return NOT_MEASURED.format(part="blocks")
+    if about["device"] != "cpu":
+        return ""
+    said = []
+    for name, rows in table.groupby(level=0, sort=False):
+        time, _, memory = CASES[name].bars
+        both = list(rows.bound[(rows.time >= time) & (rows.memory >= memory)])
+        least = rows.iloc[rows.memory.argmax()]
+        said.append(
+            f"{name}, bounds that reach both bars (time {time:g}, memory {memory:g}): {', '.join(both) or 'none'}; least "
+            f"memory 1/{least.memory:.1f} of the reference's, at {least.time:.2f} times its speed."
+        )
+    return " ".join(said)
 
 
 def _rate(records: pd.DataFrame, quantity: str, part: str = "modules") -> float:

@@ -253,7 +253,8 @@ def test_figure_and_networks(records):
 
 @pytest.mark.parametrize("file", sorted(command.RESULTS.glob("*.csv")), ids=lambda file: file.stem)
 def test_a_report_shows_the_curves_that_were_measured(file):
-    measured = (pd.read_csv(file).part == "sizes").any()
+    part = pd.read_csv(file).part
+    measured = (part == "sizes").any() + (part == "blocks").any()
     cells = nbformat.read(file.with_suffix(".ipynb"), as_version=4).cells
     shown = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
     assert len(shown) == measured
@@ -267,7 +268,38 @@ def test_what_was_not_measured_is_said_to_be_so(records):
 def test_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         command.main(["speed"])
-    assert "unknown part 'speed'; known: modules, memory, sizes, networks, steps" in capsys.readouterr().err
+    assert "unknown part 'speed'; known: modules, memory, blocks, sizes, networks, steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("part", "known"), [("blocks", "pyramid attention, DAGL stage"), ("networks", "dagl, panet")])
+def test_unknown_name_is_refused_with_those_known(part, known, capsys):
+    with pytest.raises(SystemExit):
+        command.main([part, "--only", "LIR filter"])
+    assert f"part {part} has no 'LIR filter'; known: {known}" in capsys.readouterr().err
+
+
+def test_time_and_memory_are_compared_for_bounds_of_the_scores(monkeypatch):
+    monkeypatch.setitem(parts.BLOCKS, "DAGL stage", (12,))
+    monkeypatch.setitem(parts.VISITS, "cpu", 2)
+    rows = pd.DataFrame(parts.blocks("cpu", ["DAGL stage"], side=20))
+    seconds = rows[rows.quantity == "seconds"]
+    assert set(seconds.form) == {"reference", "ours", "ours, 2^12 scores"} and (seconds.value > 0).all()
+    assert len(seconds) == 3 * 2 * parts.REPEATS["cpu"]
+    assert report.blocks(rows).bound.tolist() == ["own", "2^12"]
+
+
+def test_a_bound_that_reaches_both_bars_is_named():
+    about, rows = {"device": "cpu"}, [("own", 2.0, 3.0), ("2^6", 1.7, 4.1), ("2^3", 0.5, 8.0)]
+    table = pd.DataFrame(rows, columns=["bound", "time", "memory"], index=pd.Index(["DAGL stage"] * 3, name="module"))
+    said = report.blocks_finding(table, about)
+    assert (
+        "DAGL stage: 2^6 of those reaches both bars (time 1.6, memory 4); the least memory, 1/8.0 of the reference's, goes with 0.50 times"
+        in said
+    )
+    assert "no bound of those reaches both" in report.blocks_finding(table[table.bound != "2^6"], about)
+    assert len(report.against_blocks(table, about).axes) == 1
+    assert report.blocks_finding(table, {"device": "cuda"}) == ""
+    assert "PART=blocks" in report.blocks_finding(table[:0], about) and report.against_blocks(table[:0], about) is None
 
 
 def test_machine_names_files():
