@@ -237,11 +237,11 @@ def blocks_finding(table: pd.DataFrame, about: dict) -> str:
     said = []
     for name, rows in table.groupby(level=0, sort=False):
         time, _, memory = CASES[name].bars
-        both = list(rows.bound[(rows.time >= time) & (rows.memory >= memory)])
+        both = ", ".join(rows.bound[(rows.time >= time) & (rows.memory >= memory)]) or "none"
         least = rows.iloc[rows.memory.argmax()]
         said.append(
-            f"{name}, bounds that reach both bars (time {time:g}, memory {memory:g}): {', '.join(both) or 'none'}; least "
-            f"memory 1/{least.memory:.1f} of the reference's, at {least.time:.2f} times its speed."
+            f"{name}, bounds that reach both bars (time {time:g}, memory {memory:g}): {both}; "
+            f"least memory 1/{least.memory:.1f} of the reference's, at {least.time:.2f} times its speed."
         )
     return " ".join(said)
 
