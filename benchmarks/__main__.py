@@ -22,7 +22,9 @@ NOTEBOOK = ROOT / "notebooks" / "benchmark.ipynb"
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(parts.PARTS)}; all by default")
-    parser.add_argument("--only", nargs="+", metavar="name", help="these modules, networks or experiments of the part")
+    parser.add_argument(
+        "--only", nargs="+", metavar="name", help="these modules, networks or experiments, which every given part knows"
+    )
     parser.add_argument(
         "--report", metavar="machine", help="measure nothing: make its report again from its csv and json"
     )
@@ -32,12 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [part for part in given.parts if part not in parts.PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(parts.PARTS)}")
     device, chosen = measure.device(), given.parts or parts.PARTS
-    for part, name in itertools.product(chosen, given.only or ()):
-        if name not in (known := parts.names(part, device)):
-            parser.error(f"part {part} has no {name!r}; known: {', '.join(known)}")
+    only = list(dict.fromkeys(given.only or ()))  # each once
+    for part in chosen:
+        known = parts.names(part, device)
+        if unknown := [name for name in only if name not in known]:
+            parser.error(f"part {part} has no {unknown[0]!r}; known: {', '.join(known)}")
     machine = measure.machine(device)
     for part in chosen:
-        run(part, device, machine, given.only)
+        run(part, device, machine, only)
     return report(machine["name"])
 
 
@@ -56,7 +60,7 @@ def report(machine: str) -> int:
 
 
 def run(part: str, device: str, machine: dict, only: parts.Names = None) -> None:
-    """Measure one part; what is found of a case takes, at once, the place of what the machine's csv holds of it."""
+    """Measure one part; what is found of a case takes the place of what the machine's csv holds of it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{machine['name']}.json").write_text(json.dumps(machine, indent=1) + "\n")
     file = RESULTS / f"{machine['name']}.csv"

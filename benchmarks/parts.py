@@ -24,7 +24,8 @@ from .process import FORM, in_process
 #: memory with strangers is fast for some minutes and slow for others.
 VISITS = {"cpu": 5, "cuda": 1}
 
-#: Rounds of a visit, the seconds after which it ends early, and those for which short calls are repeated.
+#: Rounds of a visit, the seconds after which it ends early but for three rounds, and those for which short calls are
+#: repeated.
 REPEATS, LIMIT, ENOUGH = {"cpu": 2, "cuda": 9}, 180.0, {"cpu": 1.6, "cuda": 1.0}
 
 #: Calls of a visit whose operations are timed apart.
@@ -52,8 +53,8 @@ IMAGE = 256
 
 @dataclass(frozen=True)
 class Record:
-    """One number. `mode`: forward, both (forward and backward) or step; `form`: ours, reference or short; `side`: of
-    the input; `repeat`: the round, in which all forms were measured one after the other."""
+    """One number. `mode`: forward, both (forward and backward) or step; `form`: ours, reference or short, after a comma
+    what is said of its blocks; `side`: of the input; `repeat`: the round, in which all forms were measured in turn."""
 
     part: str
     case: str
@@ -84,21 +85,22 @@ def modules(device: str, only: Names = None, sides: dict[str, int] | None = None
     yield Record("modules", MACHINE, "byte/s", measure.bandwidth(device, measure.IN_CACHE[device]))
     yield Record("modules", MACHINE, "byte/s beyond cache", measure.bandwidth(device, measure.BEYOND_CACHE))
     yield Record("modules", MACHINE, "exponential/s", measure.exponential_rate(device))
+    wanted = itertools.product(only or names("modules", device), dtypes(device), ("forward", "both"))
     compared = [
-        Comparison(name, mode, device, dtype, (sides or {}).get(name))
-        for name, dtype, mode in itertools.product(only or CASES, dtypes(device), ("forward", "both"))
+        Comparison(name, mode, device, dtype, dict.fromkeys(CASES[name].forms), (sides or {}).get(name))
+        for name, dtype, mode in wanted
     ]
-    for _, comparison in itertools.product(range(visits or VISITS[device]), compared):
-        comparison.visit()
+    visit_all(compared, visits or VISITS[device], APART[device])
     for comparison in compared:
-        yield from comparison.records()
+        yield from comparison.records("modules")
+        yield from _counted(comparison)
 
 
 class Comparison:
-    """A case's forms, by turns, in one mode; `side` other than the case's own if given.
+    """Forms of a case, by turns, in one mode.
 
-    blocks: for ours with other bounds of the scores held at a time, called "ours, .."; the forms are then the reference
-        and ours.
+    forms: their names, as of `Record`, and bounds of the scores held at a time, None being the module's own
+    side: other than the case's own; short calls are then not repeated
     """
 
     def __init__(
@@ -107,60 +109,76 @@ class Comparison:
         mode: str,
         device: str,
         dtype: torch.dtype,
+        forms: dict[str, int | None],
         side: int | None = None,
-        blocks: dict[str, int] | None = None,
     ):
-        self.name, self.mode, self.device, self.dtype, self.side = name, mode, device, dtype, side
-        self.forms = dict.fromkeys(["reference", "ours"] if blocks else CASES[name].forms) | (blocks or {})
+        self.name, self.mode, self.device, self.dtype, self.forms = name, mode, device, dtype, forms
+        self.side = side or CASES[name].shape[3]
+        self.repeats, self.enough = REPEATS[device], 0.0 if side else ENOUGH[device]
+        self.record = partial(Record, case=name, mode=mode, dtype=name_of(dtype), side=self.side)
         self.rounds: list[dict[str, float]] = []
         self.apart: list[dict[str, float]] = []
 
-    def visit(self) -> None:
-        """Start the forms and measure some rounds."""
-        kind, enough = name_of(self.dtype), 0.0 if self.side else ENOUGH[self.device]
+    def visit(self, apart: int = 0) -> None:
+        """Start the forms and measure some rounds, as many in each visit; then the parts of `apart` calls of ours."""
         with contextlib.ExitStack() as running:
             started = {
                 form: running.enter_context(
-                    FORM[self.device](self.name, form.split(",")[0], self.mode, self.side, kind, max_scores)
+                    FORM[self.device](self.name, base(form), self.mode, self.side, name_of(self.dtype), max_scores)
                 )
                 for form, max_scores in self.forms.items()
             }
             seconds = {form: process.seconds for form, process in started.items()}
-            say = _say(f"{self.name}, {self.mode}, {kind}")
-            self.rounds += measure.by_turns(seconds, REPEATS[self.device], LIMIT, enough, say)
-            self.apart += [started["ours"].apart() for _ in range(APART[self.device])]
+            say = _say(f"{self.name}, {self.mode}, {name_of(self.dtype)}")
+            rounds = measure.by_turns(seconds, self.repeats, LIMIT, self.enough, say)
+            self.apart += [started["ours"].apart() for _ in range(apart)]
+        self.rounds += rounds
+        self.repeats, self.enough = len(rounds), 0.0  # no visit, fast or slow, weighs more than another
 
-    def records(self) -> Records:
-        """Of all visits, and what is counted of one more call of each form."""
-        case = CASES[self.name]
-        module, inputs = case.module(self.device), case.inputs(self.side, device=self.device)
-        kind, side = name_of(self.dtype), inputs[0].shape[3]
-        record = partial(Record, "modules", self.name, mode=self.mode, dtype=kind, side=side)
-        with measure.precision(self.device, self.dtype):
-            counted = {
-                form: measure.counted(partial(call, function, module, inputs, self.mode))
-                for form, function in case.forms.items()
-            }
+    def records(self, part: str) -> Records:
+        """Seconds of every round, and where ours spent them."""
         for repeat, spent in enumerate(self.apart):
             for where, value in spent.items():
-                yield record(f"spent, {where}", value, "ours", repeat=repeat)
-        for form, (outputs, work) in counted.items():
-            difference = max(map(measure.relative_difference, outputs, counted["reference"][0]))
-            yield record("difference", difference, form)
-            for quantity, count in work._asdict().items():
-                yield record(quantity, count, form)
+                yield self.record(part, quantity=f"spent, {where}", value=value, form="ours", repeat=repeat)
+        for form in self.forms:
             for repeat, found in enumerate(self.rounds):
-                yield record("seconds", found[form], form, repeat=repeat)
+                yield self.record(part, quantity="seconds", value=found[form], form=form, repeat=repeat)
+
+
+def visit_all(compared: Sequence[Comparison], visits: int, apart: int = 0) -> None:
+    """Visit one comparison after the other, and all of them again."""
+    for _, comparison in itertools.product(range(visits), compared):
+        comparison.visit(apart)
+
+
+def base(form: str) -> str:
+    """The form of a case, without what is said of its blocks."""
+    return form.split(",")[0]
+
+
+def _counted(comparison: Comparison) -> Records:
+    """The work of one more call of each form, and how far its results are from the reference's."""
+    case, device = CASES[comparison.name], comparison.device
+    module, inputs = case.module(device), case.inputs(comparison.side, device=device)
+    with measure.precision(device, comparison.dtype):
+        counted = {
+            form: measure.counted(partial(call, function, module, inputs, comparison.mode))
+            for form, function in case.forms.items()
+        }
+    for form, (outputs, work) in counted.items():
+        difference = max(map(measure.relative_difference, outputs, counted["reference"][0]))
+        for quantity, value in {"difference": difference, **work._asdict()}.items():
+            yield comparison.record("modules", quantity=quantity, value=value, form=form)
 
 
 def memory(device: str, only: Names = None) -> Records:
     """What every module holds at most beyond its weights and inputs, each form in a process of its own."""
-    for name in only or CASES:
+    for name in only or names("memory", device):
         forms = [*CASES[name].forms, FEWEST]
         for form, kind, mode in itertools.product(forms, map(name_of, dtypes(device)), ("forward", "both")):
             progress.show(f"{name}, {mode}, {kind}: memory of {form}")
             max_scores = 1 if form == FEWEST else None
-            [found] = in_process("held", name, form.split(",")[0], mode, [None], kind, max_scores)
+            [found] = in_process("held", name, base(form), mode, [None], kind, max_scores)
             yield Record("memory", name, "bytes", found["growth"], form, mode, kind, found["side"])
 
 
@@ -169,40 +187,31 @@ def bounded(power: int) -> str:
     return f"ours, 2^{power} scores"
 
 
-def blocks(device: str, only: Names = None, side: int | None = None) -> Records:
+def blocks(device: str, only: Names = None, side: int | None = None, visits: int | None = None) -> Records:
     """Time and memory of a forward pass against the bound of the scores held at a time."""
-    compared = {
-        name: Comparison(
-            name,
-            "forward",
-            device,
-            torch.float32,
-            side,
-            {bounded(power): 2**power for power in BLOCKS[name]},
-        )
-        for name in only or BLOCKS
-    }
-    for _, comparison in itertools.product(range(VISITS[device]), compared.values()):
-        comparison.visit()
-    for name, comparison in compared.items():
-        for repeat, found in enumerate(comparison.rounds):
-            for form, seconds in found.items():
-                yield Record("blocks", name, "seconds", seconds, form, "forward", side=side or 0, repeat=repeat)
+    compared = []
+    for name in only or names("blocks", device):
+        forms = {"reference": None, "ours": None, **{bounded(power): 2**power for power in BLOCKS[name]}}
+        compared.append(Comparison(name, "forward", device, torch.float32, forms, side))
+    visit_all(compared, visits or VISITS[device])
+    for comparison in compared:
+        yield from comparison.records("blocks")
         for form, max_scores in comparison.forms.items():
-            progress.show(f"{name}: memory of {form}")
-            [found] = in_process("held", name, form.split(",")[0], "forward", [side], "float32", max_scores)
-            yield Record("blocks", name, "bytes", found["growth"], form, "forward", side=side or 0)
+            progress.show(f"{comparison.name}: memory of {form}")
+            arguments = (comparison.name, base(form), "forward", [side], "float32", max_scores)
+            [found] = in_process("held", *arguments)
+            yield comparison.record("blocks", quantity="bytes", value=found["growth"], form=form)
 
 
 def sizes(device: str, only: Names = None, sides: Sequence[int] = SIDES) -> Records:
     """Time and memory of a forward pass on one image against its side, for ours also with small blocks."""
-    for name in only or CASES:
+    for name in only or names("sizes", device):
         forms = {"ours": None, "reference": None}
         if name in BLOCKS:
             forms["ours, small blocks"] = SMALL_BLOCKS
         for form, max_scores in forms.items():
             progress.show(f"{name}: {form} against the side of the image")
-            for found in in_process("held", name, form.split(",")[0], "forward", list(sides), "float32", max_scores):
+            for found in in_process("held", name, base(form), "forward", list(sides), "float32", max_scores):
                 yield Record("sizes", name, "seconds", found["seconds"], form, "forward", side=found["side"])
                 yield Record("sizes", name, "bytes", found["growth"], form, "forward", side=found["side"])
 
@@ -300,7 +309,7 @@ def training_step(
 
 
 def names(part: str, device: str) -> list[str]:
-    """What a part can be restricted to."""
+    """What a part measures, and can be restricted to."""
     if part == "steps":
         return list(study(device).experiments)
     return list({"blocks": BLOCKS, "networks": NETWORKS}.get(part, CASES))

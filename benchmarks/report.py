@@ -14,11 +14,14 @@ from matplotlib.figure import Figure
 from lib.figures import WIDTH
 
 from .cases import CASES
-from .parts import BLOCKS, FEWEST, MACHINE, bounded
+from .parts import FEWEST, MACHINE
 
 MODES = {"forward": "forward", "both": "forward + backward"}
 
 NOT_MEASURED = "Not measured on this machine yet: `make benchmark PART={part}`."
+
+#: Memory of single calls differs by a few percent.
+ALIKE = 0.95
 
 #: What the bounded networks may hold, bytes.
 IN_ONE_PIECE = 3e9
@@ -36,10 +39,10 @@ def wide(records: pd.DataFrame, part: str, quantity: str, *index: str) -> pd.Dat
     return chosen.pivot(index=list(index), columns="form", values="value")
 
 
-def ratios(seconds: pd.DataFrame, over: str = "reference") -> pd.DataFrame:
-    """Median, first and third quartile of the rounds' ratios `over` / ours, from `wide` seconds whose last index is the
-    round."""
-    ratio = (seconds[over] / seconds["ours"]).dropna()
+def ratios(seconds: pd.DataFrame, over: str = "reference", form: str = "ours") -> pd.DataFrame:
+    """Median, first and third quartile of the rounds' ratios `over` / `form`, from `wide` seconds whose last index is
+    the round."""
+    ratio = (seconds[over] / seconds[form]).dropna()
     return ratio.groupby(level=list(range(seconds.index.nlevels - 1)), sort=False).quantile([0.25, 0.5, 0.75]).unstack()
 
 
@@ -188,60 +191,67 @@ def bounds_finding(bounds: pd.DataFrame, modules: pd.DataFrame) -> str:
 
 
 def blocks(records: pd.DataFrame) -> pd.DataFrame:
-    """Ratios reference / ours of time and memory against the bound of the scores held at a time, from the module's own
-    to the smallest; empty before they were measured."""
-    if not (records.part == "blocks").any():
+    """Ratios reference / ours of time, with quartiles, and of memory, against the bound of the scores held at a time;
+    empty before they were measured."""
+    rows = records[records.part == "blocks"]
+    if rows.empty:
         return pd.DataFrame()
     seconds, held = wide(records, "blocks", "seconds", "case", "repeat"), wide(records, "blocks", "bytes", "case")
-    rows = [
-        {
-            "module": case,
-            "bound": bound,
-            "time": (seconds.reference[case] / seconds[form][case]).median(),
-            "memory": held.reference[case] / held[form][case],
-        }
-        for case in BLOCKS
-        if case in held.index
-        for form, bound in {"ours": "own", **{bounded(power): f"2^{power}" for power in BLOCKS[case]}}.items()
-    ]
-    return pd.DataFrame(rows).set_index("module")
+    found = []
+    for case, form in rows[rows.form != "reference"][["case", "form"]].drop_duplicates().itertuples(index=False):
+        speed = ratios(seconds.loc[[case]], form=form).loc[case]
+        found.append(
+            {
+                "module": case,
+                "max_scores": form.removeprefix("ours").strip(", ").removesuffix(" scores") or "own",
+                "time": speed[0.5],
+                "from": speed[0.25],
+                "to": speed[0.75],
+                "memory": held.reference[case] / held[form][case],
+            }
+        )
+    return pd.DataFrame(found).set_index(["module", "max_scores"])
 
 
 def against_blocks(table: pd.DataFrame, about: dict) -> Figure | None:
     """`blocks` as a curve for each module, on a CPU with its bars; None before they were measured."""
     if table.empty:
         return None
-    names = list(table.index.unique())
-    figure, axes = plt.subplots(1, len(names), figsize=(WIDTH, 3.4), squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=True):
-        rows = table.loc[[name]]
-        axis.plot(rows.memory, rows.time, "o-", markersize=4)
-        for row in rows.itertuples():
-            label = row.bound if row.bound == "own" else f"$2^{{{row.bound[2:]}}}$"
+    modules = list(table.index.unique(0))
+    figure, axes = plt.subplots(1, len(modules), figsize=(WIDTH, 3.4), squeeze=False)
+    for axis, module in zip(axes.flat, modules, strict=True):
+        rows = table.loc[module]
+        spread = [rows.time - rows["from"], rows.to - rows.time]
+        axis.errorbar(rows.memory, rows.time, spread, fmt="o-", markersize=4, elinewidth=1)
+        for max_scores, row in rows.iterrows():
+            label = max_scores if max_scores == "own" else f"$2^{{{max_scores[2:]}}}$"
             axis.annotate(label, (row.memory, row.time), xytext=(5, 3), textcoords="offset points", fontsize=9)
         if about["device"] == "cpu":
-            time, _, memory = CASES[name].bars
+            time, _, memory = CASES[module].bars
             axis.axhline(time, color="C3", linestyle="--", linewidth=1)
             axis.axvline(memory, color="C3", linestyle="--", linewidth=1)
-        axis.set(title=name, xlabel="memory, reference / ours", ylabel="time, reference / ours")
+        axis.set(title=module, xlabel="memory, reference / ours", ylabel="time, reference / ours")
         axis.margins(0.15)
     return figure
 
 
 def blocks_finding(table: pd.DataFrame, about: dict) -> str:
-    """With which bounds both bars of a forward pass are reached; nothing where no bar is promised."""
+    """Which `max_scores` reach both bars of a forward pass, and what the least memory costs; nothing where no bar is
+    promised."""
     if table.empty:
         return NOT_MEASURED.format(part="blocks")
     if about["device"] != "cpu":
         return ""
     said = []
-    for name, rows in table.groupby(level=0, sort=False):
-        time, _, memory = CASES[name].bars
-        both = ", ".join(rows.bound[(rows.time >= time) & (rows.memory >= memory)]) or "none"
-        least = rows.iloc[rows.memory.argmax()]
+    for module, rows in table.groupby(level=0, sort=False):
+        rows = rows.droplevel(0)
+        time, _, memory = CASES[module].bars
+        both = ", ".join(rows.index[(rows.time >= time) & (rows.memory >= memory)]) or "none"
+        least = rows[rows.memory >= ALIKE * rows.memory.max()]
+        fastest = least.loc[least.time.idxmax()]
         said.append(
-            f"{name}, bounds that reach both bars (time {time:g}, memory {memory:g}): {both}; "
-            f"least memory 1/{least.memory:.1f} of the reference's, at {least.time:.2f} times its speed."
+            f"{module}, max_scores that reach both bars (time {time:g}, memory {memory:g}): {both}; least memory "
+            f"1/{fastest.memory:.1f} of the reference's, with {fastest.name} at {fastest.time:.2f} times its speed."
         )
     return " ".join(said)
 

@@ -277,22 +277,66 @@ def test_unknown_name_is_refused_with_those_known(part, known, capsys):
     assert f"part {part} has no 'LIR filter'; known: {known}" in capsys.readouterr().err
 
 
-def test_time_and_memory_are_compared_for_bounds_of_the_scores(monkeypatch):
+def test_a_part_knows_what_it_measures(monkeypatch, capsys):
+    assert parts.names("modules", "cpu") == list(CASES)
+    assert set(parts.names("steps", "cpu")) == set(params.Params().experiments)
+    ran = []
+    monkeypatch.setattr(command, "run", lambda part, device, machine, only: ran.append((part, only)))
+    monkeypatch.setattr(command, "report", lambda machine: 0)
+    assert command.main(["modules", "memory", "--only", "LIR filter", "non-local", "LIR filter"]) == 0
+    assert ran == [(part, ["LIR filter", "non-local"]) for part in ("modules", "memory")]
+
+
+def test_visits_are_spread_over_the_measurement(monkeypatch):
+    made = []
+    monkeypatch.setattr(parts.Comparison, "visit", lambda self, apart: made.append(self.name))
+    compared = [parts.Comparison(name, "forward", "cpu", torch.float32, {"ours": None}) for name in CASES]
+    parts.visit_all(compared, 3)
+    assert made == list(CASES) * 3
+
+
+def test_every_visit_has_as_many_rounds(monkeypatch):
+    monkeypatch.setitem(parts.ENOUGH, "cpu", 1.0)
+    compared = parts.Comparison("LIR filter", "forward", "cpu", torch.float32, {"ours": None})
+    compared.visit()
+    first = len(compared.rounds)
+    compared.visit()
+    assert first > parts.REPEATS["cpu"] and len(compared.rounds) == 2 * first
+
+
+def test_time_and_memory_are_measured_for_bounds_of_the_scores(monkeypatch):
     monkeypatch.setitem(parts.BLOCKS, "DAGL stage", (12,))
-    monkeypatch.setitem(parts.VISITS, "cpu", 2)
-    rows = pd.DataFrame(parts.blocks("cpu", ["DAGL stage"], side=20))
+    rows = pd.DataFrame(parts.blocks("cpu", ["DAGL stage"], side=20, visits=2))
     seconds = rows[rows.quantity == "seconds"]
     assert set(seconds.form) == {"reference", "ours", "ours, 2^12 scores"} and (seconds.value > 0).all()
-    assert len(seconds) == 3 * 2 * parts.REPEATS["cpu"]
-    assert report.blocks(rows).bound.tolist() == ["own", "2^12"]
+    assert len(seconds) == 3 * 2 * parts.REPEATS["cpu"] and (rows.side == 20).all()
+    assert report.blocks(rows).index.tolist() == [("DAGL stage", "own"), ("DAGL stage", "2^12")]
+    bounded = process.FormHere("DAGL stage", "ours", "forward", 20, "float32", 2**12)
+    assert bounded.call.args[1].graph.max_scores == 2**12
 
 
-def test_a_bound_that_reaches_both_bars_is_named():
-    about, rows = {"device": "cpu"}, [("own", 2.0, 3.0), ("2^6", 1.7, 4.1), ("2^3", 0.5, 8.0)]
-    table = pd.DataFrame(rows, columns=["bound", "time", "memory"], index=pd.Index(["DAGL stage"] * 3, name="module"))
+def test_ratios_of_bounds_are_reference_to_ours():
+    measured = {"reference": (4.0, 400.0), "ours": (1.0, 200.0), "ours, 2^9 scores": (2.0, 100.0)}
+    record = parts.Record
+    rows = [
+        record("blocks", "DAGL stage", "seconds", s, form, repeat=r)
+        for form, (s, _) in measured.items()
+        for r in (0, 1)
+    ]
+    rows += [record("blocks", "DAGL stage", "bytes", b, form) for form, (_, b) in measured.items()]
+    table = report.blocks(pd.DataFrame(rows))
+    assert table.time.tolist() == [4.0, 2.0] and table.memory.tolist() == [2.0, 4.0]
+    assert (table["from"] == table.time).all() and (table["to"] == table.time).all()
+
+
+def test_the_finding_names_what_reaches_both_bars_and_the_fastest_of_the_smallest():
+    about, names = {"device": "cpu"}, ["own", "2^6", "2^5", "2^4"]
+    index = pd.MultiIndex.from_product([["DAGL stage"], names], names=["module", "max_scores"])
+    table = pd.DataFrame({"time": [2.0, 1.7, 0.9, 0.5], "memory": [3.0, 4.1, 7.9, 8.0]}, index=index)
+    table = table.assign(**{"from": table.time, "to": table.time})
     said = report.blocks_finding(table, about)
-    assert "memory 4): 2^6; least memory 1/8.0 of the reference's, at 0.50 times" in said
-    assert "memory 4): none;" in report.blocks_finding(table[table.bound != "2^6"], about)
+    assert "memory 4): 2^6; least memory 1/7.9 of the reference's, with 2^5 at 0.90 times" in said
+    assert "memory 4): none;" in report.blocks_finding(table.drop(index=("DAGL stage", "2^6")), about)
     assert len(report.against_blocks(table, about).axes) == 1
     assert report.blocks_finding(table, {"device": "cuda"}) == ""
     assert "PART=blocks" in report.blocks_finding(table[:0], about) and report.against_blocks(table[:0], about) is None
