@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from lib import progress, runner
 from lib.params import ROOT
+from lib.pipeline import progress, runner
 
 from . import measure, parts
 

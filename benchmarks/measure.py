@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count
 
 from lib.inference import FUSED_ATTENTION
 from lib.models.blocks import CACHED_SCORES
-from lib.runner import KEEP_FREED
+from lib.pipeline.runner import KEEP_FREED
 
 #: What PyTorch's counter does not know: products in place, and the derivative of the CPU's fused attention.
 MORE_FLOPS = {

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib import experiment as experiments
-from lib import params, progress
+from lib import params
+from lib.pipeline import progress
 from lib.training import OPTIMISERS
 
 from . import measure

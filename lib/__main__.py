@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from . import params as parameters
-from . import runner
+from .pipeline import runner
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.verb in ("keep", "pull", "restore"):
-            from . import networks
+            from .pipeline import networks
 
             if given.verb == "restore":
                 networks.restore_file(given.image, given.by, given.into, given.profile, given.self_ensemble)
@@ -59,17 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
                 {"keep": networks.keep, "pull": networks.pull}[given.verb](given.experiments, given.profile)
             return 0
         if given.verb == "remote":
-            from . import remote
+            from .pipeline import remote
 
             return remote.run(given.experiments, given.jobs, given.minutes, given.compact)
         if given.verb in ("pack", "import"):
-            from . import transfer
+            from .pipeline import transfer
 
             if given.verb == "pack":
                 return transfer.pack(given.experiments, given.into, given.profile)
             return transfer.bring_back(given.source, given.profile, given.jobs)
         if given.verb in ("repro", "compare"):
-            from . import pipeline  # needs pandas, which a stage's own process does not
+            from .pipeline import repro as pipeline  # needs pandas, which a stage's own process does not
 
         if given.verb == "repro":
             return pipeline.repro(given.profile, given.study, given.jobs)

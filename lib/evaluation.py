@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import experiment as experiments
-from . import sets
 from .degradations import resize
+from .images import sets
 from .inference import restore
+from .metrics import Protocol
 from .params import Experiment
-from .protocol import Protocol
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import degradations, models, sets
+from . import degradations, models
+from .images import sets
 from .models.blocks import Network
 from .params import ROOT, Experiment, Task
 from .training import Crops

@@ -381,7 +381,8 @@ class Params:
 
 def check(params: Params) -> None:
     """Build-time checks of every experiment: model, options, degradation, sets; raises the first error found."""
-    from . import degradations, models, registry, sets
+    from . import degradations, models
+    from .images import registry, sets
 
     for name in [*params.experiments, *params.anchors]:
         try:

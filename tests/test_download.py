@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import sets
-from lib.download import decode, download
-from lib.fetch import Fetcher, Hopeless
-from lib.registry import Entry, ManualSet, Registry
-from lib.sets import SetError
+from lib.images import sets
+from lib.images.download import decode, download
+from lib.images.fetch import Fetcher, Hopeless
+from lib.images.registry import Entry, ManualSet, Registry
+from lib.images.sets import SetError
 
 FIELDS = [field.name for field in fields(Entry)]
 MANUAL = [field.name for field in fields(ManualSet)]

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import evaluation, sets
+from lib import evaluation
 from lib import experiment as experiments
+from lib.images import sets
+from lib.metrics import Protocol
 from lib.models import ModelError
 from lib.params import Params
-from lib.protocol import Protocol
 
 RUN = Params(profile="quick").experiment("edsr_gray_denoise_25")
 

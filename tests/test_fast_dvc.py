@@ -5,8 +5,8 @@ import io
 import pytest
 from ruamel.yaml import YAML
 
-from lib import fast_dvc
 from lib.params import ROOT
+from lib.pipeline import fast_dvc
 
 
 @pytest.mark.parametrize("path", [ROOT / "dvc.lock", *ROOT.glob("results/*/pins/dvc.lock")], ids=str)

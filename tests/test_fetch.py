@@ -17,8 +17,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from lib.fetch import CHUNK, Fetcher, Hopeless, extract
-from lib.sets import SetError
+from lib.images.fetch import CHUNK, Fetcher, Hopeless, extract
+from lib.images.sets import SetError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SIZE = len(CONTENT)

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from lib.parallel import each
+from lib.published_numbers.parallel import each
 
 
 def test_results_keep_their_order_in_any_number_of_processes():

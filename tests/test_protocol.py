@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.signal import convolve2d
 
 from lib import degradations
-from lib.protocol import CONVENTIONS, MEASURED, Protocol, ProtocolError, luma, psnr, published, ssim
+from lib.metrics import CONVENTIONS, MEASURED, Protocol, ProtocolError, luma, psnr, published, ssim
 
 
 def pair(channels: int = 3, height: int = 40, width: int = 33) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from lib import registry, sets
-from lib.download import download
-from lib.sets import SetError
+from lib.images import registry, sets
+from lib.images.download import download
+from lib.images.sets import SetError
 
 KNOWN = registry.published()
 TRAIN = ("bsds500/train", "bsds500/test")

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save_file
 from test_pipeline import Clone, tiny
 
-from lib import degradations, evaluation, models, remote, sets, transfer
+from lib import degradations, evaluation, models
 from lib import experiment as experiments
+from lib.images import sets
 from lib.params import Budget, Params
-from lib.runner import StageError
+from lib.pipeline import remote, transfer
+from lib.pipeline.runner import StageError
 from lib.training import Crops, train
 
 EDSR = "edsr_gray_denoise_25"

@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import models, registry, ruler, sets
+from lib import models
 from lib.degradations import resize
-from lib.download import download
+from lib.images import registry, sets
+from lib.images.download import download
 from lib.inference import restore
+from lib.metrics import CONVENTIONS, Protocol, psnr, published
 from lib.params import ROOT
-from lib.protocol import CONVENTIONS, Protocol, psnr, published
+from lib.published_numbers import check as ruler
 
 HR, LOW = "set5/HR", "set5/LR_x2"
 

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import degradations, sensitivity, sets
-from lib.protocol import Protocol
+from lib import degradations
+from lib.images import sets
+from lib.metrics import Protocol
+from lib.published_numbers import sensitivity
 
 FULL_RANGE = 20 * math.log10(255 / 219)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lib import sets
-from lib.sets import SetError
+from lib.images import sets
+from lib.images.sets import SetError
 
 HEADER = ",".join(sets.COLUMNS) + "\n"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import per_set, tables
 from lib.params import Study
+from lib.reports import per_set, tables
 
 
 def images(means: dict[str, float], photographs=8, seeds=(1, 2, 3), noise=0.0, spread=0.0) -> pd.DataFrame:

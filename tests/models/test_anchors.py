@@ -13,8 +13,8 @@ from PIL import Image
 from skimage import data
 
 from lib import degradations, models
+from lib.metrics import Protocol
 from lib.models.bm3d import NotInstalledError
-from lib.protocol import Protocol
 
 
 def photographs(colors: int, side: int = 64) -> torch.Tensor:

@@ -9,17 +9,7 @@ from oracles import assert_matches, fill, wave
 from benchmarks.reference.enlca import reference
 from lib.inference import cost
 from lib.models import build, enlca
-from lib.models.enlca import (
-    AMPLIFICATIONS,
-    DRAWS,
-    ENLCA,
-    ENLCN,
-    FEATURES,
-    KINDS,
-    UNUSED,
-    random_features,
-    ranks,
-)
+from lib.models.enlca import AMPLIFICATIONS, DRAWS, ENLCA, ENLCN, FEATURES, KINDS, UNUSED, random_features, ranks
 
 ROW = (-0.000035, 0.707157, 1.010041, (0.285649, 0.813020, -0.822662, 0.263816, -0.935882))
 

@@ -54,7 +54,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import MAX_SCORES, NON_LOCAL, ResBlock, Trunk, conv
+from ..blocks import MAX_SCORES, NON_LOCAL, ResBlock, Trunk, conv
 
 #: Channels of a head's edge and node features.
 HEAD = 16

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import tables
-from .params import ROOT, Params, check
+from ..params import ROOT, Params, check
+from ..reports import tables
 from .runner import PROTOCOL, StageError
 
 #: A profile's pins: the lock of its stages and the hash of its images. The root holds those of the profile in force.
@@ -180,7 +180,7 @@ def dvc(*arguments: str) -> int:
 
 
 def _start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "lib.fast_dvc", *arguments], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-m", "lib.pipeline.fast_dvc", *arguments], cwd=ROOT)
 
 
 def compare(revision: str = "HEAD") -> int:

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .blocks import Network, conv, mirror_pad
+from ..blocks import Network, conv, mirror_pad
 
 #: The network halves its input five times (two levels, two in an LAA block, one in the attention's patches).
 MULTIPLE = 32

@@ -14,7 +14,7 @@ import torch
 from skimage.restoration import denoise_nl_means
 from torch import Tensor
 
-from . import ModelError, blocks
+from .. import ModelError, blocks
 
 #: h / sigma for gray and for colour images.
 STRENGTH = {1: 0.65, 3: 0.5}

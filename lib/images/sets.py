@@ -1,6 +1,6 @@
 """Image sets as the study reads them: decoded photographs, listed by a manifest per task.
 
-`lib.registry` says which images a set has, `lib.download` fetches and decodes them, this file reads what they left:
+`registry` says which images a set has, `download` fetches and decodes them, this file reads what they left:
 
     <folder>/images/<reference>/<name>.npy   uint8, (rows, columns) or (rows, columns, 3)
     <folder>/train/<task>.csv                the training images of a task

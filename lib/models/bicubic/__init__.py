@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..degradations import resize
-from . import ModelError, blocks
+from ...degradations import resize
+from .. import ModelError, blocks
 
 
 class Bicubic(blocks.Network):

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
-from . import pipeline, remote, sets
-from .params import ROOT, Experiment, Params, fingerprint, missing
+from ..images import sets
+from ..params import ROOT, Experiment, Params, fingerprint, missing
+from ..training import write_whole
+from . import remote
+from . import repro as pipeline
 from .runner import DONE, ELSEWHERE, StageError, code_digest, difference, notebook_of, version
-from .training import write_whole
 
 #: What the other machine needs of the project, besides images.
 PROJECT = ("params.yaml", "dvc.yaml", "lib", *(notebook_of(stage, None).relative_to(ROOT).as_posix() for stage in DONE))

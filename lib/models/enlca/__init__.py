@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .blocks import CACHED_SCORES, Network, Trunk, conv
+from ..blocks import CACHED_SCORES, Network, Trunk, conv
 
 #: Tensors of the released checkpoints that no computation reads, frozen: a mean shift as two convolutions, whose
 #: constants blocks.Trunk holds. Kept for the count of the parameters.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import ModelError, blocks
+from .. import ModelError, blocks
 
 
 class NotInstalledError(ModelError, ImportError):

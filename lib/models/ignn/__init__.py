@@ -44,8 +44,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..degradations import resize
-from .blocks import DIV2K_MEAN, MAX_SCORES, Network, ResBlock, Upsampler, conv, enlarge, mirror_pad
+from ...degradations import resize
+from ..blocks import DIV2K_MEAN, MAX_SCORES, Network, ResBlock, Upsampler, conv, enlarge, mirror_pad
 
 #: Mean and standard deviation of ImageNet's colours, which VGG19 was trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -9,7 +9,7 @@
     value, tolerance  what it must be; without a tolerance the value only stands beside ours
     source            where the value is from
 
-What the choices of a protocol are worth is measured in `lib.sensitivity`.
+What the choices of a protocol are worth is measured in `sensitivity`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import models, sets
-from .degradations import resize
-from .experiment import degraded, target
-from .inference import restore
+from .. import models
+from ..degradations import resize
+from ..experiment import degraded, target
+from ..images import sets
+from ..images.registry import manifest_of
+from ..images.sets import Item
+from ..inference import restore
+from ..metrics import Convention, Protocol, psnr, published, ssim
+from ..params import Task
 from .parallel import each
-from .params import Task
-from .protocol import Convention, Protocol, psnr, published, ssim
-from .registry import manifest_of
-from .sets import Item
 
 ANCHORS = Path(__file__).with_name("anchors.csv")
 

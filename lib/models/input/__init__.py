@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import ModelError, blocks
+from .. import ModelError, blocks
 
 
 class Input(blocks.Network):

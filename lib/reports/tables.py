@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .params import Study
+from ..params import Study
 
 #: Under these numbers a report shows every point and no interval.
 MIN_PHOTOGRAPHS, MIN_SEEDS = 8, 3

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from . import blocks
+from .. import blocks
 
 
 class DnCNN(blocks.Network):

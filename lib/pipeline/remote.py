@@ -4,7 +4,7 @@
 with them, by the calls of the notebooks `train` and `evaluate`, and how these notebooks read what came back:
 
     elsewhere/<experiment>/
-        version.json           what the experiment was packed with (`lib.runner.version`), per stage
+        version.json           what the experiment was packed with (`runner.version`), per stage
         visits.json            which machine went on from where
         <name>-<seed>-<digest>.pt    while it trains: checkpoints, named as those of a training here
         seed_<seed>.safetensors, log.csv    once it is trained
@@ -33,11 +33,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import evaluation, sets
-from . import experiment as experiments
-from .params import ROOT, Experiment, Params, fingerprint
+from .. import evaluation
+from .. import experiment as experiments
+from ..images import sets
+from ..params import ROOT, Experiment, Params, fingerprint
+from ..training import Trained, train, write_whole
 from .runner import DONE, ELSEWHERE, StageError, code_digest, difference
-from .training import Trained, train, write_whole
 
 #: The two photographs that notebooks show, of the first seed: side of their corner in pixels.
 SHOWN = 128
@@ -77,7 +78,7 @@ def fold(pixels: np.ndarray, path: Path) -> None:
 
 
 def unfold(folder: Path) -> None:
-    """Turn packed images into the decoded ones that `lib.sets` reads.
+    """Turn packed images into the decoded ones that `lib.images.sets` reads.
 
     WebP knows no gray image: one with three equal channels becomes gray, as which every task sees the same.
     """

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .blocks import CACHED_SCORES, MAX_SCORES, Trunk, conv
+from ..blocks import CACHED_SCORES, MAX_SCORES, Trunk, conv
 
 try:  # comes with PyTorch where that can use a GPU on Linux
     import triton

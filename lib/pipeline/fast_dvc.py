@@ -2,7 +2,7 @@
 
 DVC reads params.yaml anew for every stage and walks all of it for every value, and after every stage rewrites dvc.lock
 with a parser in Python that keeps comments, of which a lock has none: 4 s of processor time each time.
-`python -m lib.fast_dvc` takes dvc's arguments.
+`python -m lib.pipeline.fast_dvc` takes dvc's arguments.
 """
 
 from __future__ import annotations

@@ -17,15 +17,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from . import degradations, models, sets, tables
-from .degradations import resize
-from .experiment import degraded, target
-from .inference import restore
+from .. import degradations, models
+from ..degradations import resize
+from ..experiment import degraded, target
+from ..images import sets
+from ..images.registry import manifest_of
+from ..images.sets import Item
+from ..inference import restore
+from ..metrics import Protocol
+from ..reports import tables
+from .check import DNCNN, REACH, TILE, dncnn_network, luma8, noise_task, task_of, there_and_back
 from .parallel import each
-from .protocol import Protocol
-from .registry import manifest_of
-from .ruler import DNCNN, REACH, TILE, dncnn_network, luma8, noise_task, task_of, there_and_back
-from .sets import Item
 
 #: (group, choice): what the others differ from, and the one that is made several times.
 BASE, DRAWN = ("", "as published"), ("noise", "drawn anew")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from .params import ROOT, Params, missing
+from ..params import ROOT, Params, missing
 
 #: The study that measures the ruler itself: a stage of its own, with a report like the others and no experiment.
 PROTOCOL = "protocol"
@@ -35,7 +35,7 @@ PARAMETER = {
 }
 
 
-#: Folder for what other machines computed, a folder per experiment (`lib.remote` fills it, `lib.transfer` moves it).
+#: Folder for what other machines computed, a folder per experiment (`remote` fills it, `transfer` moves it).
 ELSEWHERE = ROOT / "elsewhere"
 
 #: stage -> the file that is there once it was done elsewhere, and what its notebook then runs after its imports.
@@ -115,7 +115,7 @@ def done_elsewhere(params: Params, stage: str, key: str | None) -> list[dict]:
     done = "Trained" if stage == "train" else "Measured"
     said = f"## {done} elsewhere\n\nNot on this machine: what follows shows the files that came back.\n\n{machines}"
     common = {"metadata": {"tags": ["elsewhere"]}}
-    code = f"from lib.remote import Returned\n\n{RETURNED[stage]}"
+    code = f"from lib.pipeline.remote import Returned\n\n{RETURNED[stage]}"
     return [
         {**common, "id": "said", "cell_type": "markdown", "source": said},
         {**common, "id": "code", "cell_type": "code", "source": code, "outputs": [], "execution_count": None},

@@ -5,7 +5,7 @@ Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution",
 
 from __future__ import annotations
 
-from .blocks import CommonTrunk
+from ..blocks import CommonTrunk
 
 
 class EDSR(CommonTrunk):

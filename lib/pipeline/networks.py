@@ -22,13 +22,14 @@ from dvc.repo import Repo
 from PIL import Image, ImageOps, UnidentifiedImageError
 from ruamel.yaml import YAML
 
-from . import experiment as experiments
-from . import pipeline, sets
-from .inference import restore
-from .official import OfficialError
-from .params import ROOT, Experiment, Params, Task, missing
+from .. import experiment as experiments
+from ..images import sets
+from ..inference import restore
+from ..official import OfficialError
+from ..params import ROOT, Experiment, Params, Task, missing
+from ..training import TrainingError, write_whole
+from . import repro as pipeline
 from .runner import StageError
-from .training import TrainingError, write_whole
 
 #: Endings of the files that a restored image is written to.
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")

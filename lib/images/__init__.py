@@ -1,0 +1,1 @@
+"""Image sets: the registry of files, downloads, manifests."""

@@ -1,0 +1,1 @@
+"""DVC and papermill: running stages, kept networks, other machines."""

@@ -1,0 +1,1 @@
+"""The study that compares our conventions with published numbers."""
