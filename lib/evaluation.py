@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import experiment as experiments
+from . import insights
 from .degradations import resize
 from .images import sets
 from .inference import restore
@@ -133,7 +134,7 @@ def mechanism(experiment: Experiment, network: nn.Module, items: Sequence[sets.I
     given = experiments.degraded(chosen, task, clean, crop)
     points = detail_points(given)
     with torch.inference_mode():
-        shown = network.mechanism(given, points)
+        shown = insights.mechanism(network, given, points)
         if "degradation" in shown:
             shown |= {"degraded": given, "restored": network(given)}
     if not shown:

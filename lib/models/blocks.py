@@ -1,8 +1,10 @@
-"""What three or more networks share: the training loop's view of a network, EDSR's parts, the residual trunk."""
+"""Parts that three or more networks share: the training loop's view of a network, EDSR's parts, the residual trunk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +37,31 @@ class Network(nn.Module):
         """Loss that the last forward pass in training mode adds to the task's, already weighted."""
         return 0.0
 
-    def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """What a report shows of the attention on one image ``(1, colors, H, W)``.
 
-        `points` are (row, column) on the network's input grid. Returns named tensors, documented by each network; a
-        network without attention returns none.
-        """
-        return {}
+class Attention(Network):
+    """A module inside a network that gathers over the image: ``forward(x) = identity(x) + what it adds``.
+
+    ``(B, width, H, W)`` to the same shape. `lib.insights` finds these modules in a network by this class and measures
+    the second term alone.
+    """
+
+    def identity(self, x: Tensor) -> Tensor:
+        """The part of the output that is there without attention, in the output's shape; here the input itself."""
+        return x
+
+
+@contextlib.contextmanager
+def independent_draws(place: int) -> Iterator[None]:
+    """Draw the initial weights of the layers made within from a stream of their own.
+
+    The stream is a function of ``torch.initial_seed()`` and `place`, a number within the network; the layers made
+    afterwards start as if there were none within. So two networks that differ in these layers alone start, at the same
+    seed, from the same weights in all others, and their results can be compared seed by seed.
+    """
+    seed = random.Random(f"{torch.initial_seed()} {place}").getrandbits(63)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, bias: bool = True) -> nn.Conv2d:
@@ -143,8 +163,12 @@ class Trunk(Network):
         self.head = conv(colors, width)
         body: list[nn.Module] = []
         for index in range(blocks + 1):
-            body += [attention(width) for p in positions if p == index] if attention else []
-            body += [ResBlock(width, shared or activation(), res_scale)] if index < blocks else []
+            for place, position in enumerate(positions if attention else ()):
+                if position == index:
+                    with independent_draws(place):
+                        body.append(attention(width))
+            if index < blocks:
+                body.append(ResBlock(width, shared or activation(), res_scale))
         self.body = nn.Sequential(*body, conv(width, width))
         self.upsampler = Upsampler(width, scale)
         self.tail = conv(width, colors)
@@ -184,30 +208,7 @@ class Trunk(Network):
         return enlarge(x, self.scale)
 
 
-def influence(
-    module: Callable[[Tensor], Tensor], features: Tensor, points: Sequence[tuple[int, int]], draws: int = 4
-) -> Tensor:
-    """How much each pixel of ``(1, C, H, W)`` moves what a module adds at the `points`: maps ``(points, H, W)``.
-
-    |d (module(x) - x)_p / d x_q|, the Frobenius norm over channels, for any kind of attention alike; estimated by
-    `draws` random signs of the output's channels (Hutchinson), the same for every module.
-    """
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode(False), torch.enable_grad():
-        signs = torch.randint(2, (draws, features.shape[1]), generator=generator).to(features) * 2 - 1
-        x = features.clone().requires_grad_()
-        added = module(x) - x
-        maps = []
-        for row, column in points:
-            squares = [
-                torch.autograd.grad(added[0, :, row, column] @ sign, x, retain_graph=True)[0].square().sum(1)[0]
-                for sign in signs
-            ]
-            maps.append(torch.stack(squares).mean(0).sqrt())
-    return torch.stack(maps)
-
-
-class NonLocal(nn.Module):
+class NonLocal(Attention):
     """Non-local module, with one head or several: x + out(softmax(q k^T) v), no 1/sqrt(d).
 
     q, k, v are 1x1 convolutions to `inner` channels, split over `heads`; `out` is 1x1 back to `width`. The form of
@@ -271,9 +272,3 @@ class CommonTrunk(Trunk):
             image_skip=image_skip,
             mean_shift=True,
         )
-
-    def mechanism(self, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """influence: (points, H, W), how much each pixel moves what the attention module adds at the points."""
-        with torch.no_grad():
-            inserted = self.attended(image)
-        return {"influence": influence(*inserted[0], points)} if inserted else {}

@@ -33,7 +33,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .. import evaluation
+from .. import evaluation, insights
 from .. import experiment as experiments
 from ..images import sets
 from ..params import ROOT, Experiment, Params, fingerprint
@@ -240,7 +240,8 @@ class _OnDevice(nn.Module):
         return self.network(image.to(self.device)).cpu()
 
     def mechanism(self, image: Tensor, points: list[tuple[int, int]]) -> dict[str, Tensor]:
-        return {key: value.cpu() for key, value in self.network.mechanism(image.to(self.device), points).items()}
+        shown = insights.mechanism(self.network, image.to(self.device), points)
+        return {key: value.cpu() for key, value in shown.items()}
 
 
 def _note(folder: Path, stage: str, device: str, begins: str) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from benchmarks.reference.nonlocal_ import reference
 from lib.models import NETWORKS, ModelError, build, check_options
-from lib.models.blocks import DIV2K_MEAN, Network, NonLocal, ResBlock, Trunk, Upsampler, conv, influence
+from lib.models.blocks import DIV2K_MEAN, Attention, Network, NonLocal, ResBlock, Trunk, Upsampler, conv
 
 
 def count(module: nn.Module) -> int:
@@ -158,7 +158,7 @@ def test_attention_stands_in_the_middle():
 def test_network_without_anything_special():
     network = Network()
     network.start_step(0.5, torch.Generator())
-    assert network.auxiliary_loss() == 0.0 and network.mechanism(torch.rand(1, 1, 4, 4), [(0, 0)]) == {}
+    assert network.auxiliary_loss() == 0.0
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -191,30 +191,31 @@ def test_options_go_to_the_trunk_and_to_the_module():
     assert check_options("dagl", {"common_trunk": True, "heads": 2, "width": 4}) >= {"heads", "patch"}
 
 
-def test_influence_is_the_norm_of_the_jacobian():
-    torch.manual_seed(0)
-    mix = torch.randn(5 * 4, 5 * 4)
-
-    def module(x):  # adds at pixel p the sum over q of mix[p, q] x_q, channel by channel
-        return x + (x.flatten(2) @ mix.T).unflatten(2, x.shape[2:])
-
-    x = torch.randn(1, 3, 5, 4)
-    with torch.inference_mode():
-        maps = influence(module, x.clone(), [(2, 1), (4, 3)])
-    expected = mix[[2 * 4 + 1, 4 * 4 + 3]].abs().unflatten(1, (5, 4)) * 3**0.5
-    torch.testing.assert_close(maps, expected)
-
-
-@pytest.mark.parametrize("name", ["edsr", "dagl", "panet", "enlca", "ignn"])
-def test_every_module_in_the_common_trunk_shows_its_influence(name):
-    options = {"attention": "nl"} if name == "edsr" else {"common_trunk": True}
-    network = build(name, colors=1, width=8, blocks=2, **options)
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    maps = network.eval().mechanism(torch.rand(1, 1, 12, 14), [(3, 4), (8, 9)])["influence"]
-    assert maps.shape == (2, 12, 14) and bool(maps.isfinite().all()) and float(maps.amax()) > 0
+@pytest.mark.parametrize("row", ["edsr", "dagl", "panet", "enlca"])
+def test_layers_that_rows_share_start_from_the_same_weights(row):
+    options = {"attention": "nl"} if row == "edsr" else {"common_trunk": True}
+    torch.manual_seed(3)
+    plain = build("edsr", width=8, blocks=2)
+    torch.manual_seed(3)
+    attended = build(row, width=8, blocks=2, **options)
+    del attended.body[1]
+    shared = attended.state_dict()
+    assert shared.keys() == plain.state_dict().keys()
+    assert all(torch.equal(tensor, shared[name]) for name, tensor in plain.state_dict().items())
 
 
-def test_a_trunk_without_attention_shows_none():
-    assert build("edsr", colors=1, width=8, blocks=2).mechanism(torch.rand(1, 1, 8, 8), [(1, 1)]) == {}
+def test_attention_modules_start_from_their_seed_and_their_place():
+    def drawn(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        trunk = Trunk(1, 4, 2, attention=lambda width: conv(width, width), positions=(0, 1))
+        assert torch.initial_seed() == seed
+        return [trunk.body[0].weight, trunk.body[2].weight]
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(*first) and not torch.equal(first[0], other[0])
+
+
+def test_attention_adds_to_its_input():
+    x = torch.rand(1, 4, 3, 3)
+    assert isinstance(NonLocal(4), Attention) and Attention().identity(x) is x
