@@ -191,7 +191,7 @@ def test_any_size_and_a_batch_is_its_images(scale):
 
 @pytest.mark.parametrize("options", [{}, {"scale": 3}, {"patch": 1, "colors": 1, "positions": 2, "image_skip": True}])
 def test_every_tensor_learns(options):
-    torch.manual_seed(3)
+    torch.manual_seed(4)
     network = randomised(PANet(width=8, blocks=2, **options), 0.1)
     network(torch.rand(2, options.get("colors", 3), 9, 12)).square().sum().backward()
     without = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
