@@ -1,4 +1,7 @@
-"""Networks of the study, one file per paper, built by name.
+"""Networks of the study, one folder per paper, built by the folder's name.
+
+A folder ``lib/models/<name>/`` defines `network`, the class, and, if its module can stand in the common trunk,
+`attention`: the module's class, or a function from the width and the module's options to a module.
 
 Every network maps images ``(B, colors, H, W)`` in [0, 1] to ``(B, colors, scale*H, scale*W)``, nominally in
 [0, 1] and not clamped, for any H and W from the minimum that its docstring gives.
@@ -8,74 +11,95 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
-from torch import nn
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from .blocks import CommonTrunk
+from .blocks import CommonTrunk, Network
+from .operation import plain as plain
 
-#: name -> class in the file of that name
-NETWORKS = {
-    "bicubic": "Bicubic",
-    "bm3d": "BM3D",
-    "dagl": "DAGL",
-    "dncnn": "DnCNN",
-    "edsr": "EDSR",
-    "enlca": "ENLCN",
-    "ignn": "IGNN",
-    "input": "Input",
-    "lir": "LIR",
-    "nlm": "NLM",
-    "panet": "PANet",
-}
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 class ModelError(ValueError):
-    """A network was asked for by an unknown name or with an unknown option."""
+    """A network was asked for by an unknown name, with an unknown option or with a value that it does not take."""
 
 
-def build(name: str, *, common_trunk: bool = False, **options) -> nn.Module:
+def names() -> list[str]:
+    """Every model: the folders beside this file."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
+
+
+def build(name: str, *, common_trunk: bool = False, **options) -> Network:
     """Make the network `name`; `options` are the arguments of its constructor.
 
-    With `common_trunk` the network is ``blocks.CommonTrunk``, EDSR's, with `name`'s attention module in its middle,
-    made by the ``attention`` function of `name`'s file: then options that the trunk does not know go to the module.
+    With `common_trunk` the network is ``blocks.CommonTrunk``, EDSR's, with `name`'s attention module in its middle;
+    then the options of the module go to the module and the others to the trunk.
 
-    Raises ModelError for an unknown name or option and lists the known ones.
+    Raises ModelError, one line, for an unknown name or option and lists the known ones, and for a value of the wrong
+    type or out of range.
     """
-    of_module = check_options(name, {"common_trunk": common_trunk, **options})
-    if not common_trunk:
-        return network_class(name)(**options)
-    inner = {key: value for key, value in options.items() if key in of_module}
-    outer = {key: value for key, value in options.items() if key not in of_module}
-    return CommonTrunk(**outer, attention=lambda width: _module(name).attention(width, **inner))
+    check_options(name, {"common_trunk": common_trunk, **options})
+    try:
+        if not common_trunk:
+            return network_class(name)(**options)
+        module = _module(name).attention
+        of_module = _parameters(module).keys() - {"width"}
+        inner = {key: value for key, value in options.items() if key in of_module}
+        outer = {key: value for key, value in options.items() if key not in of_module}
+        return CommonTrunk(**outer, attention=lambda width: module(width, **inner))
+    except ModelError:
+        raise
+    except ValueError as error:
+        raise ModelError(f"model {name!r}: {error}") from error
 
 
-def check_options(name: str, options: dict) -> set[str]:
-    """Raise ModelError unless `build` knows the model and every option; returns those of the inserted module."""
-    network, of_module = network_class(name), set()
-    if options.get("common_trunk"):
-        attention = getattr(_module(name), "attention", None)
-        if attention is None:
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ModelError unless `build` knows the model and every option, and every value has the option's type."""
+    known: dict[str, Any] = {"common_trunk": bool, **_parameters(network_class(name))}
+    if options.get("common_trunk") is True:
+        module = getattr(_module(name), "attention", None)
+        if module is None:
             raise ModelError(f"model {name!r} has no attention module for the common trunk")
-        of_module = _arguments(attention) - {"width"}
-        network = CommonTrunk
-    of_network = _arguments(network) - ({"attention"} if of_module else set())
-    for key in options:
-        if key not in of_network | of_module | {"common_trunk"}:
-            known = ", ".join(sorted(of_network | of_module))
-            raise ModelError(f"unknown option {key!r} of model {name!r}; known: {known}")
-    return of_module
+        known = {"common_trunk": bool, **_parameters(CommonTrunk), **_parameters(module)}
+        del known["attention"]  # the trunk's is the model's own module
+    for key, value in options.items():
+        if key not in known:
+            raise ModelError(f"unknown option {key!r} of model {name!r}; known: {', '.join(sorted(known))}")
+        try:
+            TypeAdapter(known[key], config=STRICT).validate_python(value)
+        except ValidationError:
+            raise ModelError(
+                f"option {key!r} of model {name!r} is {value!r}; it must be {_in_words(known[key])}"
+            ) from None
 
 
-def network_class(name: str) -> type[nn.Module]:
-    """The class behind a model name; raises ModelError for an unknown one."""
-    if name not in NETWORKS:
-        raise ModelError(f"unknown model {name!r}; known: {', '.join(sorted(NETWORKS))}")
-    return getattr(_module(name), NETWORKS[name])
+def network_class(name: str) -> type[Network]:
+    """The class behind a model's name; raises ModelError for an unknown one."""
+    if name not in names():
+        raise ModelError(f"unknown model {name!r}; known: {', '.join(names())}")
+    return _module(name).network
 
 
-def _module(name: str):
-    return importlib.import_module(f"lib.models.{name}")
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
 
 
-def _arguments(callable_) -> set[str]:
-    return set(inspect.signature(callable_).parameters)
+def _parameters(maker: Any) -> dict[str, Any]:
+    """The type of every option; with ``**more`` also of the options of ``maker.options_of``, which takes them."""
+    types = typing.get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    parameters = inspect.signature(maker).parameters.values()
+    named = {p.name: types.get(p.name, Any) for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if len(named) < len(parameters):
+        return {**_parameters(maker.options_of), **named}
+    return named
+
+
+def _in_words(annotation: Any) -> str:
+    text = re.sub(r"(\w+\.)+", "", inspect.formatannotation(annotation))
+    return re.sub(r"Literal\[(.*?)\]", r"one of \1", text)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks.reference.nonlocal_ import reference
-from lib.models import NETWORKS, ModelError, build, check_options
+from lib.models import build
 from lib.models.blocks import DIV2K_MEAN, Attention, Network, NonLocal, ResBlock, Trunk, Upsampler, conv
 
 
@@ -161,34 +161,11 @@ def test_network_without_anything_special():
     assert network.auxiliary_loss() == 0.0
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_name_is_a_network(name):
-    assert check_options(name, {}) == set()
-
-
-def test_unknown_names_and_options_are_listed():
-    with pytest.raises(ModelError, match=r"unknown model 'dgal'; known: .*dagl, .*edsr"):
-        build("dgal")
-    with pytest.raises(ModelError, match=r"unknown option 'widht' of model 'edsr'; known: .*blocks.*width"):
-        build("edsr", widht=4)
-    with pytest.raises(ModelError, match="model 'edsr' has no attention module for the common trunk"):
-        build("edsr", common_trunk=True)
-    with pytest.raises(ModelError, match=r"unknown option 'attention'"):
-        build("dagl", common_trunk=True, attention="nl")
-    with pytest.raises(ModelError, match=r"unknown option 'stages' of model 'dagl'; known: .*heads"):
-        build("dagl", common_trunk=True, stages=2)
-    with pytest.raises(ValueError, match="attention 'graph' is not one of nl, mhnl"):
-        build("edsr", attention="graph")
+def test_contradictions_are_refused():
     with pytest.raises(ValueError, match=r"positions \[5\] do not all lie in 0..2"):
         Trunk(1, 4, 2, attention=NonLocal, positions=(5,))
     with pytest.raises(ValueError, match="inner 10 is not a multiple of heads 4"):
         NonLocal(4, inner=10, heads=4)
-
-
-def test_options_go_to_the_trunk_and_to_the_module():
-    network = build("dagl", common_trunk=True, colors=1, width=8, blocks=2, heads=1, patch=3, stride=2)
-    assert network.body[1].heads == 1 and len(network.body) == 4
-    assert check_options("dagl", {"common_trunk": True, "heads": 2, "width": 4}) >= {"heads", "patch"}
 
 
 @pytest.mark.parametrize("row", ["edsr", "dagl", "panet", "enlca"])

@@ -17,7 +17,7 @@ LEVELS = {"width": 16, "blocks": (1, 1, 1, 1, 1)}
 #: Tensors without effect, by the module that has them.
 INERT = {blocks.NonLocal: blocks.INERT, ignn.GraphAggregation: ignn.INERT}
 
-#: model, options: every name of `models.NETWORKS`, and every attention in the common trunk
+#: model, options: every name of `models.names()`, and every attention in the common trunk
 CASES = {
     "bicubic": ("bicubic", {"scale": 3}),
     "bm3d": ("bm3d", {"sigma": 25}),
@@ -45,8 +45,8 @@ CASES = {
 
 
 def test_every_network_and_every_attention_is_here():
-    assert {name for name, _ in CASES.values()} == set(models.NETWORKS)
-    modules = {name for name in models.NETWORKS if hasattr(importlib.import_module(f"lib.models.{name}"), "attention")}
+    assert {name for name, _ in CASES.values()} == set(models.names())
+    modules = {name for name in models.names() if hasattr(importlib.import_module(f"lib.models.{name}"), "attention")}
     assert {name for name, options in CASES.values() if options.get("common_trunk")} == modules
 
 

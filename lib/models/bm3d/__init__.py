@@ -43,3 +43,6 @@ class BM3D(blocks.Network):
         if len(image) == 1:
             return self._package.bm3d(image[0], self.sigma / 255).reshape(image.shape)
         return np.moveaxis(self._package.bm3d_rgb(np.moveaxis(image, 0, 2), self.sigma / 255), 2, 0)
+
+
+network = BM3D

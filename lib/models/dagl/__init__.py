@@ -762,3 +762,6 @@ class Aggregate(torch.autograd.Function):
 def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors, in float32 if they were narrower."""
     return [t if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+
+network = DAGL

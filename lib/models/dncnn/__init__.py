@@ -35,3 +35,6 @@ class DnCNN(blocks.Network):
 
     def forward(self, x: Tensor) -> Tensor:
         return x - self.model(x)
+
+
+network = DnCNN

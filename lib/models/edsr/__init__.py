@@ -13,3 +13,6 @@ class EDSR(CommonTrunk):
 
     Baseline: 64 channels, 16 blocks, res_scale 1; large: 256, 32, 0.1. Any H, W >= 1.
     """
+
+
+network = EDSR

@@ -403,3 +403,6 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     columns = torch.cat([members.flatten(1), others], 1)
     top = scores.gather(1, columns).topk(count, 1)
     return top.values, columns.gather(1, top.indices)
+
+
+network = ENLCN

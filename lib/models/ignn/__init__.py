@@ -695,3 +695,6 @@ def embedded_by_themselves(x: Tensor, scale: int) -> tuple[Tensor, Tensor]:
 def check(option: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{option} {value!r} is not one of {', '.join(known)}")
+
+
+network = IGNN

@@ -20,3 +20,6 @@ class Input(blocks.Network):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+network = Input

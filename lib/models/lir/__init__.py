@@ -433,3 +433,6 @@ def halving(width: int) -> nn.Conv2d:
 
 def enlarging(inputs: int, outputs: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+
+
+network = LIR

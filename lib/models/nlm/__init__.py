@@ -57,3 +57,6 @@ class NLM(blocks.Network):
             channel_axis=None if gray else 0,
         )
         return restored.reshape(image.shape)
+
+
+network = NLM

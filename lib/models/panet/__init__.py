@@ -683,3 +683,6 @@ if triton:
                     block = kept + 2 * side * listed if old else x
                     value = tl.load(block + (source_row * side + pixel) * listed + column, mask=last)
                     tl.store(keep + (age * side + pixel) * listed + column, value, mask=last)
+
+
+network = PANet
