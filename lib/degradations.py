@@ -38,11 +38,13 @@ class Degradation:
     scale: how many times smaller the result is
     fresh: whether training degrades every crop anew; otherwise a whole image is degraded once and then cropped
     multiple: the sides of a clean image must be multiples of it
+    period: of the pattern that the result has, in pixels; unchanged by transposition
     """
 
     scale: ClassVar[int] = 1
     fresh: ClassVar[bool] = True
     multiple: ClassVar[int] = 1
+    period: ClassVar[int] = 1
 
     def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
         raise NotImplementedError
@@ -141,6 +143,8 @@ class Bayer(Degradation):
     The form of the papers' inputs: three channels at full size (its PSNR is their row "Mosaiced"). Drawn on the crop,
     so that the pattern starts with R at the top left whatever was cropped and flipped.
     """
+
+    period: ClassVar[int] = 2
 
     def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
         if clean.shape[1] != 3:

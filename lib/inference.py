@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile  # torch.profiler's loads the compiler first
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from .models.blocks import mirror_pad
+
 #: PyTorch's counter knows the fused attention of CUDA only.
 FUSED_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: (
@@ -21,27 +23,31 @@ FUSED_ATTENTION = {
 
 
 @torch.inference_mode()
-def restore(network: nn.Module, image: Tensor, tile: int, overlap: int, self_ensemble: bool = False) -> Tensor:
+def restore(
+    network: nn.Module, image: Tensor, tile: int | None, overlap: int, self_ensemble: bool = False, period: int = 1
+) -> Tensor:
     """Restore ``(1, C, H, W)`` in [0, 1]; the result is ``(1, C', s*H, s*W)``, not clamped.
 
-    An image of more than tile x tile pixels is cut into equal tiles of at most that side which overlap by at least
-    `overlap`; every output pixel comes from the tile in which it lies deepest. With `self_ensemble` the result is the
-    mean over the eight flips and rotations, each undone.
+    tile, overlap: an image of more than tile x tile pixels is cut into equal tiles of at most that side which overlap
+        by at least `overlap`; every output pixel comes from the tile in which it lies deepest. None: never cut
+    self_ensemble: the mean over the eight flips and rotations, each undone
+    period: of the degradation's pattern, 1 or 2 pixels: tiles begin where the pattern begins (a Bayer mosaic on even
+        rows and columns), and a flipped image is shifted so that it does too
     """
 
     def whole(x: Tensor) -> Tensor:
-        return _tiled(network, x, tile, overlap)
+        return _tiled(network, x, tile, overlap, period)
 
-    return _ensemble(whole, image) if self_ensemble else whole(image)
+    return _ensemble(whole, image, period) if self_ensemble else whole(image)
 
 
-def _tiled(network: nn.Module, image: Tensor, tile: int, overlap: int) -> Tensor:
+def _tiled(network: nn.Module, image: Tensor, tile: int | None, overlap: int, period: int) -> Tensor:
     height, width = image.shape[2:]
-    if height * width <= tile * tile:
+    if tile is None or height * width <= tile * tile:
         return network(image)
     out = None
-    for top, bottom, first_row, last_row in _spans(height, tile, overlap):
-        for left, right, first_column, last_column in _spans(width, tile, overlap):
+    for top, bottom, first_row, last_row in _spans(height, tile, overlap, period):
+        for left, right, first_column, last_column in _spans(width, tile, overlap, period):
             part = network(image[:, :, top:bottom, left:right])
             scale = part.shape[2] // (bottom - top)
             if out is None:
@@ -56,23 +62,36 @@ def _tiled(network: nn.Module, image: Tensor, tile: int, overlap: int) -> Tensor
     return out
 
 
-def _spans(size: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """Tiles along one side as (start, stop, first kept, last kept + 1); neighbours meet amid their overlap."""
-    if overlap >= tile:
-        raise ValueError(f"overlap {overlap} must be smaller than tile {tile}")
-    side = min(size, tile)
-    count = 1 if size <= tile else -(-(size - overlap) // (tile - overlap))
-    starts = [round(i * (size - side) / max(count - 1, 1)) for i in range(count)]
-    cuts = [0, *((a + side + b) // 2 for a, b in pairwise(starts)), size]
-    return [(start, start + side, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
+def _spans(size: int, tile: int, overlap: int, period: int = 1) -> list[tuple[int, int, int, int]]:
+    """Tiles along one side as (start, stop, first kept, last kept + 1); neighbours meet amid their overlap.
+
+    Starts are multiples of `period`; the last tile also has the pixels of a side that is no multiple.
+    """
+    periods, side, shared = size // period, tile // period, -(-overlap // period)
+    if shared >= side:
+        within = f", in whole periods of {period}," if period > 1 else ""
+        raise ValueError(f"overlap {overlap} must{within} be smaller than tile {tile}")
+    if size <= tile:
+        return [(0, size, 0, size)]
+    count = -(-(periods - shared) // (side - shared))
+    starts = [period * round(i * (periods - side) / max(count - 1, 1)) for i in range(count)]
+    stops = [*(start + side * period for start in starts[:-1]), size]
+    cuts = [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), size]
+    return [(start, stop, *kept) for start, stop, kept in zip(starts, stops, pairwise(cuts), strict=True)]
 
 
-def _ensemble(whole: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+def _ensemble(whole: Callable[[Tensor], Tensor], image: Tensor, period: int) -> Tensor:
     total = None
     for transposed in (False, True):
         for flips in ((), (2,), (3,), (2, 3)):
-            x = torch.flip(image.transpose(2, 3) if transposed else image, flips)
-            y = torch.flip(whole(x), flips)
+            x = image.transpose(2, 3) if transposed else image
+            height, width = x.shape[2:]
+            # A side of a whole number of periods and one pixel begins and ends alike: flipping leaves the pattern.
+            missing = [(1 - x.shape[side]) % period if side in flips else 0 for side in (2, 3)]
+            x = mirror_pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
+            y = torch.flip(whole(torch.flip(x, flips)), flips)
+            scale = y.shape[2] // x.shape[2]
+            y = y[:, :, : height * scale, : width * scale]
             y = y.transpose(2, 3) if transposed else y
             total = y if total is None else total + y
     return total / 8

@@ -1,10 +1,13 @@
 """Whole images, tiles, the eight-fold mean, and what a network costs."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
-from lib.inference import cost, restore
+from lib.degradations import Bayer
+from lib.inference import _spans, cost, restore
 from lib.models import build
 
 
@@ -35,15 +38,51 @@ def test_tiles_are_put_together_at_the_networks_scale(scale):
     assert torch.equal(restore(network, image, 16, 4), network(image))
 
 
+class Watch(nn.Module):
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(x.shape[2] * x.shape[3])
+        return x
+
+
+class Rggb(nn.Module):
+    """Adds 1 wherever a mosaic does not have its pattern: R G in even rows, G B in odd ones."""
+
+    def forward(self, x):
+        wrong = x - Bayer()(x, torch.Generator())
+        return x + (wrong != 0).any(1, keepdim=True)
+
+
+@pytest.mark.parametrize("size", [(61, 83), (60, 84), (26, 90), (25, 25)])
+@pytest.mark.parametrize("self_ensemble", [False, True])
+def test_a_mosaic_keeps_its_pattern_in_tiles_and_flips(size, self_ensemble):
+    mosaic = Bayer()(torch.rand(1, 3, *size) + 0.1, torch.Generator())
+    restored = restore(Rggb(), mosaic, 25, 7, self_ensemble, Bayer.period)
+    torch.testing.assert_close(restored, mosaic)
+    without = restore(Rggb(), mosaic, 25, 7, self_ensemble)
+    assert torch.allclose(without, mosaic) == (size == (25, 25))
+
+
+def test_tiles_of_a_mosaic_overlap_enough_and_cover_it():
+    for size in range(9, 60):
+        spans = _spans(size, 9, 3, 2)
+        assert all(start % 2 == 0 and stop - start <= 10 for start, stop, *_ in spans)
+        assert all(a[1] - b[0] >= 3 and a[3] == b[2] for a, b in pairwise(spans))
+        assert spans[0][2] == 0 and spans[-1][3] == spans[-1][1] == size
+
+
+def test_without_a_tile_the_image_stays_whole():
+    image, seen = torch.rand(1, 1, 50, 60), []
+    restore(Watch(seen), image, None, 0)
+    assert seen == [50 * 60]
+
+
 def test_memory_follows_the_tile_not_the_image():
     seen = []
-
-    class Watch(nn.Module):
-        def forward(self, x):
-            seen.append(x.shape[2] * x.shape[3])
-            return x
-
-    restore(Watch(), torch.rand(1, 1, 200, 300), tile=32, overlap=8)
+    restore(Watch(seen), torch.rand(1, 1, 200, 300), tile=32, overlap=8)
     assert max(seen) <= 32 * 32
 
 

@@ -1,9 +1,10 @@
-"""What reports show of a trained network: mechanisms, the influence of pixels, whether the attention acts.
+"""What reports show of a trained network: mechanisms, the influence of pixels, whether its attention acts.
 
 No network imports this package; editing it retrains nothing. A file named like a model holds the parts of that model:
 
     mechanism(network, image, points) -> dict[str, Tensor]    tensors for the report, documented there
     weights(module, x, queries) -> Tensor                     see `weights`
+    query_count(module, x) -> int                             number of queries, where it is not that of the pixels
 """
 
 from __future__ import annotations
@@ -16,70 +17,74 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..models.blocks import Attention, CommonTrunk, NonLocal
+from ..models.blocks import Attention
 from .influence import influence
 
+__all__ = ["attended", "attentions", "influence", "mechanism", "query_count", "weights"]
 
-def attentions(network: nn.Module) -> dict[str, nn.Module]:
+
+def attentions(network: nn.Module) -> dict[str, Attention]:
     """The attention modules of a network by their names in it, in the order of its layers."""
     return {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
 
 
-@contextlib.contextmanager
-def recorded(modules: Sequence[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor]]]:
-    """Collects (module, its input) at every call of one of the modules."""
-    calls: list[tuple[nn.Module, Tensor]] = []
-    hooks = [m.register_forward_pre_hook(lambda module, args: calls.append((module, args[0]))) for m in modules]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def attended(network: nn.Module, image: Tensor) -> list[tuple[nn.Module, Tensor]]:
+def attended(network: nn.Module, image: Tensor) -> list[tuple[Attention, Tensor]]:
     """The attention modules, each with the features ``(B, width, H, W)`` that it gets for an image."""
-    with torch.no_grad(), recorded(list(attentions(network).values())) as calls:
+    calls: list[tuple[Attention, Tensor]] = []
+    with torch.no_grad(), hooked(attentions(network), lambda name, module, x, y: calls.append((module, x))):
         network(image)
     return calls
+
+
+@contextlib.contextmanager
+def hooked(modules: dict[str, Attention], call: Callable[[str, Attention, Tensor, Tensor], None]) -> Iterator[None]:
+    """Within, `call` gets name, module, input and output of every call of the modules."""
+
+    def hook(name: str) -> Callable:
+        return lambda module, args, output: call(name, module, args[0], output)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
     """What a report shows of the attention on one image ``(1, colors, H, W)``, by the file of the network's model.
 
-    `points` are (row, column) on the network's input grid. In the common trunk, where modules of all models are
-    compared, it is influence: (points, H, W). Empty for a network without attention.
+    `points` are (row, column) on the network's input grid. Empty for a network without attention.
     """
-    if isinstance(network, CommonTrunk):
-        with torch.no_grad():
-            calls = network.attended(image)
-        return {"influence": influence(*calls[0], points)} if calls else {}
-    if (shown := _of_model(network, "mechanism")) is not None:
-        return shown(network, image, points)
-    return network.mechanism(image, points) if hasattr(network, "mechanism") else {}
+    if hasattr(network, "mechanism"):
+        return network.mechanism(image, points)
+    shown = _of_model(network, "mechanism")
+    return shown(network, image, points) if shown else {}
 
 
-def weights(module: nn.Module, x: Tensor, queries: Tensor | None = None) -> Tensor | None:
+def weights(module: Attention, x: Tensor, queries: Tensor | None = None) -> Tensor | None:
     """Attention weights ``(heads, Q, keys)`` of an attention module on its features x ``(1, width, H, W)``.
 
     queries: flat indices of queries, None for all
     Rows sum to 1, or to less where the paper's do. None for a module that has no weights.
     """
-    if isinstance(module, NonLocal):
-        return _non_local_weights(module, x, queries)
     found = _of_model(module, "weights")
-    return found(module, x, queries) if found is not None else None
+    return found(module, x, queries) if found else None
 
 
-@torch.no_grad()
-def _non_local_weights(module: NonLocal, x: Tensor, queries: Tensor | None) -> Tensor:
-    q, k = (layer(x)[0].flatten(1).unflatten(0, (module.heads, -1)).mT for layer in (module.query, module.key))
-    return ((q if queries is None else q[:, queries]) @ k.mT).softmax(2)
+def query_count(module: Attention, x: Tensor) -> int:
+    """Number of the module's queries on features ``(1, width, H, W)``: its pixels, unless its model's file counts."""
+    found = _of_model(module, "query_count")
+    return found(module, x) if found else x.shape[2] * x.shape[3]
 
 
 def _of_model(module: nn.Module, function: str) -> Callable | None:
-    """The function of the file in this package that is named like the model a module belongs to."""
-    parts = type(module).__module__.split(".")
-    if parts[:2] != ["lib", "models"] or importlib.util.find_spec(f"{__name__}.{parts[2]}") is None:
-        return None
-    return getattr(importlib.import_module(f"{__name__}.{parts[2]}"), function, None)
+    """The function of the file in this package that is named like the model which a module, or its base, belongs to."""
+    for ancestor in type(module).__mro__:
+        package, _, path = ancestor.__module__.partition(".models.")
+        name = f"{__name__}.{path.partition('.')[0]}"
+        if package == "lib" and importlib.util.find_spec(name):
+            found = getattr(importlib.import_module(name), function, None)
+            if found:
+                return found
+    return None

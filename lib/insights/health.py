@@ -1,0 +1,172 @@
+"""Does an attention module act on photographs, or could a constant stand in its place?
+
+A claim about a module that does not act is not tested. Measured on the fields (tiles) that the evaluation restores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .. import insights
+from ..models.blocks import Attention
+
+#: A module is inactive if its spatial mean in its place loses less, in dB on average over photographs, ...
+SMALLEST_LOSS = 0.005
+
+#: ... or if one and the same key is the largest for more than this share of the queries, in every head.
+LARGEST_SHARE = 0.5
+
+#: Weights are looked at for so many queries of so many tiles of a photograph, both evenly spaced.
+QUERIES, TILES = 256, 4
+
+#: A network of more attention modules has them replaced all at once, class by class.
+MANY = 8
+
+#: Columns of `measure`.
+PER_MODULE = ["variation", "psnr_lost_mean", "psnr_lost_zero"]
+PER_HEAD = ["effective_keys", "effective_share", "same_largest"]
+
+
+def measure(
+    network: nn.Module,
+    restore: Callable[[], Tensor],
+    psnr: Callable[[Tensor], float],
+    weights: Callable[[Attention, Tensor, Tensor], Tensor | None] = insights.weights,
+) -> pd.DataFrame:
+    """What each attention module does while `restore` restores one photograph with the network, as `psnr` measures it.
+
+    A row for each module and head, in the network's order; head is missing for a module without weights.
+
+    variation: spatial standard deviation over root mean square of what the module adds; 0 for a constant, or nothing
+    effective_keys, effective_share: exponential of the entropy of a query's weights, the median over queries, and its
+        share of the keys of the field
+    same_largest: share of the queries whose largest key is the most frequent one
+    psnr_lost_mean, psnr_lost_zero: dB lost where what the module adds is replaced by its spatial mean, by zero
+    """
+    modules = insights.attentions(network)
+    seen = {name: _Seen() for name in modules}
+    with insights.hooked(modules, lambda name, module, x, y: seen[name].add(module, x, y)):
+        whole = psnr(restore())
+    rows: list[dict] = []
+    for group, names in groups(modules).items():
+        of_module = {"module": group, "variation": sum(seen[name].variation for name in names) / len(names)}
+        for kind, factor in (("mean", 1.0), ("zero", 0.0)):
+            stand_ins = {name: _StandIn(modules[name], seen[name].means, factor) for name in names}
+            with _replaced(network, stand_ins):
+                of_module[f"psnr_lost_{kind}"] = whole - psnr(restore())
+        found = [w for name in names for w in seen[name].concentrations(modules[name], weights)]
+        heads = torch.stack(found).mean(0).tolist() if found else [[float("nan")] * len(PER_HEAD)]
+        for head, values in enumerate(heads):
+            rows.append(of_module | {"head": head if found else None} | dict(zip(PER_HEAD, values, strict=True)))
+    return pd.DataFrame(rows, columns=["module", "head", PER_MODULE[0], *PER_HEAD, *PER_MODULE[1:]])
+
+
+def groups(modules: Mapping[str, Attention]) -> dict[str, list[str]]:
+    """Names of the modules that are replaced together, by the name that they have in the table."""
+    together: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        together.setdefault(name if len(modules) <= MANY else type(module).__name__, []).append(name)
+    return together
+
+
+def over_photographs(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The mean of the tables of several photographs."""
+    rows = pd.concat(tables)
+    return rows.groupby(["module", "head"], sort=False, dropna=False, as_index=False).mean()
+
+
+def acts(table: pd.DataFrame) -> pd.Series:
+    """Whether each module of each seed acts, indexed by (seed, module), for a table like acts.csv."""
+    modules = table.groupby(["seed", "module"], sort=False)
+    on_one_key = modules.same_largest.min() > LARGEST_SHARE  # False for a module without weights
+    return (modules.psnr_lost_mean.first() >= SMALLEST_LOSS) & ~on_one_key
+
+
+def describe(table: pd.DataFrame) -> str:
+    """The column "acts" of a report, for a row's acts.csv: "yes", "no" or how many of its modules act in all seeds."""
+    found = acts(table)
+    if found.all() or not found.any():
+        return "yes" if found.all() else "no"
+    return f"{found.sum()} of {len(found)}"
+
+
+def tested(table: pd.DataFrame) -> bool:
+    """Whether a claim about the row's attention is tested: in more than half of the seeds at least one module acts."""
+    return bool(acts(table).groupby(level="seed").any().mean() > 0.5)
+
+
+def concentration(weights: Tensor) -> Tensor:
+    """PER_HEAD of weights ``(heads, Q, keys)``: ``(heads, 3)``. A query whose weights are all zero has no key."""
+    weights = weights.float()
+    total = weights.sum(2, keepdim=True)
+    shares = weights / total.clamp_min(torch.finfo(torch.float32).tiny)
+    has_key = total[..., 0] > 0
+    effective = torch.special.entr(shares).sum(2).exp() * has_key
+    median = effective.median(1).values
+    keys = weights.shape[2]
+    largest = [torch.bincount(k[has], minlength=1).max() for k, has in zip(weights.argmax(2), has_key, strict=True)]
+    return torch.stack([median, median / keys, torch.stack(largest) / weights.shape[1]], 1).cpu()
+
+
+@dataclass
+class _Seen:
+    """What one module added in each of its calls (tiles)."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)  # (B, width, 1, 1)
+    variance: float = 0.0
+    power: float = 0.0
+
+    def add(self, module: Attention, x: Tensor, output: Tensor) -> None:
+        added = (output - module.identity(x)).float()
+        mean = added.mean((2, 3), keepdim=True)
+        self.inputs.append(x)
+        self.means.append(mean.to(output.dtype))
+        self.variance += float((added - mean).square().mean())
+        self.power += float(added.square().mean())
+
+    @property
+    def variation(self) -> float:
+        return (self.variance / self.power) ** 0.5 if self.power else 0.0
+
+    @torch.inference_mode()
+    def concentrations(self, module: Attention, weights: Callable) -> list[Tensor]:
+        """PER_HEAD of some of the calls, none for a module without weights."""
+        found = []
+        for index in torch.linspace(0, len(self.inputs) - 1, min(TILES, len(self.inputs))).long().tolist():
+            x = self.inputs[index][:1]
+            count = insights.query_count(module, x)
+            some = torch.linspace(0, count - 1, min(count, QUERIES), device=x.device).long()
+            of_tile = weights(module, x, some)
+            if of_tile is not None:
+                found.append(concentration(of_tile))
+        return found
+
+
+class _StandIn(nn.Module):
+    """In a module's place: its identity and, call after call, the spatial means that it added, times a factor."""
+
+    def __init__(self, module: Attention, means: list[Tensor], factor: float):
+        super().__init__()
+        self.identity, self.means, self.factor = module.identity, iter(means), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.identity(x) + self.factor * next(self.means)
+
+
+@contextlib.contextmanager
+def _replaced(network: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iterator[None]:
+    kept = {name: network.get_submodule(name) for name in stand_ins}
+    try:
+        for name, module in stand_ins.items():
+            network.set_submodule(name, module)
+        yield
+    finally:
+        for name, module in kept.items():
+            network.set_submodule(name, module)
