@@ -1,0 +1,322 @@
+"""From paired numbers to intervals and verdicts; nothing else in the project makes either.
+
+Photographs and seeds are crossed, as cases and readers are in studies of medical images: every seed's network restores
+every photograph, and seed s of two rows saw the same data, noise and initial weights. The difference of two rows is
+therefore a table D, photographs x seeds. Few seeds estimate their own variance badly, so that it is moderated by that of
+all other claims, as in limma (Smyth 2004, Statistical Applications in Genetics and Molecular Biology 3(1)):
+
+    g  = mean of D
+    s2 = variance over seeds of the seeds' means
+    v  = max((MS_photograph - MS_residual) / S, 0), from the two-way table of D: I photographs, S seeds
+    s~2 = (d0 s0^2 + (S - 1) s2) / (d0 + S - 1)
+    SE^2 = s~2 / S + v / I, with d0 + S - 1 degrees of freedom
+
+with d0 and s0 of `fit_prior`. Verdicts are Holm's over the claims of a study, see `verdicts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+#: The seed of a row that nothing trains: it stands beside every seed of another row.
+UNTRAINED = -1
+
+#: PSNR of a photograph that is restored exactly, and the most that any photograph counts: a mean squared error of
+#: 1e-10, less than rounding to 16 bits causes. Without it one photograph would decide every mean.
+MOST_PSNR = 100.0
+
+#: Family-wise error of a study's verdicts, and level of the intervals.
+ALPHA, LEVEL = 0.05, 0.95
+
+#: With fewer claims, every claim has its own variance alone.
+MIN_CLAIMS = 10
+
+#: Of "about N more seeds": the power at which a claim counts as resolved, and the most seeds that are worth naming.
+POWER, MOST_SEEDS = 0.8, 50
+
+#: Numbers of seeds at which verdicts may be given where more seeds may follow, and the error that each may spend.
+LOOKS = {3: 0.01, 5: 0.015, 10: 0.025}
+
+NOT_TESTED, EQUAL = "not tested", "equal within delta"
+HOLDS, REVERSED, LEANS = "holds", "reversed here", "leans"
+UNRESOLVED, NOT_RUN = "not resolved", "not run"
+VERDICTS = (HOLDS, REVERSED, EQUAL, LEANS, UNRESOLVED, NOT_TESTED, NOT_RUN)
+
+Array = NDArray[np.float64]
+
+
+class NotComparable(ValueError):
+    """Two rows cannot be compared: one line, which says what is missing."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Differences of C pairs of rows, all arrays (C,), in the metric's unit.
+
+    seed_variance: s2, NaN with fewer than two seeds. photograph_variance: v. seeds: 0 where neither row is trained.
+    """
+
+    mean: Array
+    seed_variance: Array
+    photograph_variance: Array
+    photographs: Array
+    seeds: Array
+
+    def __getitem__(self, which: ArrayLike) -> Differences:
+        return Differences(*(values[which] for values in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What all claims of a profile say of the variance over seeds: s0^2, as sure as `freedom` = d0 further seeds."""
+
+    freedom: float = 0.0
+    variance: float = 0.0
+    most: float = np.inf  # degrees of freedom of all claims together, which no moderated variance can exceed
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Means of C differences, their standard errors and degrees of freedom; NaN where there is too little."""
+
+    mean: Array
+    error: Array
+    freedom: Array
+
+    def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
+        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.error
+        return self.mean - half, self.mean + half
+
+    def p_different(self) -> Array:
+        """Two-sided p of no difference."""
+        return 2 * stats.t.sf(np.abs(self.mean) / self.error, self.freedom)
+
+    def p_not_equal(self, delta: float) -> Array:
+        """p of a difference of at least delta: the larger of two one-sided tests."""
+        return stats.t.sf((delta - np.abs(self.mean)) / self.error, self.freedom)
+
+
+def paired(images: pd.DataFrame, better: str, worse: str, metric: str = "psnr") -> Array:
+    """The table D (photographs, seeds) of `better` minus `worse`; one column where neither is trained.
+
+    images: rows with experiment, set, image, seed and the metric. Raises NotComparable where a row has no numbers or
+    where seeds or photographs of the two differ.
+    """
+    tables = {}
+    for name in (better, worse):
+        rows = images[images.experiment == name]
+        if rows.empty:
+            raise NotComparable(f"{name} has no numbers")
+        values = rows.assign(value=counted(rows[metric]) if metric == "psnr" else rows[metric])
+        tables[name] = values.pivot(index=["set", "image"], columns="seed", values="value").sort_index()
+    first, second = tables.values()
+    for name, other, mine, theirs in ((better, worse, first, second), (worse, better, second, first)):
+        if missing := sorted(set(theirs.index) - set(mine.index)):
+            raise NotComparable(f"{name} lacks {len(missing)} photographs of {other}, such as {'/'.join(missing[0])}")
+        absent = sorted(set(theirs.columns) - set(mine.columns) - {UNTRAINED})
+        if absent and UNTRAINED not in mine:
+            raise NotComparable(f"{name} lacks seed {', '.join(map(str, absent))}, which {other} has")
+        if mine.isna().any(axis=None):
+            raise NotComparable(f"{name} lacks some photographs at some seeds")
+    return first.to_numpy() - second.to_numpy()  # a single untrained column stands beside every seed
+
+
+def counted(psnr: pd.Series) -> pd.Series:
+    """PSNR as it enters means and differences: at most `MOST_PSNR`."""
+    return psnr.clip(upper=MOST_PSNR)
+
+
+def summarise(tables: Array, trained: bool = True) -> Differences:
+    """What the rule needs of tables D ``(C, I, S)``, I >= 2 photographs; S is 1 where nothing is `trained`."""
+    tables = np.asarray(tables, dtype=float)
+    (claims, photographs, seeds), mean = tables.shape, tables.mean((1, 2))
+    by_seed, by_photograph = tables.mean(1), tables.mean(2)
+    squares = seeds * by_photograph.var(1, ddof=1)
+    if seeds > 1:
+        residual = tables - by_seed[:, None] - by_photograph[:, :, None] + mean[:, None, None]
+        squares = np.maximum(squares - (residual**2).sum((1, 2)) / ((photographs - 1) * (seeds - 1)), 0)
+    full = np.ones(claims)
+    return Differences(
+        mean=mean,
+        seed_variance=by_seed.var(1, ddof=1) if seeds > 1 else np.full(claims, np.nan),
+        photograph_variance=squares / seeds,
+        photographs=photographs * full,
+        seeds=(seeds if trained else 0) * full,
+    )
+
+
+def fit_prior(differences: Differences) -> Prior:
+    """d0 and s0^2 by the moments of log s2 over all claims of a profile (limma's fitFDist); none with few claims."""
+    known = differences[np.isfinite(differences.seed_variance)]
+    if len(known.mean) < MIN_CLAIMS or not known.seed_variance.any():
+        return Prior()
+    half = (known.seeds - 1) / 2
+    variance = np.maximum(known.seed_variance, 1e-5 * np.median(known.seed_variance))  # a zero has no logarithm
+    logs = np.log(variance) - special.digamma(half) + np.log(half)
+    beyond_chance = logs.var(ddof=1) - special.polygamma(1, half).mean()
+    most = 2 * half.sum()
+    if beyond_chance <= 0:  # no more different than one variance explains
+        return Prior(np.inf, float(variance.mean()), most)
+    d0 = 2 * _inverse_trigamma(beyond_chance)
+    return Prior(d0, float(np.exp(logs.mean() + special.digamma(d0 / 2) - np.log(d0 / 2))), most)
+
+
+def _inverse_trigamma(value: float) -> float:
+    """x > 0 with trigamma(x) = value, by Newton's method on 1 / trigamma, which is convex and nearly linear."""
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        trigamma = special.polygamma(1, x)
+        step = trigamma * (1 - trigamma / value) / special.polygamma(2, x)
+        x += step
+        if abs(step) < 1e-10 * x:
+            break
+    return float(x)
+
+
+def estimate(differences: Differences, prior: Prior) -> Estimates:
+    """The differences with their standard errors. A pair that nothing trains has photographs alone as its sample."""
+    s2, seeds = np.nan_to_num(differences.seed_variance), differences.seeds
+    own = np.maximum(seeds - 1, 0)
+    freedom = np.maximum(np.minimum(prior.freedom + own, prior.most), own)
+    if np.isinf(prior.freedom):
+        moderated = np.full_like(s2, prior.variance)
+    else:
+        with np.errstate(invalid="ignore"):  # 0 / 0: one seed, no prior
+            moderated = (prior.freedom * prior.variance + own * s2) / (prior.freedom + own)
+    untrained = seeds == 0
+    of_seeds = np.where(untrained, 0, moderated / np.maximum(seeds, 1))
+    error = np.sqrt(of_seeds + differences.photograph_variance / differences.photographs)
+    freedom = np.where(untrained, differences.photographs - 1, np.where(freedom > 0, freedom, np.nan))
+    return Estimates(differences.mean, np.maximum(error, np.finfo(float).tiny), freedom)
+
+
+def holm(p: ArrayLike) -> Array:
+    """Holm's adjusted p values; NaN counts as 1."""
+    values = np.nan_to_num(np.asarray(p, dtype=float), nan=1.0)
+    order = np.argsort(values)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
+    return adjusted
+
+
+def verdicts(estimates: Estimates, delta: float, alpha: float = ALPHA) -> NDArray[np.str_]:
+    """Verdicts of a study's claims that a mean is positive, in this order.
+
+    equal within delta: two one-sided tests, Holm's p at most alpha; holds, reversed here: so is Holm's p of no
+    difference; leans: the interval leaves out 0; else not resolved.
+    """
+    low, high = estimates.interval()
+    different = holm(estimates.p_different()) <= alpha
+    cases = {
+        EQUAL: holm(estimates.p_not_equal(delta)) <= alpha,
+        HOLDS: different & (estimates.mean > 0),
+        REVERSED: different & (estimates.mean < 0),
+        LEANS: (low > 0) | (high < 0),
+    }
+    return np.select([*cases.values()], [*cases], UNRESOLVED)
+
+
+def power(differences: Differences, prior: Prior, seeds: ArrayLike, delta: float, level: float) -> Array:
+    """Chance that a two-sided test at `level` shows differences as large as those seen, delta at least, with `seeds`."""
+    planned = estimate(replace(differences, seeds=np.broadcast_to(seeds, differences.mean.shape).astype(float)), prior)
+    now = estimate(differences, prior)
+    moderated = (now.error**2 - differences.photograph_variance / differences.photographs) * differences.seeds
+    error = np.sqrt(moderated / seeds + differences.photograph_variance / differences.photographs)
+    effect = np.maximum(np.abs(differences.mean), delta) / error
+    freedom = np.minimum(planned.freedom, 1e6)  # scipy has no noncentral t of infinite freedom
+    return stats.nct.sf(stats.t.isf(level / 2, freedom), freedom, effect)
+
+
+def more_seeds(differences: Differences, prior: Prior, delta: float, level: float) -> Array:
+    """The fewest further seeds with which `power` is at least `POWER`; inf above `MOST_SEEDS`, NaN where no variance
+    over seeds is known."""
+    found = np.full(differences.mean.shape, np.inf)
+    for extra in range(MOST_SEEDS, 0, -1):
+        found[power(differences, prior, differences.seeds + extra, delta, level) >= POWER] = extra
+    return np.where((differences.seeds > 0) & ~np.isnan(estimate(differences, prior).freedom), found, np.nan)
+
+
+def level_at(seeds: int, looks: bool) -> float:
+    """Family-wise error that verdicts with so many seeds may spend: all of it where this is the only look, else that of
+    the look. Raises ValueError for a look that was not planned."""
+    if not looks:
+        return ALPHA
+    if seeds not in LOOKS:
+        raise ValueError(f"{seeds} seeds are no planned look; the looks are at {', '.join(map(str, LOOKS))} seeds")
+    return LOOKS[seeds]
+
+
+def differences_of(
+    images: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str
+) -> tuple[Differences, list[str]]:
+    """Differences of pairs of rows, NaN where they cannot be compared, and for each pair the reason or ""."""
+    made, reasons = [], []
+    for better, worse in pairs:
+        try:
+            table = paired(images, better, worse, metric)
+            trained = bool((images[images.experiment.isin((better, worse))].seed != UNTRAINED).any())
+            made.append(summarise(table[None], trained))
+            reasons.append("")
+        except NotComparable as error:
+            made.append(Differences(*np.full((5, 1), np.nan)))
+            reasons.append(str(error))
+    parts = zip(*(vars(one).values() for one in made), strict=True)
+    return Differences(*map(np.concatenate, parts)) if made else Differences(*np.empty((5, 0))), reasons
+
+
+def judge(
+    images: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    acts: Mapping[str, bool],
+    priors: Mapping[str, Prior],
+    deltas: Mapping[str, float],
+    alpha: float = ALPHA,
+) -> pd.DataFrame:
+    """A study's claims "the first of the pair restores better than the second" with their verdicts.
+
+    acts: whether the attention of a row acts, for the rows of which it is known. priors, deltas: per metric, psnr
+    first. Columns: better, worse, reason (why there is no verdict, or ""), more_seeds (inf: more than are worth
+    naming) and per metric difference, low, high, p (Holm's), verdict; those of SSIM begin with `ssim_`.
+    """
+    table = pd.DataFrame(pairs, columns=["better", "worse"])
+    for metric, delta in deltas.items():
+        prefix, prior = "" if metric == "psnr" else f"{metric}_", priors[metric]
+        differences, reasons = differences_of(images, pairs, metric)
+        idle = [[name for name in pair if not acts.get(name, True)] for pair in pairs]
+        run = np.array([not reason for reason in reasons], dtype=bool)
+        tested = run & np.array([not names for names in idle], dtype=bool)
+        low, high = estimate(differences, prior).interval()
+        table[prefix + "difference"], table[prefix + "low"], table[prefix + "high"] = differences.mean, low, high
+        table[prefix + "p"], table[prefix + "verdict"] = np.nan, np.where(run, NOT_TESTED, NOT_RUN)
+        if metric == "psnr":
+            table["reason"] = [
+                reason or (f"the attention of {' and of '.join(names)} does not act" if names else "")
+                for reason, names in zip(reasons, idle, strict=True)
+            ]
+            table["more_seeds"] = np.nan
+        if tested.any():
+            chosen = differences[tested]
+            found = estimate(chosen, prior)
+            table.loc[tested, prefix + "p"] = holm(found.p_different())
+            table.loc[tested, prefix + "verdict"] = verdicts(found, delta, alpha)
+            if metric == "psnr":
+                needed = more_seeds(chosen, prior, delta, alpha / tested.sum())
+                open_ = np.isin(table.loc[tested, "verdict"], (UNRESOLVED, LEANS))
+                table.loc[tested, "more_seeds"] = np.where(open_, needed, np.nan)
+    return table
+
+
+def trend(x: ArrayLike, y: ArrayLike, level: float = LEVEL) -> tuple[float, float, float] | None:
+    """Slope of y against x by least squares with its interval; None with fewer than 10 points or where x is constant."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(x) < 10 or np.ptp(x) == 0:
+        return None
+    line = stats.linregress(x, y)
+    half = stats.t.ppf((1 + level) / 2, len(x) - 2) * line.stderr
+    return float(line.slope), float(line.slope - half), float(line.slope + half)
