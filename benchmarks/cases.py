@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models import blocks, dagl, enlca, ignn, lir, panet
+from lib.models import blocks, dagl, enlca, ignn, lir, panet, plain
 
 from .reference import dagl as dagl_reference
-from .reference import enlca as enlca_reference
 from .reference import ignn as ignn_reference
 from .reference import lir as lir_reference
 from .reference import nonlocal_ as nonlocal_reference
@@ -55,6 +54,16 @@ class Case:
         shape = (batch or images, channels, side or height, side or width)
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         return tuple(t.to(device) for t in (x, *self.others(x)))
+
+
+def by_definition(function: Function) -> Function:
+    """A form that computes every operation by its definition."""
+
+    def run(*inputs):
+        with plain():
+            return function(*inputs)
+
+    return run
 
 
 def _output(function: Callable[..., Tensor]) -> Function:
@@ -118,7 +127,8 @@ def enlca_short(module: enlca.ENLCA, x: Tensor) -> Outputs:
     top = (q @ key.mT).topk(negative.stop, 2).values.exp()
     related, unrelated = (top[:, :, r.start : r.stop].mean(2) for r in (positive, negative))
     loss = F.relu(module.margin - torch.log(related / (unrelated + 1e-6))).mean()
-    return x + module.branch_scale * module.linear_attention(q, key, v).mT.unflatten(2, x.shape[2:]), loss
+    mixed = enlca.linear_attention(module.phi(q), module.phi(key), v)
+    return x + module.branch_scale * mixed.mT.unflatten(2, x.shape[2:]), loss
 
 
 def ignn_ours(module: ignn.GraphAggregation, x: Tensor, embedded: Tensor, small: Tensor) -> Outputs:
@@ -180,7 +190,7 @@ CASES = {
     ),
     "ENLCA with its loss": Case(
         contrasting,
-        {"ours": enlca_ours, "reference": enlca_reference.reference, "short": enlca_short},
+        {"ours": enlca_ours, "reference": by_definition(enlca_ours), "short": enlca_short},
         (2, 64, 48, 48),
         (3, 3, 4),
     ),
@@ -216,19 +226,12 @@ def call(function: Function, module: nn.Module, inputs: Sequence[Tensor], mode: 
     return outputs
 
 
-def _enlca_in_training(module: enlca.ENLCA, x: Tensor) -> Tensor:
-    contrasts = module.training and module.contrasts
-    y, loss = enlca_reference.reference(module, x, contrast=contrasts)
-    module.loss = module.contrastive_weight * loss if contrasts else 0.0
-    return y
-
-
 #: Class of a module -> what its forward pass is in the reference formulation.
 REFERENCES: dict[type[nn.Module], Callable[..., Tensor]] = {
     panet.PyramidAttention: panet_reference.reference,
     blocks.NonLocal: nonlocal_reference.reference,
     dagl.MGFAM: dagl_reference.reference,
-    enlca.ENLCA: _enlca_in_training,
+    enlca.ENLCA: by_definition(enlca.ENLCA.forward),
     ignn.GraphAggregation: ignn_reference.reference,
     lir.AdaptiveFilter: lir_reference.reference,
 }

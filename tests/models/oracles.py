@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from lib.models import plain
 
 
 def fill(tensors: Sequence[Tensor | None], amplitudes: dict[int, float] | None = None) -> None:
@@ -37,3 +39,21 @@ def assert_matches(output: Tensor, mean: float, std: float, absmax: float, value
     got = torch.cat([torch.stack([flat.mean(), flat.std(correction=0), flat.abs().max()]), picked])
     expected = torch.tensor([mean, std, absmax, *values], dtype=torch.float64)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)  # the rows are printed with six decimals
+
+
+def assert_equals_its_definition(operation: Callable[..., Tensor | Sequence[Tensor]], *inputs: Tensor) -> None:
+    """Compare an operation's outputs and its gradients for all inputs with those of its definition, in float64."""
+
+    def outputs_and_gradients() -> list[Tensor]:
+        leaves = [x.double().clone().requires_grad_() for x in inputs]
+        found = operation(*leaves)
+        outputs = [found] if isinstance(found, Tensor) else list(found)
+        torch.manual_seed(0)
+        torch.autograd.backward(outputs, [torch.randn_like(y) for y in outputs])
+        return [*(y.detach() for y in outputs), *(x.grad for x in leaves)]
+
+    fast = outputs_and_gradients()
+    with plain():
+        exact = outputs_and_gradients()
+    for a, b in zip(fast, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * float(b.abs().max()))

@@ -27,6 +27,7 @@ CASES = {
     "edsr": ("edsr", SMALL),
     "edsr x3": ("edsr", {**SMALL, "scale": 3, "image_skip": True}),
     "enlca x2": ("enlca", {**SMALL, "every": 2, "scale": 2}),
+    "enlca, exact": ("enlca", {**SMALL, "every": 2, "scale": 1, "exact": True}),
     "ignn x2": ("ignn", {**SMALL, "embedding": "random"}),
     "ignn x3": ("ignn", {**SMALL, "scale": 3, "embedding": "own", "image_skip": True}),
     "ignn x4, no graph": ("ignn", {**SMALL, "scale": 4, "neighbours": 0}),
