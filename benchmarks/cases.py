@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.models import blocks, dagl, enlca, ignn, lir, panet, plain
+from lib.models.dagl.graph_attention import coverage
 
-from .reference import dagl as dagl_reference
 from .reference import ignn as ignn_reference
 from .reference import lir as lir_reference
 from .reference import nonlocal_ as nonlocal_reference
@@ -97,18 +97,18 @@ def nonlocal_short(module: blocks.NonLocal, x: Tensor) -> Tensor:
 def dagl_short(module: dagl.MGFAM, x: Tensor) -> Tensor:
     """Whole score matrices of all heads and images at once; queries and keys by convolutions (no fused attention has
     DAGL's weights)."""
-    graph, size, heads = module.graph, x.shape[2:], module.heads
+    patch, stride, size, heads = module.patch, module.stride, x.shape[2:], module.heads
     edge = module.edge(x)
-    query = F.relu(module.query(dagl.pad_same(edge, graph.patch, graph.stride))).flatten(2).unflatten(1, (heads, -1))
+    query = F.relu(module.query(dagl.pad_same(edge, patch, stride))).flatten(2).unflatten(1, (heads, -1))
     key = F.relu(module.key(edge)).flatten(2).unflatten(1, (heads, -1))
-    value = F.unfold(module.node(x), graph.patch, padding=graph.patch // 2).unflatten(1, (heads, -1))
-    limits = module.threshold(dagl.pad_same(x, graph.patch, graph.stride)).flatten(2).unflatten(1, (2, heads))
+    value = F.unfold(module.node(x), patch, padding=patch // 2).unflatten(1, (heads, -1))
+    limits = module.threshold(dagl.pad_same(x, patch, stride)).flatten(2).unflatten(1, (2, heads))
     gamma, beta = limits[..., None].unbind(1)
     score = query.mT @ key
     strength = F.relu(score - gamma * score.mean(3, keepdim=True) + beta)
     weight = torch.softmax(10 * score * strength, 3) * (strength > 0)
-    pasted = F.fold((value @ weight.mT).flatten(1, 2), size, graph.patch, padding=graph.patch // 2, stride=graph.stride)
-    return x + module.fuse(pasted / graph.coverage(x))
+    pasted = F.fold((value @ weight.mT).flatten(1, 2), size, patch, padding=patch // 2, stride=stride)
+    return x + module.fuse(pasted / coverage(x, patch, stride))
 
 
 def contrasting() -> enlca.ENLCA:
@@ -182,7 +182,7 @@ CASES = {
         dagl.MGFAM,
         {
             "ours": _output(nn.Module.__call__),
-            "reference": _output(dagl_reference.reference),
+            "reference": _output(by_definition(nn.Module.__call__)),
             "short": _output(dagl_short),
         },
         (2, 64, 64, 64),
@@ -230,7 +230,7 @@ def call(function: Function, module: nn.Module, inputs: Sequence[Tensor], mode: 
 REFERENCES: dict[type[nn.Module], Callable[..., Tensor]] = {
     panet.PyramidAttention: panet_reference.reference,
     blocks.NonLocal: nonlocal_reference.reference,
-    dagl.MGFAM: dagl_reference.reference,
+    dagl.MGFAM: by_definition(dagl.MGFAM.forward),
     enlca.ENLCA: by_definition(enlca.ENLCA.forward),
     ignn.GraphAggregation: ignn_reference.reference,
     lir.AdaptiveFilter: lir_reference.reference,
@@ -254,8 +254,6 @@ def has_references(network: nn.Module) -> bool:
 def set_blocks(module: nn.Module, max_scores: int) -> nn.Module:
     """Let the module, in place, hold at most `max_scores` scores at a time."""
     for part in module.modules():
-        if isinstance(getattr(part, "graph", None), dagl.Graph):
-            part.graph = part.graph._replace(max_scores=max_scores)
-        elif hasattr(part, "max_scores"):
+        if hasattr(part, "max_scores"):
             part.max_scores = max_scores
     return module

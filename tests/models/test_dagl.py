@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
+import torch.nn.functional as F
 from oracles import assert_matches, fill, wave
 
-from benchmarks.reference.dagl import reference
-from lib.models import build, dagl
+from lib import insights
+from lib.insights.dagl import mechanism, neighbours, weights
+from lib.models import build, dagl, plain
 from lib.models.blocks import NonLocal
 from lib.models.dagl import CES, DAGL, MGFAM, UNTRAINED, UNUSED, same_padding
+from lib.models.dagl.graph_attention import Buffers, coverage
 
 SMALL = {"width": 6, "blocks": 2, "heads": 2, "stages": 2, "stage_blocks": 1, "patch": 3, "stride": 2}
 VARIANTS = {
@@ -52,14 +57,11 @@ VALUES = {
 def test_head_agrees_with_the_released_module(case, max_scores):
     fixed, size, statistics, edges, first = HEADS[case]
     module, x = released_head(fixed), wave(1, 64, *size)
-    module.graph = module.graph._replace(max_scores=max_scores)
-    seen = []
-    module.fuse.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    module(x)
-    reference(module, x)
-    for output in seen:
-        assert_matches(output, *statistics, VALUES[case])
-    kept = module.show(x, [(0, 0)], 0)["kept"]
+    module.max_scores = max_scores
+    assert_matches(module.aggregate(x), *statistics, VALUES[case])
+    with plain():
+        assert_matches(module.aggregate(x), *statistics, VALUES[case])
+    kept = neighbours(module, x)[0]
     assert abs(kept.sum() - edges) <= 3  # edges within rounding of their threshold
     if first:
         assert (kept.flatten()[: len(first)] - torch.tensor(first)).abs().max() <= 1
@@ -86,40 +88,56 @@ def random_stage(width=5, dtype=torch.float32, **options) -> MGFAM:
     return module
 
 
-def outputs_and_gradients(function, module, x, direction) -> list:
+def output_and_gradients(module, x, direction) -> list[torch.Tensor]:
+    """Those of the input and of every tensor, zero for none."""
     module.zero_grad()
     x = x.clone().requires_grad_()
-    y = function(x)
+    y = module(x)
     (y * direction).sum().backward()
-    return [y.detach(), x.grad] + [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+    return [y.detach(), x.grad] + [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+
+
+EXACT = {  # size, options
+    "every column": ((12, 16), {}),
+    "odd": ((13, 9), {}),
+    "patch 5": ((5, 22), {"patch": 5, "stride": 3}),
+    "patch 3": ((9, 7), {"patch": 3, "stride": 1}),
+    "less than a patch": ((3, 2), {}),
+    "one pixel": ((1, 1), {"patch": 3, "stride": 2}),
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(
-    ("size", "options"),
-    [
-        ((12, 16), {}),
-        ((13, 9), {}),
-        ((5, 22), {"patch": 5, "stride": 3}),
-        ((9, 7), {"patch": 3, "stride": 1}),
-        ((3, 2), {}),
-        ((1, 1), {"patch": 3, "stride": 2}),
-    ],
-)
-def test_stage_equals_the_full_score_matrix(size, options, variant):
+@pytest.mark.parametrize("case", EXACT)
+def test_graph_attention_equals_its_definition(case, variant):
+    size, options = EXACT[case]
     torch.manual_seed(0)
     module = random_stage(heads=2, dtype=torch.float64, **options, **VARIANTS[variant])
     x, direction = torch.randn(2, 2, 5, *size, dtype=torch.float64).unbind(0)
-    plain = outputs_and_gradients(lambda x: reference(module, x), module, x, direction)
-    scale = max(g.norm() for g in plain[1:] if g is not None)
+    with plain():
+        expected = output_and_gradients(module, x, direction)
+    scale = float(max(gradient.norm() for gradient in expected[1:]))
     for max_scores in (2**23, 4 * size[0] * size[1], 1):
-        module.graph = module.graph._replace(max_scores=max_scores)
-        ours = outputs_and_gradients(module, module, x, direction)
-        for a, b in zip(ours, plain, strict=True):
-            if a is None:  # no gradient at all, or of exactly zero in the plain form
-                assert b is None or b.norm() <= 1e-10 * scale
-            else:
-                torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-8, atol=1e-10 * scale)
+        module.max_scores = max_scores
+        for a, b in zip(output_and_gradients(module, x, direction), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("size", [(24, 32), (21, 30)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_graph_attention_in_single_precision(variant, size):
+    torch.manual_seed(1)
+    module = random_stage(8, heads=2, **VARIANTS[variant])
+    x, direction = torch.randn(2, 2, 8, *size).unbind(0)
+    with plain():
+        expected = output_and_gradients(module, x, direction)
+    scale = max(gradient.norm() for gradient in expected[2:])
+    for max_scores in (2**23, 20_000):
+        module.max_scores = max_scores
+        found = output_and_gradients(module, x, direction)
+        assert (found[0] - expected[0]).norm() <= 1e-5 * expected[0].norm()
+        for a, b in zip(found[1:], expected[1:], strict=True):
+            assert (a - b).norm() <= 1e-4 * a.norm() + 1e-6 * scale
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
@@ -129,28 +147,9 @@ def test_stage_equals_the_full_score_matrix(size, options, variant):
 def test_nothing_is_read_before_it_is_written(uninitialised_is_nan, variant, options, max_scores):
     torch.manual_seed(0)
     module = random_stage(heads=1, max_scores=max_scores, **options, **VARIANTS[variant])
-    x = torch.randn(2, 5, 13, 18, requires_grad=True)
+    x = torch.randn(2, 5, 13, 18)
     with torch.autograd.detect_anomaly():
-        module(x).sum().backward()
-    assert x.grad.isfinite().all()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
-
-
-@pytest.mark.parametrize("size", [(24, 32), (21, 30)])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_stage_in_single_precision(variant, size):
-    torch.manual_seed(1)
-    module = random_stage(8, heads=2, **VARIANTS[variant])
-    x, direction = torch.randn(2, 2, 8, *size).unbind(0)
-    plain = outputs_and_gradients(lambda x: reference(module, x), module, x, direction)
-    scale = max(g.norm() for g in plain[2:] if g is not None)
-    for max_scores in (2**23, 20_000):
-        module.graph = module.graph._replace(max_scores=max_scores)
-        ours = outputs_and_gradients(module, module, x, direction)
-        assert (ours[0] - plain[0]).norm() <= 1e-5 * plain[0].norm()
-        for a, b in zip(ours[1:], plain[1:], strict=True):
-            if a is not None:
-                assert (a - (0 if b is None else b)).norm() <= 1e-4 * a.norm() + 1e-6 * scale
+        assert all(tensor.isfinite().all() for tensor in output_and_gradients(module, x, torch.ones_like(x)))
 
 
 @pytest.mark.parametrize("max_scores", [2**23, 40])
@@ -168,48 +167,17 @@ def test_gradients_are_those_of_the_function(variant, max_scores):
 
 @pytest.mark.parametrize(("max_scores", "expected"), [(100_000, 15_750), (10_000, 9_450), (2_000, 1_800), (1, 450)])
 def test_held_scores_stay_below_the_bound(monkeypatch, max_scores, expected):
-    held = {}
+    held, view = {}, Buffers.view
 
-    class Space(dagl.Space):
-        def __call__(self, name, *shape):
-            held[name] = max(held.get(name, 0), torch.Size(shape).numel())
-            return super().__call__(name, *shape)
+    def recorded(self, name, *shape):
+        held[name] = max(held.get(name, 0), torch.Size(shape).numel())
+        return view(self, name, *shape)
 
-    monkeypatch.setattr(dagl, "Space", Space)
+    monkeypatch.setattr(Buffers, "view", recorded)
     module = random_stage(4, heads=1, max_scores=max_scores)  # a grid of 5 x 7 queries, 450 keys
     module(torch.randn(1, 4, 18, 25).requires_grad_()).sum().backward()
     assert held["weight"] == held["grad_weight"] == expected
     assert max(held.values()) <= 6 * expected  # one query adds to up to 2 x 2 positions, their keys shifted
-
-
-@pytest.mark.parametrize(("outputs", "taps", "products"), [(32, 7, 56), (21, 7, 40), (1, 5, 5), (6, 1, 8)])
-def test_short_convolution(outputs, taps, products):
-    of_taps, of_pixels, to_outputs = dagl.transforms(outputs, taps)
-    assert len(of_taps) == products
-    w, x = torch.randn(2, outputs + taps - 1, dtype=torch.float64).unbind(0)
-    expected = torch.nn.functional.conv1d(x[None, None], w[None, None, :taps])[0, 0]
-    torch.testing.assert_close(to_outputs @ ((of_taps @ w[:taps]) * (of_pixels @ x)), expected)
-
-
-@pytest.mark.parametrize(
-    ("patch", "size", "together"), [(7, (9, 70), 4), (5, (6, 33), 5), (7, (2, 3), 100), (5, (1, 1), 1)]
-)
-def test_keys_equal_a_convolution(monkeypatch, patch, size, together):
-    """Pieces of several lengths, strips and parts of the channels that do not divide the whole."""
-    monkeypatch.setattr(dagl, "PIECES", together)
-    monkeypatch.setattr(dagl, "CHANNELS", 3)
-    torch.manual_seed(9)
-    x, weight, bias = torch.randn(2, 3, *size), torch.randn(8, 3, patch, patch), torch.randn(8)
-    inputs = [t.double().requires_grad_() for t in (x, weight, bias)]
-    expected = torch.relu(torch.nn.functional.conv2d(*inputs, padding=patch // 2))
-    found = dagl.Embed.apply(*inputs)
-    torch.testing.assert_close(found, expected)
-    direction = torch.randn_like(expected)
-    for a, b in zip(*(torch.autograd.grad(y, inputs, direction) for y in (found, expected)), strict=True):
-        torch.testing.assert_close(a, b)
-    single = dagl.Embed.apply(x, weight, bias)
-    assert (single - expected).norm() <= 1e-6 * expected.norm()
-    torch.testing.assert_close(dagl.embed(*inputs), expected)
 
 
 def test_unfolded_features_stay_small():
@@ -227,95 +195,74 @@ def test_unfolded_features_stay_small():
     assert max(sizes) == 196 * 64 * 64  # the keys; patches would be 784 x 64 x 64, all scores 256 x 64 x 64 per head
 
 
-@pytest.mark.parametrize(
-    ("options", "sizes"),
-    [
-        ({"patch": 5, "stride": 3}, (61, 83, 128, 96)),
-        ({"attention": "nl"}, (61, 83, 64, 48)),
-        ({"attention": "mhnl"}, (61, 83, 64, 48)),
-    ],
-)
-def test_network_takes_any_size_and_batch(options, sizes):
-    torch.manual_seed(3)
-    network = build("dagl", **SMALL | {"stages": 1} | options).eval()
-    with torch.no_grad():
-        assert network(torch.rand(1, 1, *sizes[:2])).shape == (1, 1, *sizes[:2])
-        batch = torch.rand(2, 1, *sizes[2:])
-        for image, out in zip(batch, network(batch), strict=True):
-            torch.testing.assert_close(network(image[None])[0], out, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("patch", [3, 7])  # keys by a plain convolution and by a short one
-@pytest.mark.parametrize("variant", [*VARIANTS, "nl", "mhnl"])
-def test_every_trained_tensor_gets_a_gradient(variant, patch):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_untrained_modules_get_no_gradient(variant):
     torch.manual_seed(4)
-    options = VARIANTS.get(variant, {"attention": variant})
-    network = build("dagl", colors=3, **SMALL | {"patch": patch}, **options)
-    for tensor in network.parameters():
-        tensor.data.normal_(0, 0.1)  # larger ones saturate the softmax
-    network(torch.rand(2, 3, 13, 10)).square().mean().backward()
-    frozen = {name for key in UNTRAINED if key in variant for name in UNTRAINED[key]} | set(UNUSED)
-    for name, tensor in network.named_parameters():
-        if frozen & set(name.split(".")):
+    module = MGFAM(6, heads=2, patch=3, stride=2, **VARIANTS[variant])
+    module(torch.rand(2, 6, 13, 10)).square().mean().backward()
+    untrained = {name for key in UNTRAINED if key in variant for name in UNTRAINED[key]} | set(UNUSED)
+    for name, tensor in module.named_parameters():
+        if name.split(".")[0] in untrained:
             assert tensor.grad is None, name
-        elif "key.bias" not in name or variant not in ("nl", "mhnl"):  # a softmax does not see what all keys share
-            assert tensor.grad is not None and tensor.grad.abs().max() > 0, name
-    assert all(not p.requires_grad for n, p in network.named_parameters() if set(UNUSED) & set(n.split(".")))
+        else:
+            assert tensor.grad.abs().max() > 0, name
 
 
 def test_ablations_do_what_they_say():
     torch.manual_seed(5)
-    x = torch.randn(1, 5, 16, 12)
-    points = [(0, 0), (8, 8), (15, 11)]
+    x = torch.randn(1, 5, 16, 12, dtype=torch.float64)
 
-    def shown(**options):
+    def graph(**options):
         torch.manual_seed(6)
-        return random_stage(heads=2, **options).show(x, points, 1)
+        module = random_stage(dtype=torch.float64, heads=2, **options)
+        found = weights(module, x)
+        torch.testing.assert_close(weights(module, x, torch.tensor([7, 2])), found[:, [7, 2]])
+        return found, neighbours(module, x).flatten(1)
 
-    full, paper, few = shown(), shown(weights="paper"), shown(no_threshold=5)
-    mean = shown(no_graph_attention=True)
-    assert full["kept"].unique().numel() > 3 and (few["kept"] == 5).all()
-    assert shown(no_threshold=True)["kept"].unique().tolist() == [dagl.NEIGHBOURS]
-    assert shown(no_threshold=10**6)["kept"].max() <= 16 * 12
-    sums = [graph["weights"].sum((1, 2)) for graph in (full, paper, mean)]
-    occupied = full["weights"].flatten(1).amax(1) > 0
-    assert occupied.any() and sums[0].max() < 1 + 1e-5 and sums[0].min() < 0.9999
-    for total in sums[1:]:
-        torch.testing.assert_close(total[occupied], torch.ones_like(total[occupied]))
-    assert all(len(row[row > 0].unique()) <= 1 for row in mean["weights"])
-    for graph in (full, paper, mean):  # the same edges
-        assert torch.equal(graph["kept"], full["kept"])
-    assert len(build("dagl", **SMALL | {"stages": 3}).body[1].stages) == 3
+    (full, kept), (paper, _), (equal, _) = graphs = [graph(), graph(weights="paper"), graph(no_graph_attention=True)]
+    assert kept.unique().numel() > 3 and kept.min() == 0
+    for found, of in graphs:  # the same edges
+        assert torch.equal((found > 0).sum(2), kept) and torch.equal(of, kept)
+    assert full.sum(2).max() < 1 + 1e-5 and full.sum(2).min() < 0.9999
+    for found in (paper, equal):
+        torch.testing.assert_close(found.sum(2), (kept > 0).double())
+    torch.testing.assert_close(equal.amax(2) * kept, (kept > 0).double())
+    for no_threshold, expected in ((5, 5), (True, dagl.NEIGHBOURS), (10**6, 16 * 12)):
+        assert graph(no_threshold=no_threshold)[1].max() == expected
     assert all(isinstance(stage, NonLocal) for stage in build("dagl", attention="nl", **SMALL).body[1].stages)
+    inserted = build("dagl", common_trunk=True, width=8, blocks=2, heads=2, patch=3, stride=2, weights="paper").body[1]
+    assert isinstance(inserted, MGFAM) and inserted.weights == "paper"
 
 
-def test_query_without_neighbours_gives_zeros():
-    for options in VARIANTS.values():
-        module = random_stage(heads=1, **options)
-        if module.threshold is None:
-            continue
-        module.threshold.weight.data.zero_()
-        module.threshold.bias.data[:] = torch.tensor([0.0, -1e6])
-        x = torch.randn(1, 5, 9, 8, requires_grad=True)
-        y = module(x)
-        torch.testing.assert_close(y, x + module.fuse.bias[:, None, None])
-        y.sum().backward()
-        assert torch.isfinite(x.grad).all()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shown_weights_are_those_that_gather(variant):
+    torch.manual_seed(7)
+    module, x = random_stage(heads=2, dtype=torch.float64, **VARIANTS[variant]), torch.randn(1, 5, 13, 10).double()
+    patches = F.unfold(module.node(x), 7, padding=3).unflatten(1, (2, -1))[0]
+    pasted = F.fold((patches @ insights.weights(module, x).mT).flatten(0, 1), x.shape[2:], 7, padding=3, stride=4)
+    found = module.aggregate(x) * coverage(x, 7, 4)
+    torch.testing.assert_close(found[0], pasted)
+
+
+@pytest.mark.parametrize("variant", [name for name, options in VARIANTS.items() if "no_threshold" not in options])
+def test_query_without_neighbours_gives_zeros(variant):
+    module, x = random_stage(heads=1, **VARIANTS[variant]), torch.randn(1, 5, 9, 8)
+    module.threshold.weight.data.zero_()
+    module.threshold.bias.data[:] = torch.tensor([0.0, -1e6])
+    y, *gradients = output_and_gradients(module, x, torch.ones_like(x))
+    torch.testing.assert_close(y, x + module.fuse.bias[:, None, None])
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_mechanism_shows_the_graph_of_one_head():
     torch.manual_seed(7)
-    network = build("dagl", **SMALL)
-    found = network.mechanism(torch.rand(1, 1, 20, 17), [(0, 0), (19, 16), (9, 9)], stage=1, head=1)
+    network, points = build("dagl", **SMALL), [(0, 0), (19, 16), (9, 9)]
+    found = mechanism(network, torch.rand(1, 1, 20, 17), points, stage=1, head=1)
     assert found["kept"].shape == (10, 9) and found["weights"].shape == (3, 20, 17)
-    assert found["queries"].shape == (3, 2)
-    assert (found["queries"] - torch.tensor([(0, 0), (19, 16), (9, 9)])).abs().max() <= 1
-    # The query's own patch lies on a pixel: its weight is what a unit value there is given.
-    columns = (found["queries"] // 2)[:, 1]
-    rows = (found["queries"] // 2)[:, 0]
+    assert (found["queries"] - torch.tensor(points)).abs().max() <= 1
+    rows, columns = (found["queries"] // 2).unbind(1)
     assert torch.equal((found["weights"] > 0).sum((1, 2)), found["kept"][rows, columns])
-    assert network.mechanism(torch.rand(1, 1, 8, 8), [(0, 0)], 0, 0)["weights"].shape == (1, 8, 8)
-    assert build("dagl", attention="nl", **SMALL).mechanism(torch.rand(1, 1, 8, 8), [(0, 0)]) == {}
+    assert insights.mechanism(build("dagl", attention="nl", **SMALL), torch.rand(1, 1, 8, 8), [(0, 0)]) == {}
 
 
 @pytest.mark.parametrize(
@@ -325,10 +272,16 @@ def test_same_padding(size, kernel, stride, expected):
     assert same_padding(size, kernel, stride) == expected
 
 
-def test_stands_in_the_common_trunk():
-    network = build("dagl", common_trunk=True, colors=1, width=8, blocks=2, heads=2, patch=3, stride=2, weights="paper")
-    assert isinstance(network.body[1], MGFAM) and network.body[1].graph.weights == "paper"
-    assert network(torch.rand(1, 1, 9, 11)).shape == (1, 1, 9, 11)
+def test_rows_share_the_weights_of_all_layers_but_the_stages():
+    networks = []
+    for options in ({}, {"attention": "nl"}, {"patch": 5, "no_threshold": 3}):
+        torch.manual_seed(9)
+        networks.append(build("dagl", **SMALL | options).state_dict())
+    first, *others = ({name: t for name, t in state.items() if ".stages." not in name} for state in networks)
+    assert all(state.keys() == first.keys() for state in others) and any(".blocks." in name for name in first)
+    assert all(torch.equal(state[name], tensor) for state in others for name, tensor in first.items())
+    edges = [networks[i][f"body.1.stages.{stage}.edge.weight"] for i, stage in ((0, 0), (2, 0), (0, 1))]
+    assert torch.equal(edges[0], edges[1]) and not torch.equal(edges[0], edges[2])
 
 
 def test_image_skip_starts_at_the_identity():
@@ -336,13 +289,14 @@ def test_image_skip_starts_at_the_identity():
     torch.testing.assert_close(build("dagl", image_skip=True, **SMALL)(x), x)
 
 
-def test_mixed_precision_keeps_scores_in_single():
+@pytest.mark.parametrize("form", ["fast", "plain"])
+def test_mixed_precision_keeps_scores_in_single(form):
     torch.manual_seed(8)
     module, x = random_stage(heads=1), torch.randn(1, 5, 12, 12)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = module(x.requires_grad_())
-        y.float().square().mean().backward()
-    assert module.key.weight.grad.dtype == torch.float32 and torch.isfinite(module.key.weight.grad).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16), plain() if form == "plain" else contextlib.nullcontext():
+        assert module.aggregate(x).dtype == torch.float32
+        y, *gradients = output_and_gradients(module, x, torch.ones_like(x))
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients)
     torch.testing.assert_close(y.float(), module(x), rtol=0.1, atol=0.1)
 
 
