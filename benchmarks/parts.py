@@ -258,7 +258,7 @@ def study(device: str) -> params.Params:
 
 
 def _step_key(chosen: params.Experiment) -> str:
-    scale = experiments.degradations.build(**chosen.task.degradation).scale
+    scale = chosen.task.degradation.scale
     return str((chosen.model, chosen.options, chosen.task.colors, scale, chosen.budget.batch, chosen.budget.crop))
 
 
@@ -281,7 +281,7 @@ def step_dtype(device: str) -> torch.dtype:
 
 def images(chosen: params.Experiment, device: str) -> tuple[Tensor, Tensor]:
     """A batch of the experiment: noise that stands for degraded and for clean crops."""
-    budget, scale = chosen.budget, experiments.degradations.build(**chosen.task.degradation).scale
+    budget, scale = chosen.budget, chosen.task.degradation.scale
     generator = torch.Generator().manual_seed(0)
     sides = (budget.crop // scale, budget.crop)
     shapes = [(budget.batch, chosen.task.colors, side, side) for side in sides]
@@ -294,8 +294,8 @@ def training_step(
 ) -> Callable[[], None]:
     """A step as in lib/training.py, on a batch that stays; every loss inside the network has begun."""
     network.start_step(0.999, torch.Generator().manual_seed(0))
-    options = {key: value for key, value in chosen.recipe.optimiser.items() if key != "name"}
-    optimiser = OPTIMISERS[chosen.recipe.optimiser["name"]](network.parameters(), lr=1e-6, **options)
+    how = chosen.recipe.optimiser
+    optimiser = OPTIMISERS[how.name](network.parameters(), lr=1e-6, betas=how.betas, weight_decay=how.weight_decay)
 
     def step() -> None:
         with measure.precision(device, step_dtype(device)):
@@ -303,7 +303,7 @@ def training_step(
         loss = F.mse_loss(restored.float(), clean) + network.auxiliary_loss()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), chosen.recipe.clip)
+        nn.utils.clip_grad_norm_(network.parameters(), chosen.recipe.clip or torch.inf)
         optimiser.step()
 
     return step

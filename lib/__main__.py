@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb = verbs.add_parser("pull", help="bring the networks that git holds, so that nothing has to be trained")
     verb.add_argument("experiments", nargs="*", help="only these")
     verb.add_argument("--profile", help="switch to this profile first")
-    verb = verbs.add_parser("restore", help="restore an image file by a trained network or an anchor")
+    verb = verbs.add_parser("restore", help="restore an image file by a trained network or a baseline")
     verb.add_argument("image", type=Path)
     verb.add_argument("--by", required=True, metavar="EXPERIMENT")
     verb.add_argument("--into", type=Path, required=True, metavar="FILE.png")
@@ -78,11 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
         params = parameters.Params()
         if given.verb == "check":
             parameters.check(params)
-            print(f"params.yaml: {len(params.experiments)} experiments, {len(params.studies)} studies, all known")
+            print(f"params.yaml: {len(params.experiments)} experiments, {len(params.studies)} studies, no fault")
         else:
             runner.run(params, given.stage, given.key)
     except (parameters.ParamsError, runner.StageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 1
     return 0
 

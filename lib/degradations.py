@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar
 
@@ -46,6 +46,11 @@ class Degradation:
     multiple: ClassVar[int] = 1
     period: ClassVar[int] = 1
 
+    @property
+    def name(self) -> str:
+        """By which `build` knows it."""
+        return next(name for name, kind in DEGRADATIONS.items() if kind is type(self))
+
     def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
         raise NotImplementedError
 
@@ -54,9 +59,15 @@ class Degradation:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def generator(self, images: str, image: str, realisation: int = 0) -> Generator:
-        """See `noise_generator`."""
+        """What draws the fixed realisation of an image's degradation in evaluation, on the CPU.
+
+        images, image: name of the set and of the image in it
+
+        Seeded by the sha256 of set, image, degradation and the number of the realisation, hence independent of order
+        and machine; a paper's own way to draw noise (option `noise` of gaussian_noise) takes the place of that.
+        """
         options = {key: _plain(value) for key, value in self.drawn().items()}
-        key = json.dumps([images, image, _name(self), options, realisation], sort_keys=True)
+        key = json.dumps([images, image, self.name, options, realisation], sort_keys=True)
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
         return torch.Generator().manual_seed(seed)
 
@@ -337,19 +348,6 @@ def build(name: str, **options) -> Degradation:
     return DEGRADATIONS[name](**options)
 
 
-def noise_generator(images: str, image: str, degradation: Mapping | Degradation, realisation: int = 0) -> Generator:
-    """The generator that makes the fixed realisation of an image's degradation in evaluation, on the CPU.
-
-    images, image: name of the set and of the image in it
-    degradation: name and options, or what `build` made of them
-
-    Seeded by the sha256 of set, image, degradation and the number of the realisation, hence independent of order and
-    machine; a paper's own noise protocol (option `noise` of gaussian_noise) takes the place of that.
-    """
-    made = degradation if isinstance(degradation, Degradation) else build(**degradation)
-    return made.generator(images, image, realisation)
-
-
 def resize(image: Tensor, up: int = 1, down: int = 1, border: str = "mirror", rounding: str = "none") -> Tensor:
     """MATLAB's imresize, bicubic (a = -0.5), antialiased when downscaling: ``(B, C, H, W)`` -> ``(B, C, H', W')``.
 
@@ -446,13 +444,9 @@ def _store_range(degradation: Degradation, option: str, low: float, high: float)
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high for v in values)
     if not numbers or len(values) > 2 or (len(values) != 1 and values != sorted(values)) or not values:
         known = f"a number from {low} to {high}, or [low, high] in that range"
-        raise DegradationError(f"{_name(degradation)}: {option} is {value!r}; it must be {known}")
+        raise DegradationError(f"{degradation.name}: {option} is {value!r}; it must be {known}")
     stored = float(values[0]) if len(values) == 1 else (float(values[0]), float(values[1]))
     object.__setattr__(degradation, option, stored)
-
-
-def _name(degradation: Degradation) -> str:
-    return next(name for name, kind in DEGRADATIONS.items() if kind is type(degradation))
 
 
 def _check_choice(name: str, option: str, value: str, known: Sequence[str]) -> None:

@@ -16,8 +16,7 @@ from . import insights
 from .degradations import resize
 from .images import sets
 from .inference import restore
-from .metrics import Protocol
-from .params import Experiment
+from .params import Baseline, Experiment
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Restored:
 
 
 def measure(
-    experiment: Experiment,
+    experiment: Experiment | Baseline,
     networks: Mapping[int, nn.Module],
     items: Sequence[sets.Item],
     say: Callable[[str], None] = lambda line: None,
@@ -46,7 +45,6 @@ def measure(
     A super-resolution input is measured after bicubic enlargement.
     """
     task, how = experiment.task, experiment.evaluation
-    protocol = Protocol(task.measured, task.border, task.quantise, window=task.window)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = {seed: network.to(device) for seed, network in networks.items()}
     rows, pictures = [], []
@@ -54,12 +52,12 @@ def measure(
         clean = experiments.target(item, task, how.crop)
         given = experiments.degraded(item, task, clean, how.crop)
         enlarged = enlarge(given, clean)
-        before = protocol.measure(enlarged, clean)
-        unclamped = protocol.measure(enlarged, clean, clamp=False)["psnr"]
+        before = task.convention.measure(enlarged, clean)
+        unclamped = task.convention.measure(enlarged, clean, clamp=False)["psnr"]
         similar = self_similarity(clean)
         for seed, network in networks.items():
             output = restore(network, given.to(device), how.tile, how.overlap, how.self_ensemble).cpu()
-            after = protocol.measure(output, clean)
+            after = task.convention.measure(output, clean)
             rows.append(
                 {"set": item.set, "image": item.name, "seed": seed, **after}
                 | {"input_psnr": before["psnr"], "input_psnr_unclamped": unclamped, "self_similarity": similar}
@@ -121,7 +119,9 @@ def detail_points(image: Tensor, count: int = 3, margin: int = 12) -> list[tuple
     return points
 
 
-def mechanism(experiment: Experiment, network: nn.Module, items: Sequence[sets.Item]) -> dict[str, np.ndarray]:
+def mechanism(
+    experiment: Experiment | Baseline, network: nn.Module, items: Sequence[sets.Item]
+) -> dict[str, np.ndarray]:
     """What the network's attention does on the most self-similar photograph, for the study's report.
 
     Keys: photograph (uint8), image (its name), points (on the input's grid) and what the network's `mechanism` returns,

@@ -11,35 +11,33 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import degradations, models
+from . import models
 from .images import sets
 from .models.blocks import Network
-from .params import ROOT, Experiment, Task
+from .params import ROOT, Baseline, Experiment
+from .tasks import Task
 from .training import Crops
 
 
-def network(experiment: Experiment, seed: int = 0) -> Network:
-    """The experiment's network, initialised from `seed`: built for the task's channels and scale.
+def network(row: Experiment | Baseline, seed: int = 0) -> Network:
+    """The row's network, initialised from `seed`: built for the task's channels and scale.
 
-    With `official` it is the network that the checkpoint file describes, whatever the profile's options. Raises
-    OfficialError for a checkpoint of another network or task, ModelError for an option or a scale that the model does
-    not know.
+    With a `checkpoint` it is the network that the file describes, whatever the profile's options. Raises OfficialError
+    for a checkpoint of another network or task, ModelError for an option or a scale that the model does not know.
     """
-    degradation = degradations.build(**experiment.task.degradation)
-    if experiment.official:
+    colors, scale = row.task.colors, row.task.degradation.scale
+    if isinstance(row, Baseline) and row.checkpoint:
         from . import official  # knows every model, which training must not depend on
 
-        return official.load_file(
-            ROOT / experiment.official, experiment.model, experiment.task.colors, degradation.scale
-        )
-    options = dict(experiment.options)
-    if "colors" in inspect.signature(models.network_class(experiment.model)).parameters:
-        options["colors"] = experiment.task.colors
-    if degradation.scale != 1:
-        options["scale"] = degradation.scale
+        return official.load_file(ROOT / row.checkpoint, row.model, colors, scale)
+    options = dict(row.options)
+    if "colors" in inspect.signature(models.network_class(row.model)).parameters:
+        options["colors"] = colors
+    if scale != 1:
+        options["scale"] = scale
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return models.build(experiment.model, **options)
+        return models.build(row.model, **options)
 
 
 def target(item: sets.Item, task: Task, crop: int | None = None) -> Tensor:
@@ -48,27 +46,24 @@ def target(item: sets.Item, task: Task, crop: int | None = None) -> Tensor:
     Gray tasks turn colour into gray by the task's rule; sides are cut to the multiple that the degradation needs.
     """
     pixels = _channels(sets.open_image(item.target), task)
-    return _tensor(_central(pixels, crop, degradations.build(**task.degradation).multiple))
+    return _tensor(_central(pixels, crop, task.degradation.multiple))
 
 
 def degraded(item: sets.Item, task: Task, clean: Tensor, crop: int | None = None) -> Tensor:
     """The degraded photograph that belongs to `clean`: the set's own where it has one, else one fixed realisation."""
     if item.input is not None:
         return _tensor(_central(_channels(sets.open_image(item.input), task), crop, 1))
-    degradation = degradations.build(**task.degradation)
-    return degradation(clean, degradations.noise_generator(item.set, item.name, task.degradation))
+    return task.degradation(clean, task.degradation.generator(item.set, item.name))
 
 
 def crops(task: Task, items: Sequence[sets.Item], side: int, device: str) -> Crops:
     """The training images of a task in memory, ready to be cropped."""
-    degradation = degradations.build(**task.degradation)
     clean = [target(item, task) for item in items]
     inputs = None
-    if not degradation.fresh:
-        pairs = zip(items, clean, strict=True)
-        inputs = [degraded(item, task, image)[0] for item, image in pairs]
+    if not task.degradation.fresh:
+        inputs = [degraded(item, task, image)[0] for item, image in zip(items, clean, strict=True)]
     pixels = [(image[0] * 255).round().byte() for image in clean]
-    return Crops(pixels, inputs, degradation, side, device)
+    return Crops(pixels, inputs, task.degradation, side, device)
 
 
 def weights_file(folder: Path, seed: int) -> Path:
@@ -76,15 +71,12 @@ def weights_file(folder: Path, seed: int) -> Path:
     return folder / f"seed_{seed}.safetensors"
 
 
-def trained(experiment: Experiment, folder: Path) -> dict[int, Network]:
-    """The experiment's networks with their trained weights from `folder`, by seed, ready to restore.
-
-    An anchor has one network, and nothing to load unless it names a public checkpoint.
-    """
+def trained(row: Experiment | Baseline, folder: Path) -> dict[int, Network]:
+    """The row's networks by seed, ready to restore, those of an experiment with their trained weights from `folder`."""
     networks = {}
-    for seed in experiment.seeds:
-        made = network(experiment, seed)
-        if experiment.recipe:
+    for seed in row.seeds:
+        made = network(row, seed)
+        if isinstance(row, Experiment):
             made.load_state_dict(load_file(weights_file(folder, seed)))
         networks[seed] = made.eval()
     return networks

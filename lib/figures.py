@@ -426,12 +426,12 @@ UNITS = {"psnr": "dB", "ssim": "SSIM"}
 
 
 def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
-    """What each choice changes, as bars: a row of panels per anchor, PSNR and SSIM side by side, a colour per group.
+    """What each choice changes, as bars: a row of panels per number, PSNR and SSIM side by side, a colour per group.
 
-    choices: anchor, group, choice, difference (dB), ssim_difference and, for what was drawn several times, low and high
+    choices: number, group, choice, difference (dB), ssim_difference and, for what was drawn several times, low and high
     (dB). PSNR is linear up to `linear` dB and logarithmic beyond.
     """
-    parts = [rows.reset_index(drop=True) for _, rows in choices.groupby("anchor", sort=False)]
+    parts = [rows.reset_index(drop=True) for _, rows in choices.groupby("number", sort=False)]
     colors = {group: f"C{number}" for number, group in enumerate(dict.fromkeys(choices.group))}
     figure, axes = plt.subplots(
         len(parts), 2, figsize=(WIDTH, 1.2 + 0.26 * len(choices)), sharex="col", sharey="row", squeeze=False,
@@ -452,7 +452,7 @@ def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
                 )
         left.set_yticks(rows.index, rows.group + ": " + rows.choice, fontsize=8)
         left.set_ylim(len(rows) - 0.4, -0.6)
-        left.set_title(rows.anchor[0], fontsize=10, loc="left")
+        left.set_title(rows.number[0], fontsize=10, loc="left")
     left, right = axes[-1]
     reach, ssim_reach = choices.difference.abs().max(), choices.ssim_difference.abs().max()
     left.set_xscale("symlog", linthresh=linear)

@@ -1,4 +1,4 @@
-"""The ruler: PSNR and SSIM, and everything that changes them, stated as one value.
+"""Metrics: PSNR and SSIM, and the convention by which they are measured, stated as one value.
 
 Images are tensors or arrays ``(C, H, W)`` or ``(1, C, H, W)`` with values in [0, 1]. A measurement clamps, rounds to
 8 bit, takes the measured channels and leaves out the border, in that order, in float64.
@@ -20,8 +20,8 @@ from torch import Tensor
 #: Y of MATLAB's rgb2ycbcr on the 0-255 scale, for R, G, B in [0, 1].
 BT601, BT601_OFFSET = (65.481, 128.553, 24.966), 16.0
 
-#: What can be measured -> its name in a table, and the number of channels that an image may have.
-MEASURED = {
+#: Channels that can be measured -> its name in a table, and the number of channels that an image may have.
+CHANNELS = {
     "gray": ("gray", (1,)),
     "rgb": ("RGB", (3,)),
     "r": ("R", (3,)),
@@ -35,15 +35,15 @@ MEASURED = {
 WINDOWS = {"gaussian": 11, "uniform": 8}
 
 
-class ProtocolError(ValueError):
+class ConventionError(ValueError):
     """Two images cannot be measured, or not in the way asked for."""
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Convention:
     """How a restored image is compared with its target.
 
-    measured: `gray` (the only channel), `rgb` (all three), `r`, `g` or `b` (one of them), `y`, or `y8`: Y as MATLAB
+    channel: `gray` (the only channel), `rgb` (all three), `r`, `g` or `b` (one of them), `y`, or `y8`: Y as MATLAB
         gives it for an 8-bit image, rounded. A gray image is its own Y.
     border: pixels left out on each side; super-resolution leaves out as many as its scale
     quantise: round both images to 8 bit first, as if they had been saved
@@ -51,27 +51,27 @@ class Protocol:
     window: of the SSIM, `gaussian` (11 x 11, 1.5 pixels) as everywhere, or `uniform` (8 x 8): the published SSIM of
         the JPEG images themselves (LIVE1, Classic5) and of AR-CNN in RNAN's and PANet's tables is that one
 
-    Raises ProtocolError for a value outside these.
+    Raises ConventionError for a value outside these.
     """
 
-    measured: str = "gray"
+    channel: str = "gray"
     border: int = 0
     quantise: bool = False
     clamp: bool = True
     window: str = "gaussian"
 
     def __post_init__(self):
-        if self.measured not in MEASURED:
-            raise ProtocolError(f"measured is {self.measured!r}; known: {', '.join(MEASURED)}")
+        if self.channel not in CHANNELS:
+            raise ConventionError(f"channel is {self.channel!r}; known: {', '.join(CHANNELS)}")
         if self.window not in WINDOWS:
-            raise ProtocolError(f"window is {self.window!r}; known: {', '.join(WINDOWS)}")
+            raise ConventionError(f"window is {self.window!r}; known: {', '.join(WINDOWS)}")
         if isinstance(self.border, bool) or not isinstance(self.border, int) or self.border < 0:
-            raise ProtocolError(f"border is {self.border!r}; it must be a whole number of pixels, 0 or more")
+            raise ConventionError(f"border is {self.border!r}; it must be a whole number of pixels, 0 or more")
 
     def describe(self) -> str:
         """One line for the head of a table."""
         parts = [
-            MEASURED[self.measured][0],
+            CHANNELS[self.channel][0],
             f"border of {self.border} px left out" if self.border else "whole image",
             "clamped" if self.clamp else "not clamped",
             "rounded to 8 bit" if self.quantise else "not rounded",
@@ -83,37 +83,37 @@ class Protocol:
     ) -> dict[str, float]:
         """``psnr`` in dB (inf for equal images) and ``ssim`` of `restored` against `target`.
 
-        `clamp` overrides the protocol's: the published PSNR of noisy inputs is that of unclamped ones. Raises
-        ProtocolError where the images are empty, differ in shape, lack the channel, hold NaN, or leave less than the
+        `clamp` overrides the convention's: the published PSNR of noisy inputs is that of unclamped ones. Raises
+        ConventionError where the images are empty, differ in shape, lack the channel, hold NaN, or leave less than the
         SSIM window to measure.
         """
         restored, target = (self.planes(image, clamp) for image in (restored, target))
         return {"psnr": psnr(restored, target), "ssim": ssim(restored, target, self.window)}
 
     def planes(self, image: Tensor | ArrayLike, clamp: bool | None = None) -> np.ndarray:
-        """What is measured of an image: float64 ``(K, H, W)`` in [0, 1], K = 3 for `rgb`, else 1."""
+        """The measured channels of an image: float64 ``(K, H, W)`` in [0, 1], K = 3 for `rgb`, else 1."""
         planes = _array(image)
-        known = MEASURED[self.measured][1]
+        known = CHANNELS[self.channel][1]
         if len(planes) not in known:
             wanted = " or ".join(map(str, known))
-            raise ProtocolError(f"an image has {len(planes)} channels; {self.measured!r} is measured on {wanted}")
+            raise ConventionError(f"an image has {len(planes)} channels; {self.channel!r} is measured on {wanted}")
         if self.clamp if clamp is None else clamp:
             planes = planes.clip(0, 1)
         if self.quantise:
             planes = _to_8_bit(planes)
-        if self.measured in ("r", "g", "b"):
-            planes = planes["rgb".index(self.measured)][None]
-        elif self.measured in ("y", "y8") and len(planes) == 3:
+        if self.channel in ("r", "g", "b"):
+            planes = planes["rgb".index(self.channel)][None]
+        elif self.channel in ("y", "y8") and len(planes) == 3:
             planes = luma(planes)[None]
-        if self.measured == "y8":
+        if self.channel == "y8":
             planes = _to_8_bit(planes)
         inside = slice(self.border, -self.border or None)
         return planes[:, inside, inside]
 
 
 @dataclass(frozen=True)
-class Convention:
-    """How a paper arrived at its numbers: the protocol and what else it did to the images.
+class PaperConvention:
+    """How a paper arrived at its numbers: the convention, and what else it did to the images.
 
     noise: how the noise of the test images was drawn, the option of degradations.GaussianNoise
     stored: whether noisy images were stored in 8 bit before they were restored
@@ -122,7 +122,7 @@ class Convention:
     tile: number of input pixels from which on an image is cut into quadrants, None for never
     """
 
-    protocol: Protocol
+    convention: Convention
     noise: str = "study"
     stored: bool = False
     multiple: int = 1
@@ -135,34 +135,34 @@ class Convention:
         return image[..., :height, :width]
 
 
-_SR = Protocol("y", quantise=True)
+_SR = Convention("y", quantise=True)
 
 #: (paper, kind of task) -> its convention, from the released code; the border of "sr" is set by `published`. DAGL's
 #: SSIM of colour images has a zero-padded border and is not offered; that its tables used the self-ensemble is likely
 #: (all its commands do), not certain.
 CONVENTIONS = {
-    ("dagl", "gray_denoise"): Convention(Protocol("gray"), noise="dagl", self_ensemble=True, tile=10_000),
-    ("dagl", "jpeg"): Convention(Protocol("gray"), self_ensemble=True, tile=10_000),
-    ("dagl", "demosaic"): Convention(Protocol("rgb"), self_ensemble=True, tile=10_000),
-    ("dncnn", "gray_denoise"): Convention(Protocol("gray", quantise=True), noise="kair"),
-    ("enlca", "sr"): Convention(_SR, tile=120_000),
-    ("ignn", "sr"): Convention(_SR, tile=40_000),
-    ("lir", "color_denoise"): Convention(Protocol("rgb", quantise=True), noise="lir", multiple=32),
-    ("lir", "derain"): Convention(Protocol("y", quantise=True), multiple=32),
-    ("panet", "color_denoise"): Convention(Protocol("rgb", quantise=True), stored=True, tile=6_800),
-    ("panet", "demosaic"): Convention(Protocol("rgb", quantise=True), tile=6_400),
-    ("panet", "jpeg"): Convention(Protocol("gray", quantise=True), tile=6_400),
-    ("panet", "sr"): Convention(_SR, tile=6_400),
+    ("dagl", "gray_denoise"): PaperConvention(Convention("gray"), noise="dagl", self_ensemble=True, tile=10_000),
+    ("dagl", "jpeg"): PaperConvention(Convention("gray"), self_ensemble=True, tile=10_000),
+    ("dagl", "demosaic"): PaperConvention(Convention("rgb"), self_ensemble=True, tile=10_000),
+    ("dncnn", "gray_denoise"): PaperConvention(Convention("gray", quantise=True), noise="kair"),
+    ("enlca", "sr"): PaperConvention(_SR, tile=120_000),
+    ("ignn", "sr"): PaperConvention(_SR, tile=40_000),
+    ("lir", "color_denoise"): PaperConvention(Convention("rgb", quantise=True), noise="lir", multiple=32),
+    ("lir", "derain"): PaperConvention(Convention("y", quantise=True), multiple=32),
+    ("panet", "color_denoise"): PaperConvention(Convention("rgb", quantise=True), stored=True, tile=6_800),
+    ("panet", "demosaic"): PaperConvention(Convention("rgb", quantise=True), tile=6_400),
+    ("panet", "jpeg"): PaperConvention(Convention("gray", quantise=True), tile=6_400),
+    ("panet", "sr"): PaperConvention(_SR, tile=6_400),
 }
 
 
-def published(paper: str, kind: str, scale: int = 1) -> Convention:
-    """The convention behind a paper's numbers for a kind of task; raises ProtocolError for one that is not listed."""
+def published(paper: str, kind: str, scale: int = 1) -> PaperConvention:
+    """The convention behind a paper's numbers for a kind of task; raises ConventionError for one that is not listed."""
     if (paper, kind) not in CONVENTIONS:
         known = ", ".join(" ".join(key) for key in CONVENTIONS)
-        raise ProtocolError(f"no convention of {paper!r} for {kind!r}; known: {known}")
-    convention = CONVENTIONS[paper, kind]
-    return replace(convention, protocol=replace(convention.protocol, border=scale)) if kind == "sr" else convention
+        raise ConventionError(f"no convention of {paper!r} for {kind!r}; known: {known}")
+    found = CONVENTIONS[paper, kind]
+    return replace(found, convention=replace(found.convention, border=scale)) if kind == "sr" else found
 
 
 def luma(rgb: ArrayLike) -> np.ndarray:
@@ -182,7 +182,7 @@ def ssim(restored: np.ndarray, target: np.ndarray, window: str = "gaussian") -> 
     _check(restored, target)
     if min(target.shape[1:]) < WINDOWS[window]:
         size = " x ".join(map(str, target.shape[1:]))
-        raise ProtocolError(f"{size} pixels are left to measure; SSIM needs {WINDOWS[window]} on each side")
+        raise ConventionError(f"{size} pixels are left to measure; SSIM needs {WINDOWS[window]} on each side")
     similarity = _ssim_gaussian if window == "gaussian" else _ssim_uniform
     return float(np.mean([similarity(a, b) for a, b in zip(restored, target, strict=True)]))
 
@@ -212,11 +212,11 @@ def _array(image: Tensor | ArrayLike) -> np.ndarray:
         image = image.detach().cpu().double().numpy()
     array = np.asarray(image)
     if not np.issubdtype(array.dtype, np.floating):
-        raise ProtocolError(f"an image holds {array.dtype}; it must hold floating point numbers in [0, 1]")
+        raise ConventionError(f"an image holds {array.dtype}; it must hold floating point numbers in [0, 1]")
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
     if array.ndim != 3:
-        raise ProtocolError(f"an image has shape {array.shape}; it must be (C, H, W) or (1, C, H, W)")
+        raise ConventionError(f"an image has shape {array.shape}; it must be (C, H, W) or (1, C, H, W)")
     return array.astype(np.float64)
 
 
@@ -226,8 +226,8 @@ def _to_8_bit(planes: np.ndarray) -> np.ndarray:
 
 def _check(restored: np.ndarray, target: np.ndarray) -> None:
     if restored.shape != target.shape:
-        raise ProtocolError(f"the restored image has shape {restored.shape}, the target {target.shape}")
+        raise ConventionError(f"the restored image has shape {restored.shape}, the target {target.shape}")
     if not target.size:
-        raise ProtocolError(f"nothing is left to measure: shape {target.shape}")
+        raise ConventionError(f"nothing is left to measure: shape {target.shape}")
     if not (np.isfinite(restored).all() and np.isfinite(target).all()):
-        raise ProtocolError("an image holds NaN or infinite values")
+        raise ConventionError("an image holds NaN or infinite values")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .degradations import Degradation
 from .params import Budget, Recipe
+from .params.schema import Cosine, Step
 
 LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -105,22 +106,17 @@ def _generator(seed: int, step: int, purpose: str, device: torch.device | str = 
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:4], "big"))
 
 
-def schedule(spec: dict, progress: float) -> float:
+def schedule(shape: Cosine | Step, progress: float) -> float:
     """Learning rate at `progress` in [0, 1) of the run, as a fraction of its peak.
 
-    Names: `step` (times `factor` at each fraction in `at`), `cosine` (from `hold` on, down to `floor`); in the fraction
-    `warm_up` of the run the rate first rises linearly. Raises TrainingError for another name.
+    In the fraction `warm_up` of the run the rate first rises linearly.
     """
-    warm_up = spec.get("warm_up", 0)
-    if progress < warm_up:
-        return progress / warm_up
-    if spec["name"] == "step":
-        return spec["factor"] ** sum(progress >= at for at in spec["at"])
-    if spec["name"] == "cosine":
-        hold, floor = spec.get("hold", 0), spec.get("floor", 0)
-        done = max(0.0, (progress - hold) / (1 - hold))
-        return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
-    raise TrainingError(f"unknown schedule {spec['name']!r}; known: cosine, step")
+    if progress < shape.warm_up:
+        return progress / shape.warm_up
+    if isinstance(shape, Step):
+        return shape.factor ** sum(progress >= at for at in shape.at)
+    done = max(0.0, (progress - shape.hold) / (1 - shape.hold))
+    return shape.floor + (1 - shape.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass
@@ -153,8 +149,10 @@ def train(
     device = crops.device
     network.to(device).train()
     average = copy.deepcopy(network).eval().requires_grad_(False)
-    options = {key: value for key, value in recipe.optimiser.items() if key != "name"}
-    optimiser = OPTIMISERS[recipe.optimiser["name"]](network.parameters(), lr=budget.lr, fused=True, **options)
+    chosen = recipe.optimiser
+    optimiser = OPTIMISERS[chosen.name](
+        network.parameters(), lr=budget.lr, betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True
+    )
     criterion = LOSSES[recipe.loss]
     state = {"network": network, "average": average, "optimiser": optimiser}
     start, log, sums, counted = _resume(checkpoint, state)
@@ -177,7 +175,8 @@ def train(
         loss = criterion(restored.float(), target) + network.auxiliary_loss()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+        if recipe.clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
         optimiser.step()
         # A short run's first weights say nothing: the horizon of the average grows to its full length.
         _average(learned, kept, 1 - min(budget.ema, (1 + step) / (10 + step)))

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 from lib import degradations
-from lib.degradations import DEGRADATIONS, DegradationError, build, noise_generator, resize
+from lib.degradations import DEGRADATIONS, DegradationError, build, resize
 
 #: Options that make each degradation small enough for a test.
 EXAMPLES = {
@@ -135,36 +135,35 @@ def test_stored_noise_is_clipped_and_rounded_with_the_same_draw():
 
 
 def test_noise_of_an_evaluation_belongs_to_set_image_sigma_and_realisation():
-    noise = {"name": "gaussian_noise", "sigma": 25}
-    seed = noise_generator("set12", "01", noise).initial_seed()
+    noise = build("gaussian_noise", sigma=25)
+    seed = noise.generator("set12", "01").initial_seed()
     assert seed == 3741806142265641759  # published with the results: must never change
-    assert noise_generator("set12", "01", {**noise, "sigma": 25.0}).initial_seed() == seed
-    assert noise_generator("set12", "01", build(**noise)).initial_seed() == seed
-    assert noise_generator("set12", "01", {**noise, "quantise": True}).initial_seed() == seed
+    for same in (build("gaussian_noise", sigma=25.0), build("gaussian_noise", sigma=25, quantise=True)):
+        assert same.generator("set12", "01").initial_seed() == seed
     others = [
-        noise_generator("set12", "02", noise),
-        noise_generator("bsd68", "01", noise),
-        noise_generator("set12", "01", {**noise, "sigma": 15}),
-        noise_generator("set12", "01", noise, 1),
-        noise_generator("set12", "01", {"name": "rain"}),
-        noise_generator("set12", "01", {"name": "rain", "length": [5, 9]}),
+        noise.generator("set12", "02"),
+        noise.generator("bsd68", "01"),
+        noise.generator("set12", "01", 1),
+        build("gaussian_noise", sigma=15).generator("set12", "01"),
+        build("rain").generator("set12", "01"),
+        build("rain", length=[5, 9]).generator("set12", "01"),
     ]
     assert len({seed, *(g.initial_seed() for g in others)}) == 7
 
 
-def test_noise_protocols_of_the_papers():
+def test_noise_as_papers_draw_it():
     clean = torch.zeros(1, 3, 10, 12)
     torch.manual_seed(1)
     expected = torch.randn(clean.shape) * (25 / 255)
     for image in ("01", "02"):
-        options = {"name": "gaussian_noise", "sigma": 25, "noise": "dagl"}
-        noisy = build(**options)(clean, noise_generator("set12", image, options))
+        drawn = build("gaussian_noise", sigma=25, noise="dagl")
+        noisy = drawn(clean, drawn.generator("set12", image))
         assert torch.allclose(noisy, expected, rtol=1e-6, atol=0)
     np.random.seed(0)  # noqa: NPY002 - the papers' own generator
     expected = np.random.normal(0, 25 / 255, (10, 12, 3)).transpose(2, 0, 1)  # noqa: NPY002
     for noise in ("lir", "kair"):
-        options = {"name": "gaussian_noise", "sigma": 25, "noise": noise}
-        noisy = build(**options)(clean, noise_generator("cbsd68", "x", options))
+        drawn = build("gaussian_noise", sigma=25, noise=noise)
+        noisy = drawn(clean, drawn.generator("cbsd68", "x"))
         assert noisy[0].numpy() == pytest.approx(expected, rel=1e-5)
 
 

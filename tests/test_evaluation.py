@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from lib import evaluation
 from lib import experiment as experiments
+from lib.degradations import build
 from lib.images import sets
-from lib.metrics import Protocol
+from lib.metrics import Convention
 from lib.models import ModelError
 from lib.params import Params
 
@@ -51,7 +52,7 @@ def test_measuring_gives_a_row_per_photograph_and_seed(tmp_path):
     assert (rows.psnr == rows.input_psnr).all() and (rows.input_psnr > rows.input_psnr_unclamped).all()
     first = pictures[0]
     assert rows.psnr[rows.image == first.image].iloc[0] == pytest.approx(
-        Protocol("gray").measure(first.degraded[None], first.clean[None])["psnr"], abs=1e-4
+        Convention("gray").measure(first.degraded[None], first.clean[None])["psnr"], abs=1e-4
     )
     assert len(pictures) == 2 and first.clean.shape == (32, 32)
 
@@ -78,15 +79,15 @@ def test_trained_weights_come_back(tmp_path):
         assert not network.training
 
 
-def test_an_anchor_needs_no_weights(tmp_path):
-    anchor = Params(profile="quick").experiment("input_gray_denoise_25")
-    (network,) = experiments.trained(anchor, tmp_path).values()
+def test_a_baseline_needs_no_weights(tmp_path):
+    baseline = Params(profile="quick").baseline("input_gray_denoise_25")
+    (network,) = experiments.trained(baseline, tmp_path).values()
     image = torch.rand(1, 1, 8, 8)
     assert torch.equal(network(image), image)
 
 
 def test_a_scale_that_the_model_does_not_know_is_an_error():
-    task = dataclasses.replace(RUN.task, degradation={"name": "bicubic", "scale": 2})
+    task = dataclasses.replace(RUN.task, degradation=build("bicubic", scale=2))
     with pytest.raises(ModelError, match="unknown option 'scale' of model 'dagl'"):
         experiments.network(dataclasses.replace(RUN, model="dagl", task=task, options={}))
 

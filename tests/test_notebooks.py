@@ -36,7 +36,7 @@ def test_quick_results_stay_under_15_mb():
 
 def test_results_belong_to_experiments_that_exist():
     params = Params(profile="quick")
-    known = {*params.experiments, *params.anchors}
+    known = {*params.experiments, *params.baselines}
     for stage in ("train", "evaluate", "weights"):
         assert {path.name for path in params.results(stage).glob("*") if path.is_dir()} <= known
 

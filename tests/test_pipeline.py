@@ -31,7 +31,7 @@ TINY = """
       dagl: {width: 4, blocks: 2, heads: 1, stages: 1, patch: 3, stride: 2, image_skip: true}
     training:
       gray_denoise_25: {steps: 4, batch: 2, crop: 12, lr: 1.0e-3, ema: 0.9}
-    protocol: {sets: [sample/test], denoised: sample/test, enlarged: sample/test, crop: 32, draws: 2}
+    published_numbers: {sets: [sample/test], denoised: sample/test, enlarged: sample/test, crop: 32, draws: 2}
 """
 KEPT = ("dagl_gray_denoise_25", "dagl_gray_denoise_25-no_graph_attention", "edsr_gray_denoise_25")
 
@@ -77,18 +77,18 @@ class Clone:
 def tiny(text: str) -> str:
     """params.yaml with the tiny profile in force and only a few of its experiments and the one study."""
     text = text.replace("profile: quick", "profile: tiny", 1).replace("\nprofiles:\n", f"\nprofiles:{TINY}", 1)
-    head = text.partition("\nanchors:\n")[0]
-    anchors = "  input_gray_denoise_25: {model: input, task: gray_denoise_25}\n"
+    head = text.partition("\nbaselines:\n")[0]
+    baselines = "  input_gray_denoise_25: {title: degraded input, model: input, task: gray_denoise_25}\n"
     experiments = (
-        "  edsr_gray_denoise_25: {model: edsr, task: gray_denoise_25, recipe: common, repeat: true}\n"
-        "  dagl_gray_denoise_25: {model: dagl, task: gray_denoise_25, recipe: common}\n"
+        "  edsr_gray_denoise_25: {title: EDSR, model: edsr, task: gray_denoise_25, recipe: common}\n"
+        "  dagl_gray_denoise_25: {title: DAGL, model: dagl, task: gray_denoise_25, recipe: common}\n"
         "  dagl_gray_denoise_25-no_graph_attention:\n"
-        "    {model: dagl, task: gray_denoise_25, recipe: common, options: {no_graph_attention: true}}\n"
+        "    {title: a, model: dagl, task: gray_denoise_25, recipe: common, options: {no_graph_attention: true}}\n"
     )
     names = "".join(f"      - {name}\n" for name in (*KEPT, "input_gray_denoise_25"))
-    claims = "".join(f"      - [{KEPT[0]}, {name}]\n" for name in KEPT[1:])
-    study = f"  dagl_ablation:\n    experiments:\n{names}    claims:\n{claims}"
-    return f"{head}\nanchors:\n{anchors}\nexperiments:\n{experiments}\nstudies:\n{study}"
+    claims = "".join(f"      - {{better: {KEPT[0]}, worse: {name}}}\n" for name in KEPT[1:])
+    study = f"  dagl_ablation:\n    title: DAGL\n    experiments:\n{names}    claims:\n{claims}"
+    return f"{head}\nbaselines:\n{baselines}\nexperiments:\n{experiments}\nstudies:\n{study}"
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +265,7 @@ def test_adding_an_experiment_runs_it_alone(clone):
         "params.yaml",
         "\nexperiments:\n",
         "\nexperiments:\n  dagl_gray_denoise_25-heads_2:\n"
-        "    {model: dagl, task: gray_denoise_25, recipe: common, options: {heads: 2}}\n",
+        "    {title: two heads, model: dagl, task: gray_denoise_25, recipe: common, options: {heads: 2}}\n",
     )
     clone.edit("params.yaml", f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - dagl_gray_denoise_25-heads_2\n")
     new = "dagl_gray_denoise_25-heads_2"
@@ -277,20 +277,20 @@ def test_adding_an_experiment_runs_it_alone(clone):
 
 def test_a_public_checkpoint_is_measured_and_tracked(clone):
     name, file = "dncnn_gray_denoise_25-official", clone.folder / "own/dncnn.pth"
-    entry = f"official:\n  {name}: {{model: dncnn, task: gray_denoise_25, official: own/dncnn.pth}}"
-    clone.edit("params.yaml", "official: {}", entry)
+    entry = f"{name}: {{title: DnCNN, model: dncnn, task: gray_denoise_25, checkpoint: own/dncnn.pth}}"
+    clone.edit("params.yaml", "\nbaselines:\n", f"\nbaselines:\n  {entry}\n")
     clone.edit("params.yaml", f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - {name}\n")
     file.parent.mkdir(exist_ok=True)
     torch.save(build("dncnn", width=4, depth=3).state_dict(), file)
-    assert sorted(clone.repro()) == sorted([f"official@{name}", "tables", "report@dagl_ablation", "summary"])
+    assert sorted(clone.repro()) == sorted([f"baseline@{name}", "tables", "report@dagl_ablation", "summary"])
     assert (clone.folder / "results/tiny/evaluate" / name / "images.csv").exists() and clone.changed() == set()
     torch.save(build("dncnn", width=4, depth=3).state_dict(), file)
-    assert clone.changed() == {f"official@{name}"}
+    assert clone.changed() == {f"baseline@{name}"}
     clone.shell("git checkout -q . && git clean -fdq && rm -r own")
 
 
 def test_a_mistake_is_reported_before_anything_runs(clone):
-    clone.edit("params.yaml", "{model: edsr, task: gray_denoise_25", "{model: edsr, task: gray_denoize_25")
+    clone.edit("params.yaml", "model: edsr, task: gray_denoise_25", "model: edsr, task: gray_denoize_25")
     ended = clone.shell("python -m lib repro", check=False)
     assert ended.returncode == 1 and "Running stage" not in ended.stdout
     assert ended.stderr.strip().splitlines()[-1].startswith("error: params.yaml: unknown task 'gray_denoize_25'")

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from test_pipeline import Clone, tiny
 
-from lib import degradations, evaluation, models
+from lib import evaluation, models
 from lib import experiment as experiments
 from lib.images import sets
-from lib.params import Budget, Params
+from lib.params import Budget, Params, ParamsError
 from lib.pipeline import remote, transfer
 from lib.pipeline.runner import StageError
 from lib.training import Crops, train
@@ -127,8 +127,8 @@ def test_results_of_another_version_are_refused(clone, returned, tmp_path):
     )
 
 
-def test_an_anchor_is_not_packed(tmp_path):
-    with pytest.raises(StageError, match="is not trained; `dvc repro anchor@input_gray_denoise_25` measures it"):
+def test_a_baseline_is_not_packed(tmp_path):
+    with pytest.raises(ParamsError, match="is a baseline, which is not trained"):
         transfer.pack(["input_gray_denoise_25"], tmp_path / "no.tar")
 
 
@@ -179,8 +179,8 @@ def test_a_compact_checkpoint_goes_on_and_the_log_marks_the_joint(tmp_path, monk
     path = tmp_path / "x.pt"
     task = Params().tasks["gray_denoise_25"]
     images = [torch.randint(256, (1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)]
-    crops = Crops(images, None, degradations.build(**task.degradation), 12)
-    recipe, budget = Params().recipes["common"], Budget(steps=6, batch=2, crop=12, lr=1e-3, ema=0.9)
+    crops = Crops(images, None, task.degradation, 12)
+    recipe, budget = Params().contents.recipes["common"], Budget(steps=6, batch=2, crop=12, lr=1e-3, ema=0.9)
     networks = [models.build("edsr", colors=1, width=4, blocks=1, image_skip=True) for _ in range(2)]
     with monkeypatch.context() as patched, pytest.raises(remote.OutOfTime):
         patched.setattr(remote.time, "time", itertools.count().__next__)

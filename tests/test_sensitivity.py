@@ -1,4 +1,4 @@
-"""What each choice of a protocol is worth: choices whose effect is known, and the table made from them."""
+"""What each choice of a convention is worth: choices whose effect is known, and the table made from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from lib import degradations
 from lib.images import sets
-from lib.metrics import Protocol
+from lib.metrics import Convention
 from lib.published_numbers import sensitivity
 
 FULL_RANGE = 20 * math.log10(255 / 219)
@@ -67,11 +67,11 @@ def test_draws_are_those_of_the_study(tmp_path):
     network = sensitivity.models.build("nlm", sigma=25)
     for row in found[-2:]:
         noisy = noise(clean[:, :, :, 4:68], noise.generator("some", "1", row["draw"]))
-        assert row["psnr"] == Protocol("gray", quantise=True).measure(network(noisy), clean[:, :, :, 4:68])["psnr"]
+        assert row["psnr"] == Convention("gray", quantise=True).measure(network(noisy), clean[:, :, :, 4:68])["psnr"]
 
 
 def rows(choice: tuple[str, str], draw: float = math.nan, ssim: float = 0.9, **psnr: float) -> list[dict]:
-    keys = {"anchor": "one", "group": choice[0], "choice": choice[1], "draw": draw, "ssim": ssim}
+    keys = {"number": "one", "group": choice[0], "choice": choice[1], "draw": draw, "ssim": ssim}
     return [{**keys, "image": image, "psnr": value} for image, value in psnr.items()]
 
 
@@ -109,9 +109,9 @@ def test_readers_see_every_choice_and_the_range_of_draws():
 
 
 def test_gray_conversions_are_compared_where_both_were_run():
-    anchor = partial(dict, check="dncnn", images="urban100/HR weights")
-    both = pd.DataFrame([anchor(way="opencv", measured=29.97), anchor(way="matlab", measured=29.95)])
+    number = partial(dict, check="dncnn", images="urban100/HR weights")
+    both = pd.DataFrame([number(way="opencv", measured=29.97), number(way="matlab", measured=29.95)])
     found = sensitivity.gray_conversion(both)
     assert found.difference.round(4).tolist() == [0.0, -0.02]
-    assert found.anchor.unique().tolist() == ["DnCNN, urban100/HR, sigma 25"]
+    assert found.number.unique().tolist() == ["DnCNN, urban100/HR, sigma 25"]
     assert sensitivity.gray_conversion(both.iloc[:1]).empty

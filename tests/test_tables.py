@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.params import Study
+from lib.params import Claim, Study
 from lib.reports import per_set, tables
 
 
@@ -28,7 +28,7 @@ def images(means: dict[str, float], photographs=8, seeds=(1, 2, 3), noise=0.0, s
 
 def test_a_clear_difference_holds_or_contradicts():
     rows = images({"a": 30.0, "b": 29.0}, noise=0.05)
-    found = tables.claims(rows, (("a", "b"), ("b", "a")), pd.DataFrame({"psnr": {"a": 31.0, "b": 30.5}}))
+    found = tables.claims(rows, (Claim("a", "b"), Claim("b", "a")), pd.DataFrame({"psnr": {"a": 31.0, "b": 30.5}}))
     assert list(found.verdict) == [tables.HOLDS, tables.CONTRADICTED]
     assert found.measured[0] == pytest.approx(1, abs=0.1) and found.published[0] == pytest.approx(0.5)
     assert found.low[0] < found.measured[0] < found.high[0]
@@ -37,12 +37,12 @@ def test_a_clear_difference_holds_or_contradicts():
 def test_a_difference_within_the_seeds_spread_is_not_resolved():
     rows = images({"a": 30.0, "b": 29.8}, spread=0.2)
     assert tables.seed_spreads(rows).item() == pytest.approx(0.4)
-    assert list(tables.claims(rows, (("a", "b"),), pd.DataFrame({"psnr": {}})).verdict) == [tables.UNRESOLVED]
+    assert list(tables.claims(rows, (Claim("a", "b"),), pd.DataFrame({"psnr": {}})).verdict) == [tables.UNRESOLVED]
 
 
 def test_photographs_that_disagree_leave_a_claim_unresolved():
     rows = images({"a": 30.0, "b": 29.9}, noise=1.0)
-    assert list(tables.claims(rows, (("a", "b"),), pd.DataFrame({"psnr": {}})).verdict) == [tables.UNRESOLVED]
+    assert list(tables.claims(rows, (Claim("a", "b"),), pd.DataFrame({"psnr": {}})).verdict) == [tables.UNRESOLVED]
 
 
 @pytest.mark.parametrize(("photographs", "seeds"), [(7, 3), (8, 2)])
@@ -68,7 +68,7 @@ def test_rows_that_were_not_run_stay_in_the_table():
     rows = images({"a": 30.0})
     table = tables.compare(rows, ("a", "b"))
     assert list(table.index) == ["a", "b"] and table.seeds["b"] == 0 and np.isnan(table.psnr["b"])
-    found = tables.claims(rows, (("a", "b"),), pd.DataFrame({"psnr": {}}))
+    found = tables.claims(rows, (Claim("a", "b"),), pd.DataFrame({"psnr": {}}))
     assert list(found.verdict) == [tables.NOT_RUN]
     assert "were not run: a over b" in tables.finding(found, tables.seed_spreads(rows))
 
@@ -104,7 +104,7 @@ def test_collecting_reads_what_exists(tmp_path):
 
 
 def test_a_study_that_was_not_run_has_its_table(tmp_path):
-    study = Study("s", ("a_t", "a_t-x"), (("a_t", "a_t-x"),))
+    study = Study("s", "", ("a_t", "a_t-x"), (Claim("a_t", "a_t-x"),))
     tables.collect(tmp_path, study.experiments).to_csv(tmp_path / "images.csv", index=False)
     tables.collect_costs(tmp_path, study.experiments).to_csv(tmp_path / "costs.csv")
     rows, costs = pd.read_csv(tmp_path / "images.csv"), pd.read_csv(tmp_path / "costs.csv", index_col=0)

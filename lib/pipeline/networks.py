@@ -26,7 +26,8 @@ from .. import experiment as experiments
 from ..images import sets
 from ..inference import restore
 from ..official import OfficialError
-from ..params import ROOT, Experiment, Params, Task, missing
+from ..params import ROOT, Baseline, Experiment, Params, missing
+from ..tasks import Task
 from ..training import TrainingError, write_whole
 from . import repro as pipeline
 from .runner import StageError
@@ -41,13 +42,13 @@ REMOTE = "networks"
 def keep(names: Sequence[str], profile: str | None = None) -> None:
     """Have git hold the trained networks `names` of a profile, all their seeds, in place of those it held.
 
-    Raises StageError for an anchor and for an experiment whose weights are not there, not those that dvc.lock vouches
+    Raises StageError for a baseline and for an experiment whose weights are not there, not those that dvc.lock vouches
     for, or not in DVC's cache; what git held then stays.
     """
     params, names = Params(profile=profile), [*dict.fromkeys(names)]
     for name in names:
-        run = params.experiment(name)
-        if not run.recipe:
+        run = params.row(name)
+        if isinstance(run, Baseline):
             raise StageError(f"{name}: is not trained; there is nothing to keep")
         for seed in run.seeds:
             _check_trained(params, replace(run, seeds=(seed,)))
@@ -86,7 +87,7 @@ def pull(names: Sequence[str], profile: str | None = None) -> None:
     params = Params(profile=profile)
     there = kept(params)
     for name in names:
-        params.experiment(name)
+        params.row(name)
         if name not in there:
             known = ", ".join(there) or "none"
             raise StageError(f"{name}: profile {params.profile} keeps no network of this version; it keeps {known}")
@@ -110,15 +111,16 @@ def kept(params: Params) -> list[str]:
 
 
 def restore_file(image: Path, by: str, into: Path, profile: str | None = None, self_ensemble: bool = False) -> None:
-    """Restore an image file by the network (its first seed) or anchor `by` and write it, rounded to 8 bits.
+    """Restore an image file by the network (its first seed) or baseline `by` and write it, rounded to 8 bits.
 
     The image is taken as it is, for the degraded one; gray tasks make it gray by their rule. Raises StageError where
     `into` cannot be written, the image cannot be read, the row cannot be run here, or its weights are missing or of
     another version of code or parameters.
     """
     params = Params(profile=profile)
-    run = params.experiment(by)
-    run = replace(run, seeds=run.seeds[:1])
+    run = params.row(by)
+    if isinstance(run, Experiment):
+        run = replace(run, seeds=run.seeds[:1])
     if into.suffix.lower() not in LOSSLESS:
         raise StageError(f"{into}: end it in {', '.join(LOSSLESS)}")
     given = _read(image, run.task)
@@ -126,7 +128,7 @@ def restore_file(image: Path, by: str, into: Path, profile: str | None = None, s
         raise StageError(f"{into}: is a folder, in none, or the image itself; name another file")
     if reason := missing(run):
         raise StageError(f"{by}: {reason}")
-    if run.recipe:
+    if isinstance(run, Experiment):
         _check_trained(params, run)
         if differs := _differences(params, by):
             raise StageError(f"{by}: its weights were trained with another {differs}; `make repro` trains it anew")

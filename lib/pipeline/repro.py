@@ -53,12 +53,12 @@ def _everything(params: Params, jobs: int | None) -> int:
     if not outdated:
         print("Everything is up to date.")
         return 0
-    names = [*params.experiments, *params.anchors]
+    names = [*params.experiments, *params.baselines]
     return side_by_side([name for name in names if outdated & {*_stages(params, name)}], params, jobs) or dvc("repro")
 
 
 def _stages(params: Params, name: str) -> list[str]:
-    """The stages of an experiment or anchor, in their order."""
+    """The stages of an experiment or baseline, in their order."""
     last = params.stage(name)
     return [f"train@{name}", f"{last}@{name}"] if last == "evaluate" else [f"{last}@{name}"]
 
@@ -76,7 +76,7 @@ def _outdated() -> set[str]:
 
 
 def side_by_side(names: Sequence[str], params: Params, jobs: int | None, *options: str) -> int:
-    """Bring experiments and anchors up to date, several at a time: DVC alone runs one stage after the other.
+    """Bring experiments and baselines up to date, several at a time: DVC alone runs one stage after the other.
 
     options: more of `dvc repro`. Returns DVC's exit status.
     """
@@ -128,8 +128,8 @@ def _pins(profile: str) -> Path:
 
 
 def write_readme() -> None:
-    """Put every study's verdicts, the table and the figure of the first and the last study, and those of the ruler into
-    the README: each of the largest profile in which the study was run."""
+    """Put every study's verdicts, the table and the figure of the first and the last study, and those of published
+    numbers into the README: each of the largest profile in which the study was run."""
     path = ROOT / "README.md"
     text = path.read_text()
     before, _, rest = text.partition(README_MARKS[0])

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from ..params import ROOT, Params, missing
 
-#: The study that measures the ruler itself: a stage of its own, with a report like the others and no experiment.
+#: The study that compares our conventions with published numbers: a stage of its own, with a report and no experiment.
 PROTOCOL = "protocol"
 
 #: stage -> name of the notebook's one parameter, or None
@@ -78,7 +78,7 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     if not source.exists():
         raise StageError(f"{source.relative_to(ROOT)} does not exist; a study needs a report notebook of that name")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if stage in ("train", "evaluate") and (reason := missing(params.experiment(key))):
+    if stage in ("train", "evaluate") and (reason := missing(params.row(key))):
         return _not_run(params, stage, key, reason)
     before, began = code_digest(params, stage, key), time.monotonic()
     execute(source, target, {PARAMETER[stage]: key} if key else {}, done_elsewhere(params, stage, key))
@@ -92,7 +92,7 @@ def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
     """Say in a row's results why it was not run; returns that file."""
     params.results("weights", key).mkdir(parents=True, exist_ok=True)
     path = params.results(stage, key, NOT_RUN)
-    first = "train" if params.experiment(key).recipe else params.stage(key)
+    first = "train" if key in params.experiments else params.stage(key)
     path.write_text(f"{reason}; once it is: dvc repro --force {first}@{key}\n")
     print(f"{stage} {key}: not run, {reason}")
     return path

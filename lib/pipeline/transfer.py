@@ -27,13 +27,11 @@ def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
     where that could not bring the images.
 
     In it: code, parameters, manifests, every image once and in gray where only gray tasks use it, and what there is of
-    each experiment already. Raises StageError for an anchor and for an experiment that needs what is not there.
+    each experiment already. Raises ParamsError for a baseline, StageError for one that needs what is not there.
     """
     params = Params(profile=profile)
     runs = [params.experiment(name) for name in names]
     for run in runs:
-        if run.recipe is None:
-            raise StageError(f"{run.name}: is not trained; `dvc repro {params.stage(run.name)}@{run.name}` measures it")
         if reason := missing(run):
             raise StageError(f"{run.name}: {reason}")
     pipeline.switch(params.profile)

@@ -1,4 +1,4 @@
-"""The study `protocol`: does this ruler agree with the literature? Its numbers are those of anchors.csv, a row each:
+"""Do our conventions give published numbers back? They are those of numbers.csv, a row each:
 
     check             what is measured, a key of CHECKS
     images            references of the registry: the photographs first, then what else is needed (low-resolution files;
@@ -9,7 +9,7 @@
     value, tolerance  what it must be; without a tolerance the value only stands beside ours
     source            where the value is from
 
-What the choices of a protocol are worth is measured in `sensitivity`.
+What each choice of a convention is worth is measured in `sensitivity`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..degradations import resize
+from ..degradations import build, resize
 from ..experiment import degraded, target
 from ..images import sets
 from ..images.registry import manifest_of
 from ..images.sets import Item
 from ..inference import restore
-from ..metrics import Convention, Protocol, psnr, published, ssim
-from ..params import Task
+from ..metrics import Convention, PaperConvention, psnr, published, ssim
+from ..tasks import Task
 from .parallel import each
 
-ANCHORS = Path(__file__).with_name("anchors.csv")
+NUMBERS = Path(__file__).with_name("numbers.csv")
 
 AGREES, DIFFERS, REPORTED, NOT_RUN = "agrees", "differs", "no reference", "not run"
 
@@ -66,14 +66,14 @@ Ways = dict[str, list[str]]
 Found = dict[tuple[str, str], float]
 
 
-def anchors(path: Path = ANCHORS) -> pd.DataFrame:
-    """The rows of anchors.csv: `value` and `tolerance` are numbers or NaN, all else is text."""
+def numbers(path: Path = NUMBERS) -> pd.DataFrame:
+    """The rows of numbers.csv: `value` and `tolerance` are numbers or NaN, all else is text."""
     return pd.read_csv(path, dtype={"setting": str, "way": str}, keep_default_na=False, na_values={
         "value": [""], "tolerance": [""]})  # fmt: skip
 
 
 def absent(check: str, images: str, references: Iterable[str]) -> str:
-    """Why an anchor cannot be measured with the sets `references`, or ""."""
+    """Why a number cannot be measured with the sets `references`, or ""."""
     lacking = dict.fromkeys(r.split("/")[0] for r in images.split() if r not in references)
     if lacking:
         return f"not in this profile: {', '.join(lacking)}"
@@ -82,13 +82,13 @@ def absent(check: str, images: str, references: Iterable[str]) -> str:
     return ""
 
 
-# --- anchors ------------------------------------------------------------------------------------------------------
+# --- numbers ------------------------------------------------------------------------------------------------------
 
 
 def measure(
     table: pd.DataFrame, manifests: Path, say: Callable[[str], None] = lambda line: None, workers: int | None = None
 ) -> pd.DataFrame:
-    """Measure every image of every anchor in `table` that can be.
+    """Measure every image of every number in `table` that can be.
 
     manifests: folder with a manifest per set, see `registry.manifest_of`. workers: processes, None for one per core.
 
@@ -161,10 +161,10 @@ def bicubic(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Fou
     for way, metrics in ways.items():
         if way == "8-bit images":
             low = target(others[0], task_of("paired")) if others else degraded(item, task, clean)
-            found |= _values(way, metrics, resize(low, scale, rounding="both"), clean, Protocol("y8", scale, True))
+            found |= _values(way, metrics, resize(low, scale, rounding="both"), clean, Convention("y8", scale, True))
         else:
             gray = clean[:, :1].double() if way == f"Y first; {item.name} full range" else luma8(clean)
-            found |= _values(way, metrics, there_and_back(gray, scale), gray, Protocol("gray", scale, True))
+            found |= _values(way, metrics, there_and_back(gray, scale), gray, Convention("gray", scale, True))
     return found
 
 
@@ -174,19 +174,19 @@ def noise(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found
     clean = target(item, task)
     given = degraded(item, task, clean)
     for way, metrics in ways.items():
-        found |= _values(way, metrics, given, clean, Protocol("gray", clamp=way == "clamped"))
+        found |= _values(way, metrics, given, clean, Convention("gray", clamp=way == "clamped"))
     return found
 
 
 def own_noise(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
-    """Noisy input as papers draw, store and cut it, see `protocol.CONVENTIONS`; the way is "paper kind"."""
+    """Noisy input as papers draw, store and cut it, see `metrics.CONVENTIONS`; the way is "paper kind"."""
     found = {}
     for way, metrics in ways.items():
         how = published(*way.split())
-        task = noise_task(float(setting), how.noise, "opencv" if how.protocol.measured == "gray" else "", how.stored)
+        task = noise_task(float(setting), how.noise, "opencv" if how.convention.channel == "gray" else "", how.stored)
         clean = target(item, task)
         given, clean = (how.cut(image) for image in (degraded(item, task, clean), clean))
-        found |= _values(way, metrics, given, clean, replace(how.protocol, clamp=False, quantise=False))
+        found |= _values(way, metrics, given, clean, replace(how.convention, clamp=False, quantise=False))
     return found
 
 
@@ -196,8 +196,8 @@ def jpeg(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
     clean = target(item, task)
     given = degraded(item, task, clean)
     for way, metrics in ways.items():
-        protocol = Protocol("gray", quantise=True, window=way.removesuffix(" window"))
-        found |= _values(way, metrics, given, clean, protocol)
+        convention = Convention("gray", quantise=True, window=way.removesuffix(" window"))
+        found |= _values(way, metrics, given, clean, convention)
     return found
 
 
@@ -205,14 +205,14 @@ def mosaic(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Foun
     """Mosaiced input, zero where the colour filter array has no value."""
     clean = target(item, task_of("bayer"))
     given = degraded(item, task_of("bayer"), clean)
-    return _values("", ways[""], given, clean, Protocol("rgb", quantise=True))
+    return _values("", ways[""], given, clean, Convention("rgb", quantise=True))
 
 
 def pairs(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
     """The degraded photograph of a set of pairs; the setting is what is measured."""
     clean = target(item, task_of("paired"))
     given = degraded(item, task_of("paired"), clean)
-    return _values("", ways[""], given, clean, Protocol(setting, quantise=True))
+    return _values("", ways[""], given, clean, Convention(setting, quantise=True))
 
 
 def dncnn(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
@@ -224,16 +224,16 @@ def dncnn(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found
         given = degraded(item, task, clean)
         restored = _renewed(network, given, *before) if before else restore(network, given, TILE, 2 * REACH)
         before = given, restored
-        found |= _values(way, metrics, restored, clean, DNCNN.protocol)
+        found |= _values(way, metrics, restored, clean, DNCNN.convention)
     return found
 
 
 def classical(name: str, item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
-    """A classical denoiser on the noise and by the protocol of DnCNN."""
+    """A classical denoiser on the noise and by the convention of DnCNN."""
     task = noise_task(float(setting), DNCNN.noise)
     clean = target(item, task)
     restored = models.build(name, sigma=float(setting))(degraded(item, task, clean))
-    return _values("", ways[""], restored, clean, DNCNN.protocol)
+    return _values("", ways[""], restored, clean, DNCNN.convention)
 
 
 #: check -> its measurement of one image: (photograph, what lies beside it, setting, ways) -> {(way, metric): value}
@@ -259,7 +259,7 @@ DIGITS = {"psnr": 3, "ssim": 4, "identical": 0}
 
 
 def set_name(images: str) -> str:
-    """Of the photographs of an anchor: `set5/HR set5/LR_x2` -> `set5`."""
+    """Of the photographs of a number: `set5/HR set5/LR_x2` -> `set5`."""
     return images.split()[0].split("/")[0]
 
 
@@ -326,7 +326,7 @@ def beside(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def finding(compared: pd.DataFrame) -> str:
-    """How many anchors agree, which do not and what cures it, and how many could not be measured."""
+    """How many numbers agree, which do not and what cures it, and how many could not be measured."""
     judged = compared[compared.verdict.isin([AGREES, DIFFERS])]
     judged = judged.assign(name=[f"{CHECKS[row.check].partition(',')[0]} of {set_name(row.images)}" for row in
                                  judged.itertuples()])  # fmt: skip
@@ -370,8 +370,8 @@ def _reference(row: tuple, digits: int) -> str:
 
 def task_of(name: str, gray: str = "", **options) -> Task:
     """A task for reading and degrading images as the study's own tasks do."""
-    nothing = {"measured": "gray", "border": 0, "quantise": False, "train": (), "test": ()}
-    return Task("protocol", {"name": name, **options}, 1 if gray else 3, gray=gray or "matlab", **nothing)
+    colors, degradation = 1 if gray else 3, build(name, **options)
+    return Task("published_numbers", "", degradation, Convention(), colors, (), (), gray or "matlab")
 
 
 def noise_task(sigma: float, who: str, gray: str = "opencv", stored: bool = False) -> Task:
@@ -379,10 +379,10 @@ def noise_task(sigma: float, who: str, gray: str = "opencv", stored: bool = Fals
     return task_of("gaussian_noise", gray, sigma=sigma, noise=who, quantise=stored)
 
 
-def _values(way: str, metrics: Sequence[str], restored: Tensor, clean: Tensor, protocol: Protocol) -> Found:
+def _values(way: str, metrics: Sequence[str], restored: Tensor, clean: Tensor, how: Convention) -> Found:
     """The metrics asked for and no more: the SSIM of a large image takes half a second."""
-    a, b = protocol.planes(restored), protocol.planes(clean)
-    return {(way, m): psnr(a, b) if m == "psnr" else ssim(a, b, protocol.window) for m in metrics}
+    a, b = how.planes(restored), how.planes(clean)
+    return {(way, m): psnr(a, b) if m == "psnr" else ssim(a, b, how.window) for m in metrics}
 
 
 @cache
@@ -415,11 +415,11 @@ def there_and_back(image: Tensor, scale: int) -> Tensor:
 
 def luma8(image: Tensor) -> Tensor:
     """Y of an 8-bit image, rounded, ``(1, 1, H, W)``."""
-    return torch.from_numpy(Protocol("y8").planes(image))[None]
+    return torch.from_numpy(Convention("y8").planes(image))[None]
 
 
-def describe(convention: Convention) -> str:
+def describe(how: PaperConvention) -> str:
     """One line for the head of a table; self-ensemble and tiles belong to the name of a number."""
-    ensemble = "self-ensemble x8" if convention.self_ensemble else "no self-ensemble"
-    tiles = f"tiles of less than {convention.tile:,} pixels" if convention.tile else "no tiles"
-    return f"{convention.protocol.describe()}, {ensemble}, {tiles}"
+    ensemble = "self-ensemble x8" if how.self_ensemble else "no self-ensemble"
+    tiles = f"tiles of less than {how.tile:,} pixels" if how.tile else "no tiles"
+    return f"{how.convention.describe()}, {ensemble}, {tiles}"

@@ -1,4 +1,4 @@
-"""What each choice that a protocol leaves open is worth in dB: the second half of the study `protocol`.
+"""What each choice of a convention is worth in dB.
 
 One number of denoising and one of super-resolution are measured as their papers did, then with one choice changed.
 """
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .. import degradations, models
+from .. import models
 from ..degradations import resize
 from ..experiment import degraded, target
 from ..images import sets
 from ..images.registry import manifest_of
 from ..images.sets import Item
 from ..inference import restore
-from ..metrics import Protocol
+from ..metrics import Convention
 from ..reports import tables
 from .check import DNCNN, REACH, TILE, dncnn_network, luma8, noise_task, task_of, there_and_back
 from .parallel import each
@@ -42,13 +42,13 @@ def vary(
     say: Callable[[str], None] = lambda line: None,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """Restore and measure the photographs of two sets under every choice that a protocol leaves open.
+    """Restore and measure the photographs of two sets under every choice that papers make differently.
 
     denoised: reference of the set denoised at sigma 25, by DnCNN where its weights are there, else by non-local means;
         of each photograph the central `crop` pixels, and `draws` times with noise drawn anew
     enlarged: reference of the set enlarged four times by bicubic interpolation, whole photographs
 
-    Returns rows anchor, group, choice, draw, image, psnr, ssim; the rows of BASE are what the others differ from.
+    Returns rows number, group, choice, draw, image, psnr, ssim; the rows of BASE are what the others differ from.
     """
     weights = manifests / manifest_of("weights")
     file = sets.read(weights)[0].target if weights.exists() else None
@@ -58,22 +58,22 @@ def vary(
         f"bicubic, {enlarged}, x4": (enlarged, enlarging),
     }  # fmt: skip
     jobs = [
-        (anchor, item, partial(vary_one, item))
-        for anchor, (reference, vary_one) in asked.items()
+        (number, item, partial(vary_one, item))
+        for number, (reference, vary_one) in asked.items()
         for item in sets.read(manifests / manifest_of(reference))
     ]
     rows = [
-        {"anchor": anchor, "image": item.name, **row}
-        for (anchor, item, _), found in zip(jobs, each([job for *_, job in jobs], say, workers), strict=True)
+        {"number": number, "image": item.name, **row}
+        for (number, item, _), found in zip(jobs, each([job for *_, job in jobs], say, workers), strict=True)
         for row in found
     ]
-    return pd.DataFrame(rows)[["anchor", "group", "choice", "draw", "image", "psnr", "ssim"]]
+    return pd.DataFrame(rows)[["number", "group", "choice", "draw", "image", "psnr", "ssim"]]
 
 
 def denoising(item: Item, weights: Path | None, crop: int, draws: int) -> list[dict]:
     """Rows of one photograph, see `vary`."""
     network = dncnn_network(weights) if weights else models.build("nlm", sigma=25)
-    p, task, study = DNCNN.protocol, noise_task(25, DNCNN.noise), noise_task(25, "study")
+    p, task, study = DNCNN.convention, noise_task(25, DNCNN.noise), noise_task(25, "study")
     clean = target(item, task, crop)
     given = degraded(item, task, clean)
 
@@ -89,7 +89,7 @@ def denoising(item: Item, weights: Path | None, crop: int, draws: int) -> list[d
         ("clipping", "noisy input clipped"): (restored(given.clamp(0, 1)), clean, p),
         ("clipping", "output neither clamped nor rounded"): (output, clean, replace(p, quantise=False, clamp=False)),
         ("border", "8 pixels left out"): (output, clean, replace(p, border=8)),
-        ("channel", "gray stored as RGB, measured as Y"): (_rgb(output), _rgb(clean), replace(p, measured="y8")),
+        ("channel", "gray stored as RGB, measured as Y"): (_rgb(output), _rgb(clean), replace(p, channel="y8")),
         ("SSIM window", "uniform, 8 x 8"): (output, clean, replace(p, window="uniform")),
         ("restoration", "tiles of 100 pixels, overlap 12"): (restored(given, 100, 12), clean, p),
         ("restoration", "self-ensemble x8"): (restored(given, ensemble=True), clean, p),
@@ -100,7 +100,7 @@ def denoising(item: Item, weights: Path | None, crop: int, draws: int) -> list[d
         gray = target(item, other, crop)
         choices["channel", "gray by MATLAB's rgb2gray"] = (restored(degraded(item, other, gray)), gray, p)
     found = [_row(choice, *measured) for choice, measured in choices.items()]
-    degradation = degradations.build(**study.degradation)
+    degradation = study.degradation
     for draw in range(draws):
         noisy = degradation(clean, degradation.generator(item.set, item.name, draw))
         found.append(_row(DRAWN, restored(noisy), clean, p) | {"draw": draw})
@@ -109,7 +109,7 @@ def denoising(item: Item, weights: Path | None, crop: int, draws: int) -> list[d
 
 def enlarging(item: Item, scale: int = 4) -> list[dict]:
     """Rows of one photograph, see `vary`."""
-    p, clean = Protocol("y8", scale, quantise=True), target(item, task_of("bicubic", scale=scale))
+    p, clean = Convention("y8", scale, quantise=True), target(item, task_of("bicubic", scale=scale))
     y = luma8(clean)
 
     def low(**options) -> Tensor:
@@ -121,13 +121,17 @@ def enlarging(item: Item, scale: int = 4) -> list[dict]:
     output = enlarged(low())
     choices = {
         BASE: (output, clean, p),
-        ("rounding", "Y not rounded"): (output, clean, replace(p, measured="y")),
-        ("rounding", "nothing rounded but the input"): (enlarged(low(), rounding="none"), clean, Protocol("y", scale)),
+        ("rounding", "Y not rounded"): (output, clean, replace(p, channel="y")),
+        ("rounding", "nothing rounded but the input"): (
+            enlarged(low(), rounding="none"),
+            clean,
+            Convention("y", scale),
+        ),
         ("rounding", "input rounded once, not twice"): (enlarged(low(rounding="last")), clean, p),
         ("rounding", "input not rounded"): (enlarged(low(rounding="none")), clean, p),
-        ("channel", "RGB"): (output, clean, replace(p, measured="rgb")),
-        ("channel", "Y from 0 to 255"): (_full_range(output), _full_range(clean), replace(p, measured="gray")),
-        ("channel", "Y first, then there and back"): (there_and_back(y, scale), y, replace(p, measured="gray")),
+        ("channel", "RGB"): (output, clean, replace(p, channel="rgb")),
+        ("channel", "Y from 0 to 255"): (_full_range(output), _full_range(clean), replace(p, channel="gray")),
+        ("channel", "Y first, then there and back"): (there_and_back(y, scale), y, replace(p, channel="gray")),
         ("border", "nothing left out"): (output, clean, replace(p, border=0)),
         ("border", "8 pixels left out"): (output, clean, replace(p, border=8)),
         ("border", "input made with a mirrored border"): (enlarged(low(border="mirror")), clean, p),
@@ -140,13 +144,13 @@ def enlarging(item: Item, scale: int = 4) -> list[dict]:
 
 
 def worth(rows: pd.DataFrame) -> pd.DataFrame:
-    """What each choice of `vary` changes: a row per anchor and choice.
+    """What each choice of `vary` changes: a row per number and choice.
 
-    Columns: anchor, group, choice, psnr (mean over the photographs, dB), difference and ssim_difference to the base;
+    Columns: number, group, choice, psnr (mean over the photographs, dB), difference and ssim_difference to the base;
     low and high (of the difference over the draws), spread (standard deviation over them), NaN where nothing is drawn.
     """
     found = []
-    for anchor, mine in rows.groupby("anchor", sort=False):
+    for number, mine in rows.groupby("number", sort=False):
         base = mine[mine.choice == BASE[1]].set_index("image")[["psnr", "ssim"]]
         for (group, choice), these in mine.groupby(["group", "choice"], sort=False):
             # photographs that a choice does not concern stay as they are
@@ -158,11 +162,11 @@ def worth(rows: pd.DataFrame) -> pd.DataFrame:
             row = {"psnr": means.psnr.mean(), "difference": change.psnr.mean(), "ssim_difference": change.ssim.mean()}
             if len(means) > 1:
                 row |= {"low": change.psnr.min(), "high": change.psnr.max(), "spread": means.psnr.std()}
-            found.append({"anchor": anchor, "group": group, "choice": choice, **row})
+            found.append({"number": number, "group": group, "choice": choice, **row})
         of_mean_error = -10 * np.log10((10 ** (-base.psnr / 10)).mean())
-        found.append({"anchor": anchor, "group": "mean", "choice": "PSNR of the mean error", "psnr": of_mean_error,
+        found.append({"number": number, "group": "mean", "choice": "PSNR of the mean error", "psnr": of_mean_error,
                       "difference": of_mean_error - base.psnr.mean()})  # fmt: skip
-    columns = ["anchor", "group", "choice", "psnr", "difference", "ssim_difference", "low", "high", "spread"]
+    columns = ["number", "group", "choice", "psnr", "difference", "ssim_difference", "low", "high", "spread"]
     return pd.DataFrame(found).reindex(columns=columns)
 
 
@@ -172,11 +176,11 @@ def gray_conversion(compared: pd.DataFrame) -> pd.DataFrame:
     for images, rows in compared[compared.check == "dncnn"].groupby("images", sort=False):
         by_way = rows.set_index("way").measured
         if {"opencv", "matlab"} <= set(by_way.dropna().index):
-            anchor = f"DnCNN, {images.split()[0]}, sigma 25"
+            number = f"DnCNN, {images.split()[0]}, sigma 25"
             for (group, choice), way in ((BASE, "opencv"), (("channel", "gray by MATLAB's rgb2gray"), "matlab")):
-                found.append({"anchor": anchor, "group": group, "choice": choice, "psnr": by_way[way],
+                found.append({"number": number, "group": group, "choice": choice, "psnr": by_way[way],
                               "difference": by_way[way] - by_way["opencv"]})  # fmt: skip
-    return pd.DataFrame(found, columns=["anchor", "group", "choice", "psnr", "difference"])
+    return pd.DataFrame(found, columns=["number", "group", "choice", "psnr", "difference"])
 
 
 def for_readers(table: pd.DataFrame) -> pd.DataFrame:
@@ -185,25 +189,25 @@ def for_readers(table: pd.DataFrame) -> pd.DataFrame:
     difference = [tables.text(value, 3, signed=True) for value in table.difference + 0.0]
     return pd.DataFrame(
         {
-            "anchor": table.anchor,
+            "number": table.number,
             "group": table.group,
             "choice": table.choice,
             "PSNR (dB)": [tables.text(value, 2) for value in table.psnr],
             "difference (dB)": [one + drawn for one, drawn in zip(difference, several, strict=True)],
             "difference of SSIM": [tables.text(value, 4, signed=True) for value in table.ssim_difference],
         }
-    ).set_index("anchor")
+    ).set_index("number")
 
 
 def finding(table: pd.DataFrame, matters: float = 0.05) -> str:
-    """Per anchor: how many choices matter, which matters most, and what a draw of the noise does."""
+    """Per number: how many choices matter, which matters most, and what a draw of the noise does."""
     sentences = []
-    for anchor, rows in table.groupby("anchor", sort=False):
+    for number, rows in table.groupby("number", sort=False):
         changed = rows[rows.group != BASE[0]]
         most = changed.loc[changed.difference.abs().idxmax()]
         many = (changed.difference.abs() > matters).sum()
         sentences.append(
-            f"{anchor}: {many} of {len(changed)} choices are worth more than {matters} dB, most of all {most.group}, "
+            f"{number}: {many} of {len(changed)} choices are worth more than {matters} dB, most of all {most.group}, "
             f"{most.choice} ({most.difference:+.2f} dB)."
         )
         for drawn in changed[changed.low.notna()].itertuples():
@@ -211,13 +215,13 @@ def finding(table: pd.DataFrame, matters: float = 0.05) -> str:
     return " ".join(sentences)
 
 
-def _row(choice: tuple[str, str], output: Tensor, clean: Tensor, protocol: Protocol) -> dict:
-    return {"group": choice[0], "choice": choice[1], "draw": np.nan, **protocol.measure(output, clean)}
+def _row(choice: tuple[str, str], output: Tensor, clean: Tensor, how: Convention) -> dict:
+    return {"group": choice[0], "choice": choice[1], "draw": np.nan, **how.measure(output, clean)}
 
 
 def _full_range(image: Tensor) -> Tensor:
     """Y stretched to [0, 1], as JPEG has it, ``(1, 1, H, W)``."""
-    return (torch.from_numpy(Protocol("y", quantise=True).planes(image))[None] * 255 - 16) / 219
+    return (torch.from_numpy(Convention("y", quantise=True).planes(image))[None] * 255 - 16) / 219
 
 
 def _rgb(gray: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..params import Study
+from ..params import Claim, Study
 
 #: Under these numbers a report shows every point and no interval.
 MIN_PHOTOGRAPHS, MIN_SEEDS = 8, 3
@@ -157,7 +157,7 @@ def compare(images: pd.DataFrame, experiments: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("experiment").reindex(columns=columns)
 
 
-def claims(images: pd.DataFrame, pairs: tuple[tuple[str, str], ...], published: pd.DataFrame) -> pd.DataFrame:
+def claims(images: pd.DataFrame, asked: Sequence[Claim], published: pd.DataFrame) -> pd.DataFrame:
     """A verdict for each claim "the first of the pair restores better than the second".
 
     Columns: better, worse, published (dB, NaN where no number is published), measured (dB), low, high, verdict.
@@ -165,7 +165,8 @@ def claims(images: pd.DataFrame, pairs: tuple[tuple[str, str], ...], published: 
     table, spreads = photographs(images), seed_spreads(images)
     seeds = images.groupby("experiment").seed.nunique()
     rows = []
-    for better, worse in pairs:
+    for claim in asked:
+        better, worse = claim.better, claim.worse
         row = {"better": better, "worse": worse, "published": np.nan, "measured": np.nan, "verdict": NOT_RUN}
         if better in published.index and worse in published.index:
             row["published"] = published.psnr[better] - published.psnr[worse]

@@ -9,7 +9,17 @@ from scipy import stats
 
 from lib.reports import simulation, statistics
 from lib.reports.statistics import (
-    EQUAL, HOLDS, LEANS, NOT_RUN, NOT_TESTED, REVERSED, UNRESOLVED, UNTRAINED, Differences, Estimates, Prior,
+    EQUAL,
+    HOLDS,
+    LEANS,
+    NOT_RUN,
+    NOT_TESTED,
+    REVERSED,
+    UNRESOLVED,
+    UNTRAINED,
+    Differences,
+    Estimates,
+    Prior,
 )  # fmt: skip
 
 #: The claims of profile `cpu` at commit 914374f: mean differences (dB) and variance components from its images.csv.

@@ -1,4 +1,4 @@
-"""The ruler: worked constants, an independent SSIM, errors, and published numbers of real images."""
+"""Metrics: worked constants, an independent SSIM, errors, and published numbers of real images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.signal import convolve2d
 
 from lib import degradations
-from lib.metrics import CONVENTIONS, MEASURED, Protocol, ProtocolError, luma, psnr, published, ssim
+from lib.metrics import CHANNELS, CONVENTIONS, Convention, ConventionError, luma, psnr, published, ssim
 
 
 def pair(channels: int = 3, height: int = 40, width: int = 33) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,40 +47,40 @@ def test_psnr_of_one_gray_level():
 def test_rgb_takes_the_mean_error_over_channels():
     target = torch.full((3, 16, 16), 0.5)
     restored = target + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
-    assert Protocol("rgb").measure(restored, target)["psnr"] == pytest.approx(-10 * math.log10(0.01 / 3), abs=1e-5)
-    assert Protocol("r").measure(restored, target)["psnr"] == pytest.approx(20, abs=1e-5)
-    assert Protocol("g").measure(restored, target)["psnr"] == math.inf
+    assert Convention("rgb").measure(restored, target)["psnr"] == pytest.approx(-10 * math.log10(0.01 / 3), abs=1e-5)
+    assert Convention("r").measure(restored, target)["psnr"] == pytest.approx(20, abs=1e-5)
+    assert Convention("g").measure(restored, target)["psnr"] == math.inf
 
 
 def test_equal_images_have_infinite_psnr_and_ssim_one():
     _, target = pair()
-    for measured in ("rgb", "y", "y8", "b"):
-        assert Protocol(measured).measure(target, target) == {"psnr": math.inf, "ssim": pytest.approx(1)}
+    for channel in ("rgb", "y", "y8", "b"):
+        assert Convention(channel).measure(target, target) == {"psnr": math.inf, "ssim": pytest.approx(1)}
 
 
 def test_luma_is_that_of_matlab():
     colours = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=float).T[:, None]
     assert luma(colours)[0] * 255 == pytest.approx([16, 235, 81.481, 144.553, 40.966])
     image = torch.from_numpy(np.broadcast_to(colours[:, :, 2:3], (3, 16, 16)).copy())
-    assert Protocol("y8").planes(image) * 255 == pytest.approx(81)
-    assert Protocol("y").planes(image) * 255 == pytest.approx(81.481)
+    assert Convention("y8").planes(image) * 255 == pytest.approx(81)
+    assert Convention("y").planes(image) * 255 == pytest.approx(81.481)
 
 
 def test_a_gray_image_is_its_own_luma():
     restored, target = pair(1)
-    assert Protocol("y").measure(restored, target) == Protocol("gray").measure(restored, target)
+    assert Convention("y").measure(restored, target) == Convention("gray").measure(restored, target)
 
 
 def test_clamping_and_rounding():
     target = torch.zeros(1, 16, 16)
     restored = torch.full((1, 16, 16), -0.5)
-    assert Protocol().measure(restored, target)["psnr"] == math.inf
-    assert Protocol().measure(restored, target, clamp=False)["psnr"] == pytest.approx(-20 * math.log10(0.5))
-    assert Protocol(clamp=False).measure(restored, target)["psnr"] == pytest.approx(-20 * math.log10(0.5))
+    assert Convention().measure(restored, target)["psnr"] == math.inf
+    assert Convention().measure(restored, target, clamp=False)["psnr"] == pytest.approx(-20 * math.log10(0.5))
+    assert Convention(clamp=False).measure(restored, target)["psnr"] == pytest.approx(-20 * math.log10(0.5))
     restored = torch.full((1, 16, 16), 1.4 / 255)
     expected = {False: 1.4 / 255, True: 1 / 255}
     for quantise, error in expected.items():
-        value = Protocol(quantise=quantise).measure(restored, target)["psnr"]
+        value = Convention(quantise=quantise).measure(restored, target)["psnr"]
         assert value == pytest.approx(-20 * math.log10(error), abs=1e-4)
 
 
@@ -88,9 +88,9 @@ def test_border_is_left_out():
     restored, target = pair(1)
     restored[:, :3] = restored[:, -3:] = 0
     restored[:, :, :3] = restored[:, :, -3:] = 0
-    inner = Protocol(border=3).measure(restored, target)
-    assert inner == Protocol().measure(restored[:, 3:-3, 3:-3], target[:, 3:-3, 3:-3])
-    assert inner["psnr"] > Protocol().measure(restored, target)["psnr"]
+    inner = Convention(border=3).measure(restored, target)
+    assert inner == Convention().measure(restored[:, 3:-3, 3:-3], target[:, 3:-3, 3:-3])
+    assert inner["psnr"] > Convention().measure(restored, target)["psnr"]
 
 
 def test_ssim_is_that_of_the_matlab_script():
@@ -100,70 +100,70 @@ def test_ssim_is_that_of_the_matlab_script():
     for window, weights in {"gaussian": gaussian, "uniform": np.ones((8, 8))}.items():
         expected = np.mean([reference_ssim(a, b, weights) for a, b in zip(restored, target, strict=True)])
         assert ssim(restored, target, window) == pytest.approx(expected, abs=1e-10)
-        assert Protocol("y", clamp=False, window=window).measure(restored[:1], target[:1])["ssim"] == pytest.approx(
+        assert Convention("y", clamp=False, window=window).measure(restored[:1], target[:1])["ssim"] == pytest.approx(
             reference_ssim(restored[0], target[0], weights), abs=1e-10
         )
 
 
 def test_a_batch_of_one_an_array_and_half_precision_are_accepted():
     restored, target = pair()
-    expected = Protocol("rgb").measure(restored, target)
-    assert Protocol("rgb").measure(restored[None], target.numpy()) == expected
-    assert Protocol("rgb").measure(restored.bfloat16(), target)["psnr"] == pytest.approx(expected["psnr"], abs=0.05)
+    expected = Convention("rgb").measure(restored, target)
+    assert Convention("rgb").measure(restored[None], target.numpy()) == expected
+    assert Convention("rgb").measure(restored.bfloat16(), target)["psnr"] == pytest.approx(expected["psnr"], abs=0.05)
 
 
 @pytest.mark.parametrize(
-    ("restored", "target", "protocol", "says"),
+    ("restored", "target", "how", "says"),
     [
-        (torch.rand(1, 20, 20), torch.rand(1, 20, 21), Protocol(), r"restored image has shape \(1, 20, 20\)"),
-        (torch.rand(1, 20, 0), torch.rand(1, 20, 0), Protocol(), "nothing is left to measure"),
-        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Protocol(border=10), "nothing is left to measure"),
-        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Protocol(border=5), "SSIM needs 11"),
-        (torch.rand(3, 20, 20), torch.rand(3, 20, 20), Protocol(), "3 channels; 'gray' is measured on 1"),
-        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Protocol("rgb"), "1 channels; 'rgb' is measured on 3"),
-        (torch.full((1, 20, 20), math.nan), torch.rand(1, 20, 20), Protocol(), "NaN"),
-        (torch.rand(2, 1, 20, 20), torch.rand(2, 1, 20, 20), Protocol(), r"shape \(2, 1, 20, 20\)"),
-        (np.zeros((1, 20, 20), np.uint8), torch.rand(1, 20, 20), Protocol(), "uint8"),
+        (torch.rand(1, 20, 20), torch.rand(1, 20, 21), Convention(), r"restored image has shape \(1, 20, 20\)"),
+        (torch.rand(1, 20, 0), torch.rand(1, 20, 0), Convention(), "nothing is left to measure"),
+        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Convention(border=10), "nothing is left to measure"),
+        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Convention(border=5), "SSIM needs 11"),
+        (torch.rand(3, 20, 20), torch.rand(3, 20, 20), Convention(), "3 channels; 'gray' is measured on 1"),
+        (torch.rand(1, 20, 20), torch.rand(1, 20, 20), Convention("rgb"), "1 channels; 'rgb' is measured on 3"),
+        (torch.full((1, 20, 20), math.nan), torch.rand(1, 20, 20), Convention(), "NaN"),
+        (torch.rand(2, 1, 20, 20), torch.rand(2, 1, 20, 20), Convention(), r"shape \(2, 1, 20, 20\)"),
+        (np.zeros((1, 20, 20), np.uint8), torch.rand(1, 20, 20), Convention(), "uint8"),
     ],
 )
-def test_images_that_cannot_be_measured(restored, target, protocol, says):
-    with pytest.raises(ProtocolError, match=says):
-        protocol.measure(restored, target)
+def test_images_that_cannot_be_measured(restored, target, how, says):
+    with pytest.raises(ConventionError, match=says):
+        how.measure(restored, target)
 
 
-@pytest.mark.parametrize("options", [{"measured": "Y"}, {"border": -1}, {"border": 1.5}, {"window": "hann"}])
-def test_unknown_protocols(options):
-    with pytest.raises(ProtocolError, match=next(iter(options))):
-        Protocol(**options)
+@pytest.mark.parametrize("options", [{"channel": "Y"}, {"border": -1}, {"border": 1.5}, {"window": "hann"}])
+def test_unknown_conventions(options):
+    with pytest.raises(ConventionError, match=next(iter(options))):
+        Convention(**options)
 
 
 def test_every_choice_shows_in_the_description():
-    plain = Protocol()
-    others = [replace(plain, measured=m) for m in MEASURED if m != "gray"] + [
+    plain = Convention()
+    others = [replace(plain, channel=m) for m in CHANNELS if m != "gray"] + [
         replace(plain, border=4),
         replace(plain, quantise=True),
         replace(plain, clamp=False),
         replace(plain, window="uniform"),
     ]
     assert len({p.describe() for p in [plain, *others]}) == 1 + len(others)
-    assert Protocol("y", 4, True).describe() == (
+    assert Convention("y", 4, True).describe() == (
         "Y of BT.601 (16-235), border of 4 px left out, clamped, rounded to 8 bit"
     )
 
 
 def test_published_conventions():
-    assert published("ignn", "sr", 3).protocol == Protocol("y", 3, True)
+    assert published("ignn", "sr", 3).convention == Convention("y", 3, True)
     assert published("dagl", "gray_denoise").self_ensemble
     assert all(c.noise in degradations.GaussianNoise.NOISE for c in CONVENTIONS.values())
     image = torch.arange(40.0 * 70).view(1, 1, 40, 70)
     assert torch.equal(published("lir", "derain").cut(image), image[:, :, :32, :64])
     assert published("dagl", "jpeg").cut(image).shape == image.shape
-    with pytest.raises(ProtocolError, match="no convention of 'edsr' for 'sr'; known: dagl"):
+    with pytest.raises(ConventionError, match="no convention of 'edsr' for 'sr'; known: dagl"):
         published("edsr", "sr")
 
 
-def averages(pairs, protocol: Protocol) -> tuple[float, float]:
-    values = [protocol.measure(restored, target) for restored, target in pairs]
+def averages(pairs, how: Convention) -> tuple[float, float]:
+    values = [how.measure(restored, target) for restored, target in pairs]
     return float(np.mean([v["psnr"] for v in values])), float(np.mean([v["ssim"] for v in values]))
 
 
@@ -172,7 +172,7 @@ def test_jpeg_of_classic5(mirror, quality, psnr_published, ssim_published):
     jpeg = degradations.build("jpeg", quality=quality)
     images = [read(file, gray=True) for file in sorted((mirror / "classic5").iterdir())]
     pairs = [(jpeg(image[None], None), image) for image in images]
-    db, similarity = averages(pairs, Protocol("gray", quantise=True, window="uniform"))
+    db, similarity = averages(pairs, Convention("gray", quantise=True, window="uniform"))
     assert db == pytest.approx(psnr_published, abs=0.005)
     assert similarity == pytest.approx(ssim_published, abs=0.00005)
 
@@ -181,18 +181,16 @@ def test_jpeg_of_live1(mirror):
     jpeg = degradations.build("jpeg", quality=10)
     images = [read(file, gray=True) for file in sorted((mirror / "live1" / "gray_y").iterdir())]
     pairs = [(jpeg(image[None], None), image) for image in images]
-    assert averages(pairs, Protocol("gray", quantise=True, window="uniform")) == (
+    assert averages(pairs, Convention("gray", quantise=True, window="uniform")) == (
         pytest.approx(27.77, abs=0.005),
         pytest.approx(0.7905, abs=0.00005),
     )
 
 
 def test_inputs_of_rain100l(mirror):
-    protocol = Protocol("y", quantise=True)
+    how = Convention("y", quantise=True)
     files = sorted((mirror / "rain100l" / "input").iterdir())
-    values = [
-        psnr(*(protocol.planes(read(f)) for f in (file, file.parent.parent / "target" / file.name))) for file in files
-    ]
+    values = [psnr(*(how.planes(read(f)) for f in (file, file.parent.parent / "target" / file.name))) for file in files]
     assert len(files) == 100
     assert np.mean(values) == pytest.approx(26.90, abs=0.005)
 
@@ -201,7 +199,7 @@ def test_inputs_of_cc15(mirror):
     files = sorted((mirror / "cc15").glob("*_real.webp"))
     pairs = [(read(file), read(file.with_name(file.name.replace("_real", "_mean")))) for file in files]
     assert len(files) == 15
-    assert averages(pairs, Protocol("rgb", quantise=True))[0] == pytest.approx(33.41, abs=0.005)
+    assert averages(pairs, Convention("rgb", quantise=True))[0] == pytest.approx(33.41, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +213,11 @@ def test_bicubic_of_set5(mirror, scale, of_files, psnr_published, ssim_published
         high, low = read(file), read(mirror / "set5" / f"LR_x{scale}" / file.name)
         high = high[:, : high.shape[1] // scale * scale, : high.shape[2] // scale * scale]
         colour.append((degradations.resize(low[None], up=scale, rounding="both"), high))
-        gray = torch.from_numpy(Protocol("y8").planes(high))
+        gray = torch.from_numpy(Convention("y8").planes(high))
         there = degradations.resize(gray[None], down=scale)
         published_way.append((degradations.resize(there, up=scale), gray))
-    assert averages(colour, Protocol("y8", scale, True))[0] == pytest.approx(of_files, abs=0.005)
-    assert averages(published_way, Protocol("gray", scale, True)) == (
+    assert averages(colour, Convention("y8", scale, True))[0] == pytest.approx(of_files, abs=0.005)
+    assert averages(published_way, Convention("gray", scale, True)) == (
         pytest.approx(psnr_published, abs=0.005),
         pytest.approx(ssim_published, abs=0.00005),
     )
@@ -231,4 +229,4 @@ def test_bicubic_of_set14(mirror):
         high, low = read(file), read(mirror / "set14" / "LR_x4" / file.name)
         high = high[:, : high.shape[1] // 4 * 4, : high.shape[2] // 4 * 4]
         pairs.append((degradations.resize(low[None], up=4, rounding="both"), high))
-    assert averages(pairs, Protocol("y8", 4, True))[0] == pytest.approx(26.08, abs=0.01)
+    assert averages(pairs, Convention("y8", 4, True))[0] == pytest.approx(26.08, abs=0.01)

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 
 from lib import degradations, models
-from lib.metrics import Protocol
+from lib.metrics import Convention
 from lib.models.bm3d import NotInstalledError
 
 
@@ -136,8 +136,8 @@ def test_dncnn_with_published_weights(mirror, image, published):
     network.load_state_dict(torch.load(weights, weights_only=True))
     pixels = np.asarray(Image.open(mirror / "set12" / f"{image}.webp").convert("RGB"))[:, :, 0]
     clean = torch.from_numpy(pixels.copy()).float()[None, None] / 255
-    options = {"name": "gaussian_noise", "sigma": 25, "noise": "kair"}
-    given = degradations.build(**options)(clean, degradations.noise_generator("set12", image, options))
+    noise = degradations.build("gaussian_noise", sigma=25, noise="kair")
+    given = noise(clean, noise.generator("set12", image))
     with torch.inference_mode():
         restored = network(given)
-    assert Protocol("gray", quantise=True).measure(restored, clean)["psnr"] == pytest.approx(published, abs=0.1)
+    assert Convention("gray", quantise=True).measure(restored, clean)["psnr"] == pytest.approx(published, abs=0.1)

@@ -1,4 +1,4 @@
-"""The ruler against the literature: every check on tiny images whose answer is known, and on real ones."""
+"""Conventions against the literature: every check on tiny images whose answer is known, and on real ones."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lib.degradations import resize
 from lib.images import registry, sets
 from lib.images.download import download
 from lib.inference import restore
-from lib.metrics import CONVENTIONS, Protocol, psnr, published
+from lib.metrics import CONVENTIONS, Convention, psnr, published
 from lib.params import ROOT
-from lib.published_numbers import check as ruler
+from lib.published_numbers import check
 
 HR, LOW = "set5/HR", "set5/LR_x2"
 
@@ -47,10 +47,10 @@ class Study:
         with (self.folder / registry.manifest_of(reference)).open("w", newline="") as file:
             csv.writer(file).writerows([sets.COLUMNS, *rows])
 
-    def measure(self, *anchors: tuple) -> pd.DataFrame:
-        """Images measured for anchors (check, images, setting, way, metric)."""
-        table = pd.DataFrame(anchors, columns=["check", "images", "setting", "way", "metric"])
-        return ruler.measure(table, self.folder, workers=1)
+    def measure(self, *numbers: tuple) -> pd.DataFrame:
+        """Images measured for numbers (check, images, setting, way, metric)."""
+        table = pd.DataFrame(numbers, columns=["check", "images", "setting", "way", "metric"])
+        return check.measure(table, self.folder, workers=1)
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ def study(tmp_path):
     return Study(tmp_path)
 
 
-def test_every_anchor_can_be_measured_and_says_where_it_is_from():
-    table = ruler.anchors()
+def test_every_number_can_be_measured_and_says_where_it_is_from():
+    table = check.numbers()
     assert not table.duplicated(["check", "images", "setting", "way", "metric"]).any()
-    assert set(table.check) == set(ruler.CHECKS) == set(ruler._MEASURES)
+    assert set(table.check) == set(check.CHECKS) == set(check._MEASURES)
     registry.check_references({reference for images in table["images"] for reference in images.split()})
     assert set(table.metric) <= {"psnr", "ssim", "identical"}
     assert (table.source != "").equals(table.value.notna())
@@ -93,14 +93,14 @@ def test_bicubic_rows_in_their_two_procedures(study):
     study.add(HR, a=image)
     low = np.zeros((20, 20, 3), np.uint8)
     study.add(LOW, a=low)
-    anchors = [("bicubic", HR, "x2", way, "psnr") for way in ("8-bit images", "Y first")]
-    ours, y_first = study.measure(*anchors).value
+    numbers = [("bicubic", HR, "x2", way, "psnr") for way in ("8-bit images", "Y first")]
+    ours, y_first = study.measure(*numbers).value
     (given,) = study.measure(("bicubic", f"{HR} {LOW}", "x2", "8-bit images", "psnr")).value
     clean = torch.from_numpy(np.moveaxis(image[:, :40], 2, 0).copy())[None] / 255
-    y = torch.from_numpy(Protocol("y8").planes(clean))[None]
-    assert y_first == Protocol("gray", 2, True).measure(resize(resize(y, down=2), up=2), y)["psnr"]
+    y = torch.from_numpy(Convention("y8").planes(clean))[None]
+    assert y_first == Convention("gray", 2, True).measure(resize(resize(y, down=2), up=2), y)["psnr"]
     assert 15 < ours < 60 and abs(ours - y_first) < 1
-    assert given == Protocol("y8", 2, True).measure(torch.zeros_like(clean), clean)["psnr"]
+    assert given == Convention("y8", 2, True).measure(torch.zeros_like(clean), clean)["psnr"]
 
 
 def test_a_gray_image_over_its_full_range_counts_its_error_in_full(study):
@@ -131,8 +131,8 @@ def test_lir_draws_noise_for_the_whole_image_and_cuts_it_afterwards(study):
 
 def test_panet_stores_noisy_images(study):
     study.add("cbsd68", a=picture(64, 64, 3, seed=5))
-    anchors = [("own_noise", "cbsd68", "50", f"{paper} color_denoise", "psnr") for paper in ("panet", "lir")]
-    stored, drawn = study.measure(*anchors).value
+    numbers = [("own_noise", "cbsd68", "50", f"{paper} color_denoise", "psnr") for paper in ("panet", "lir")]
+    stored, drawn = study.measure(*numbers).value
     assert stored > drawn + 0.3  # what is clipped is not as far off
 
 
@@ -148,9 +148,9 @@ def test_a_network_is_brought_up_to_date_where_its_input_changed():
     with torch.no_grad():
         restored, wanted = network(before), network(given)
     assert not torch.allclose(restored, wanted, atol=1e-5)
-    assert torch.allclose(ruler._renewed(network, given, before, restored), wanted, atol=1e-6)
-    assert torch.allclose(restore(network, given, 60, 2 * ruler.REACH), wanted, atol=1e-6)
-    assert not torch.allclose(restore(network, given, 60, ruler.REACH), wanted, atol=1e-7)
+    assert torch.allclose(check._renewed(network, given, before, restored), wanted, atol=1e-6)
+    assert torch.allclose(restore(network, given, 60, 2 * check.REACH), wanted, atol=1e-6)
+    assert not torch.allclose(restore(network, given, 60, check.REACH), wanted, atol=1e-7)
 
 
 def compared() -> pd.DataFrame:
@@ -163,7 +163,7 @@ def compared() -> pd.DataFrame:
         ("pairs", "rain100l", "y8", "", "psnr", 26.90, 0.02, "b"),
         ("lr_files", "set5/HR set5/LR_x2", "x2", "mirror, both", "identical", 2, 0, "c"),
     ]
-    table = pd.DataFrame(rows, columns=list(ruler.anchors().columns))
+    table = pd.DataFrame(rows, columns=list(check.numbers().columns))
     values = [(30.32, 30.33), (30.235, 30.235), (20.3,), (29.0,), (), (26.90 + 0.02,), (1.0, 1.0)]
     key = ["check", "images", "setting", "way", "metric"]
     images = [
@@ -171,13 +171,13 @@ def compared() -> pd.DataFrame:
         for row, several in zip(table[key].to_dict("records"), values, strict=True)
         for n, value in enumerate(several)
     ]
-    return ruler.compare(table, pd.DataFrame(images), ["set14/HR", "set12", "rain100l", "set5/HR", "set5/LR_x2"])
+    return check.compare(table, pd.DataFrame(images), ["set14/HR", "set12", "rain100l", "set5/HR", "set5/LR_x2"])
 
 
 def test_verdicts():
     found = compared()
     assert list(found.verdict) == [
-        *(ruler.DIFFERS, ruler.AGREES, ruler.REPORTED, ruler.REPORTED, ruler.NOT_RUN, ruler.AGREES, ruler.AGREES)
+        *(check.DIFFERS, check.AGREES, check.REPORTED, check.REPORTED, check.NOT_RUN, check.AGREES, check.AGREES)
     ]
     assert found.deviation[0] == pytest.approx(0.085) and found.photographs[0] == 2
     assert found.measured[6] == 2  # identical images are counted
@@ -186,26 +186,26 @@ def test_verdicts():
 
 def test_tables_for_readers():
     found = compared()
-    rows = ruler.summary(found)
+    rows = check.summary(found)
     assert rows.loc["bicubic enlargement", "agree"] == "1 of 2"
     assert rows.loc["bicubic enlargement", "largest deviation"] == "+0.085 dB"
     assert rows.loc["input of pairs", "not run"] == "1, not in this profile: cc15"
     assert rows.loc["non-local means beside BM3D", ["agree", "largest deviation"]].tolist() == ["", ""]
-    assert ruler.wide(found[found.check == "bicubic"], 2).loc[("Y first", "set14"), "x2"] == "30.32 (30.24)"
-    assert list(ruler.beside(found).verdict) == [v for v in found.verdict if v != ruler.NOT_RUN]
-    assert set(ruler.held(found).metric) == {"psnr"} and ruler.held(found).agrees.sum() == 2
-    text = ruler.finding(found)
+    assert check.wide(found[found.check == "bicubic"], 2).loc[("Y first", "set14"), "x2"] == "30.32 (30.24)"
+    assert list(check.beside(found).verdict) == [v for v in found.verdict if v != check.NOT_RUN]
+    assert set(check.held(found).metric) == {"psnr"} and check.held(found).agrees.sum() == 2
+    text = check.finding(found)
     assert text.startswith("3 of 4 numbers agree")
     assert "set14 (Y first) differs by up to +0.085 dB; with bridge full range it agrees." in text
 
 
 def test_what_a_profile_lacks_is_not_run(study):
     study.add("set12", a=picture(32, 32, 1, seed=6))
-    table = ruler.anchors()
-    found = ruler.compare(table, ruler.measure(table[table.check == "dncnn"], study.folder, workers=1), ["set12"])
-    assert set(found.verdict) == {ruler.NOT_RUN}
+    table = check.numbers()
+    found = check.compare(table, check.measure(table[table.check == "dncnn"], study.folder, workers=1), ["set12"])
+    assert set(found.verdict) == {check.NOT_RUN}
     assert found.why[found.check == "dncnn"].iloc[0] == "not in this profile: weights"
-    assert ruler.absent("bm3d", "set12", []) == "not in this profile: set12"
+    assert check.absent("bm3d", "set12", []) == "not in this profile: set12"
 
 
 # --- on the published images --------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_what_a_profile_lacks_is_not_run(study):
 @pytest.fixture(scope="module")
 def benchmark(mirror, tmp_path_factory) -> Path:
     """Manifests of Set5, of two images of Set12, and of DnCNN's weights."""
-    folder = tmp_path_factory.mktemp("ruler")
+    folder = tmp_path_factory.mktemp("published")
     references = ["set5/HR", "set5/LR_x2", "set5/LR_x3", "set5/LR_x4", "set12", "weights"]
     if not (mirror.parent / "weights" / "dncnn_25.pth").is_file():
         pytest.skip("DnCNN's weights are not beside the mirror")
@@ -226,20 +226,20 @@ def benchmark(mirror, tmp_path_factory) -> Path:
 
 
 def test_set5_agrees_with_the_literature(benchmark):
-    table = ruler.anchors()
+    table = check.numbers()
     table = table[table["images"].str.startswith("set5/HR")]
-    found = ruler.compare(
-        table, ruler.measure(table, benchmark, workers=1), ["set5/HR", *(f"set5/LR_x{n}" for n in "234")]
+    found = check.compare(
+        table, check.measure(table, benchmark, workers=1), ["set5/HR", *(f"set5/LR_x{n}" for n in "234")]
     )
-    assert len(found) == 21 and set(found.verdict) == {ruler.AGREES, ruler.REPORTED}
+    assert len(found) == 21 and set(found.verdict) == {check.AGREES, check.REPORTED}
 
 
 def test_dncnn_restores_as_in_the_committed_report(benchmark):
     committed = ROOT / "results/gpu/report/protocol/images.csv"
     if not committed.exists():
         pytest.skip("the study protocol has not been run in profile gpu")
-    table = ruler.anchors()
-    found = ruler.measure(
+    table = check.numbers()
+    found = check.measure(
         table[(table.check == "dncnn") & table["images"].str.startswith("set12")], benchmark, workers=1
     )
     rows = pd.read_csv(committed, dtype={"image": str}).query("check == 'dncnn' and images == 'set12 weights'")
@@ -248,7 +248,7 @@ def test_dncnn_restores_as_in_the_committed_report(benchmark):
 
 
 def test_a_conventions_name_says_self_ensemble_and_tiles():
-    assert ruler.describe(published("dagl", "gray_denoise")) == (
+    assert check.describe(published("dagl", "gray_denoise")) == (
         "gray, whole image, clamped, not rounded, self-ensemble x8, tiles of less than 10,000 pixels"
     )
-    assert ruler.describe(published("lir", "derain")).endswith("rounded to 8 bit, no self-ensemble, no tiles")
+    assert check.describe(published("lir", "derain")).endswith("rounded to 8 bit, no self-ensemble, no tiles")

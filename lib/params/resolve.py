@@ -1,0 +1,360 @@
+"""params.yaml read, checked and resolved for one profile."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import operator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from .faults import ParamsError, line, unknown
+from .schema import (
+    BaselineEntry,
+    Budget,
+    Claim,
+    Delta,
+    Evaluation,
+    ExperimentEntry,
+    ParamsFile,
+    Profile,
+    PublishedNumbers,
+    Recipe,
+)
+
+if TYPE_CHECKING:  # torch takes a second and a half to import, and a stage's own process does not need it
+    from ..tasks import Task
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is measured on one task, an experiment or a baseline, everything resolved for the profile."""
+
+    name: str
+    title: str
+    model: str
+    options: dict[str, Any]
+    task: Task
+    evaluation: Evaluation
+    needs: str | None = None
+
+    @property
+    def difference(self) -> str:
+        """What the name says beyond model and task: "no_threshold", or "" for the full model."""
+        return self.name.partition("-")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Row):
+    """A network variant that is trained. start: the experiment whose trained weights it starts from."""
+
+    seeds: tuple[int, ...]
+    recipe: Recipe
+    budget: Budget
+    precision: str = "float32"
+    start: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Row):
+    """A row that is not trained: the degraded input, a classical method, or a public `checkpoint`."""
+
+    checkpoint: str | None = None
+
+    #: It has one network and no seed; its numbers stand in the tables as those of seed 1.
+    seeds: ClassVar[tuple[int, ...]] = (1,)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question: rows by name, the first of each task being what its others are compared with, and the claims."""
+
+    name: str
+    title: str
+    experiments: tuple[str, ...]
+    claims: tuple[Claim, ...] = field(default=())
+
+
+class Params:
+    """params.yaml resolved for one profile.
+
+    Raises ParamsError, a line for each fault, for anything unknown, missing, of the wrong type or out of range anywhere
+    in the file; what only shows when networks are built is found by `lib.params.check`.
+    """
+
+    def __init__(self, path: Path = ROOT / "params.yaml", profile: str | None = None):
+        self.file = path.name
+        self._raw = _read(path)
+        self.contents = _validated(self._raw, self.file)
+        self.profile = profile or self.contents.profile
+        found = [*_references(self.contents)]
+        if self.profile not in self.contents.profiles:
+            found.insert(0, unknown("profile", self.profile, self.contents.profiles, "profiles"))
+        if found:
+            raise ParamsError([f"{self.file}: {fault}" for fault in found])
+        self.settings = self.contents.profiles[self.profile]
+        self._entries: dict[str, ExperimentEntry | BaselineEntry] = {
+            **self.contents.experiments,
+            **self.contents.baselines,
+        }
+        self.studies = {
+            name: Study(name, entry.title, entry.experiments, entry.claims)
+            for name, entry in self.contents.studies.items()
+        }
+
+    @property
+    def profiles(self) -> list[str]:
+        """Names of all profiles, from the smallest to the largest."""
+        return [*self.contents.profiles]
+
+    @property
+    def experiments(self) -> list[str]:
+        """Names of all trained experiments, in the file's order."""
+        return [*self.contents.experiments]
+
+    @property
+    def baselines(self) -> list[str]:
+        """Names of everything that is measured without training."""
+        return [*self.contents.baselines]
+
+    @property
+    def delta(self) -> Delta:
+        """The smallest difference of interest."""
+        return self.contents.delta
+
+    def stage(self, name: str) -> str:
+        """The stage of dvc.yaml that evaluates a row."""
+        return "evaluate" if name in self.contents.experiments else "baseline"
+
+    def row(self, name: str) -> Experiment | Baseline:
+        """The experiment or baseline `name`, resolved; raises ParamsError for an unknown name."""
+        return self.experiment(name) if name in self.contents.experiments else self.baseline(name)
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment `name`, resolved; raises ParamsError for an unknown name, or one without a budget."""
+        entry, settings = self._entry(name), self.settings
+        if not isinstance(entry, ExperimentEntry):
+            raise ParamsError(f"{self.file}: {name!r} is a baseline, which is not trained")
+        budget = settings.training.get(entry.task)
+        if budget is None:
+            raise ParamsError(
+                f"{self.file}: profile {self.profile!r} has no training.{entry.task}, which experiment {name!r} needs"
+            )
+        return Experiment(
+            **self._common(name, entry),
+            evaluation=settings.evaluation,
+            seeds=budget.seeds or settings.seeds,
+            recipe=self.contents.recipes[entry.recipe],
+            budget=budget,
+            precision=settings.precision,
+            start=entry.start,
+        )
+
+    def baseline(self, name: str) -> Baseline:
+        """The baseline `name`, resolved; raises ParamsError for an unknown name."""
+        entry = self._entry(name)
+        if not isinstance(entry, BaselineEntry):
+            raise ParamsError(f"{self.file}: {name!r} is an experiment, not a baseline")
+        return Baseline(**self._common(name, entry), evaluation=self.settings.evaluation, checkpoint=entry.checkpoint)
+
+    def options(self, name: str) -> dict[str, Any]:
+        """The options of a row's network: the profile's for its model and size, beneath its own; none for a public
+        checkpoint, which says itself what its network is."""
+        return options(self._entry(name), self.settings)
+
+    @functools.cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Every task of the file by its name; raises ParamsError for one that cannot be built."""
+        from .. import tasks
+        from ..degradations import DegradationError
+
+        built, sets = {}, self.settings.sets
+        for name, entry in self.contents.tasks.items():
+            try:
+                built[name] = tasks.build(name, entry, sets.train or entry.train, sets.test or entry.test)
+            except DegradationError as error:
+                raise ParamsError(f"{self.file}: tasks.{name}.degradation: {error}") from None
+        return built
+
+    @property
+    def used_tasks(self) -> dict[str, Task]:
+        """The tasks that some row is about."""
+        named = {entry.task for entry in self._entries.values()}
+        return {name: task for name, task in self.tasks.items() if name in named}
+
+    def study(self, name: str) -> Study:
+        """The study `name`; raises ParamsError for an unknown name."""
+        if name not in self.studies:
+            raise ParamsError(f"{self.file}: {unknown('study', name, self.studies, 'studies')}")
+        return self.studies[name]
+
+    @property
+    def published_numbers(self) -> PublishedNumbers:
+        """What the study of published numbers measures in this profile."""
+        return self.settings.published_numbers
+
+    @property
+    def references(self) -> list[str]:
+        """Every image set that this profile uses, sorted."""
+        of_tasks = {reference for task in self.used_tasks.values() for reference in (*task.train, *task.test)}
+        return sorted(of_tasks | set(self.published_numbers.sets))
+
+    def value(self, path: str) -> Any:
+        """What the file says at a dotted path such as `tasks.derain.degradation`, as dvc.yaml's stages track it."""
+        return functools.reduce(operator.getitem, path.split("."), self._raw)
+
+    def results(self, *parts: str) -> Path:
+        """A path under results/<profile>/."""
+        return ROOT.joinpath("results", self.profile, *parts)
+
+    def _entry(self, name: str) -> ExperimentEntry | BaselineEntry:
+        if name not in self._entries:
+            raise ParamsError(f"{self.file}: {unknown('row', name, self._entries, 'experiments and baselines')}")
+        return self._entries[name]
+
+    def _common(self, name: str, entry: ExperimentEntry | BaselineEntry) -> dict[str, Any]:
+        return {
+            "name": name,
+            "title": entry.title,
+            "model": entry.model,
+            "options": self.options(name),
+            "task": self.tasks[entry.task],
+            "needs": entry.needs,
+        }
+
+
+def options(entry: ExperimentEntry | BaselineEntry, profile: Profile) -> dict[str, Any]:
+    """The options of a row's network in a profile, see `Params.options`."""
+    if isinstance(entry, BaselineEntry) and entry.checkpoint:
+        return {}
+    of_model = profile.models.get(entry.model, {})
+    if size := getattr(entry, "size", None):
+        of_model = of_model[size]
+    return {**{key: value for key, value in of_model.items() if not isinstance(value, dict)}, **entry.options}
+
+
+def _read(path: Path) -> dict:
+    try:
+        raw = YAML(typ="safe").load(path)
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror}") from None
+    except (YAMLError, UnicodeError) as error:
+        raise ParamsError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path.name}: holds no mapping; it needs the keys {', '.join(ParamsFile.__annotations__)}")
+    return raw
+
+
+def _validated(raw: dict, file: str) -> ParamsFile:
+    try:
+        return TypeAdapter(ParamsFile).validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise ParamsError([f"{file}: {line(fault, ParamsFile)}" for fault in error.errors()]) from None
+
+
+def _references(file: ParamsFile) -> Iterator[str]:
+    """Faults of names that stand for something elsewhere in the file."""
+    for name, profile in file.profiles.items():
+        where = f"profiles.{name}"
+        for task in profile.training:
+            if task not in file.tasks:
+                yield unknown("task", task, file.tasks, f"{where}.training")
+        numbers = profile.published_numbers
+        for key, value in (("denoised", numbers.denoised), ("enlarged", numbers.enlarged)):
+            if value not in numbers.sets:
+                yield unknown("set", value, numbers.sets, f"{where}.published_numbers.{key}")
+        for key, task in file.tasks.items():
+            train, test = profile.sets.train or task.train, profile.sets.test or task.test
+            if both := [reference for reference in train if reference in test]:
+                yield f"tasks.{key}: {both[0]} is in train and in test (profile {name})"
+    rows: dict[str, ExperimentEntry | BaselineEntry] = {**file.baselines, **file.experiments}
+    yield from _of_rows(file, rows)
+    yield from _of_studies(file, rows)
+
+
+def _of_rows(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry]) -> Iterator[str]:
+    for name in file.experiments:
+        if name in file.baselines:
+            yield f"{name!r} is the name of an experiment and of a baseline"
+    titles: dict[tuple[str, str], str] = {}
+    for name, row in rows.items():
+        where = f"{'experiments' if isinstance(row, ExperimentEntry) else 'baselines'}.{name}"
+        if row.task not in file.tasks:
+            yield unknown("task", row.task, file.tasks, where)
+        elif not f"{name}-".startswith(f"{row.model}_{row.task}-"):
+            yield f"the name {name!r} must be {row.model}_{row.task} or that and -<difference>"
+        if (other := titles.setdefault((row.task, row.title), name)) != name:
+            yield f"{where}.title is {row.title!r}, as that of {other!r} on the same task"
+        for key in {"colors", "scale"} & {*row.options}:
+            yield f"{where}.options: {key!r} follows from the task and cannot be set"
+        if not isinstance(row, ExperimentEntry):
+            continue
+        if row.recipe not in file.recipes:
+            yield unknown("recipe", row.recipe, file.recipes, where)
+        if row.start is not None and row.start not in file.experiments:
+            yield unknown("experiment", row.start, file.experiments, f"{where}.start")
+        for key, profile in file.profiles.items() if row.size else ():
+            sizes = [size for size, value in profile.models.get(row.model, {}).items() if isinstance(value, dict)]
+            if row.size not in sizes:
+                yield unknown("size", row.size, sizes, f"profiles.{key}.models.{row.model}, which {name!r} asks for")
+
+
+def _of_studies(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry]) -> Iterator[str]:
+    for name, study in file.studies.items():
+        where = f"studies.{name}"
+        for row in study.experiments:
+            if row not in rows:
+                yield unknown("row", row, rows, where)
+        for number, claim in enumerate(study.claims, 1):
+            place = f"{where}.claims, number {number}"
+            sides = (claim.better, claim.worse)
+            lacking = [side for side in sides if side not in study.experiments]
+            yield from (unknown("row", side, study.experiments, place) for side in lacking)
+            if claim.better == claim.worse:
+                yield f"{place}: {claim.better!r} is compared with itself"
+            if sides in [(other.better, other.worse) for other in study.claims[: number - 1]]:
+                yield f"{place}: the claim stands there twice"
+            tasks = [rows[side].task for side in sides if side in rows]
+            if len(set(tasks)) > 1:
+                yield f"{place}: compares rows of two tasks, {tasks[0]} and {tasks[1]}"
+
+
+def fingerprint(experiment: Experiment, *more: str) -> str:
+    """Twelve hex digits that change with anything that training the experiment depends on; `more` adds code hashes."""
+    budget = {key: value for key, value in asdict(experiment.budget).items() if key != "seeds"}
+    recipe, precision = asdict(experiment.recipe), experiment.precision
+    parts = (experiment.model, experiment.options, experiment.task.for_training(), recipe, budget, precision)
+    return hashlib.sha256(repr((*parts, experiment.start, *more)).encode()).hexdigest()[:12]
+
+
+def table(row: Row) -> str:
+    """A resolved row as a Markdown table, for the head of a notebook."""
+    task, degradation = row.task, row.task.degradation
+    rows: dict[str, Any] = {row.name: row.title, "model": row.model, "options": row.options, "task": task.title}
+    rows["degradation"] = ", ".join(filter(None, (degradation.name, text(asdict(degradation), ""))))
+    rows |= {"convention": task.convention.describe(), "train": task.train, "test": task.test}
+    if isinstance(row, Experiment):
+        rows |= {"seeds": row.seeds, "precision": row.precision, "start": row.start or "initialised anew"}
+        rows |= {f"recipe: {key}": value for key, value in asdict(row.recipe).items() if value is not None}
+        rows |= {f"training: {key}": value for key, value in asdict(row.budget).items() if key != "seeds"}
+    elif isinstance(row, Baseline) and row.checkpoint:
+        rows["checkpoint"] = row.checkpoint
+    rows |= {f"evaluation: {key}": value for key, value in asdict(row.evaluation).items()}
+    return "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {text(value)} |" for key, value in rows.items())])
+
+
+def text(value: object, nothing: str = "none") -> str:
+    """A parameter's value for readers."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {text(item)}" for key, item in value.items()) or nothing
+    if isinstance(value, list | tuple):
+        return ", ".join(map(text, value))
+    return str(value)

@@ -1,0 +1,282 @@
+"""What params.yaml may say: the type, range and meaning of every key.
+
+Each mapping of the file is a frozen dataclass here, read strictly: an unknown key, a text for a number and a value out
+of range are faults. Parts that mean the same in every profile (`Recipe`, `Budget`, `Evaluation`, `Claim`, ...) are used
+as they are; `resolve` makes the others into what the rest of the project works with.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+NAME = "letters, digits, _ and -"
+
+
+def _name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"a name is made of {NAME}")
+    return name
+
+
+def _path(path: str) -> str:
+    parts = path.split("/")
+    if path.startswith(("/", "~")) or "\\" in path or any(part in ("", ".", "..") for part in parts):
+        raise ValueError("it must be a path below the project's folder, without '..', '.' and '//'")
+    return path
+
+
+def _needed(text: str) -> str:
+    return text if re.fullmatch(r"package:[A-Za-z0-9_.-]+", text) else _path(text)
+
+
+def _different(values: tuple) -> tuple:
+    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+        raise ValueError(f"{twice[0]!r} stands there twice")
+    return values
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError("it must ascend")
+    return values
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Title = Annotated[str, Field(min_length=1, pattern=r"^\S(.*\S)?$")]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Moment = Annotated[float, Field(gt=0, lt=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
+Sets = Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], AfterValidator(_different)]
+Needs = Annotated[str, AfterValidator(_needed)]
+File = Annotated[str, AfterValidator(_path)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Optimiser:
+    """Name and options of a PyTorch optimiser."""
+
+    name: Literal["adam", "adamw"]
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Cosine:
+    """From `hold` on, the learning rate falls along half a cosine to `floor` times its peak."""
+
+    name: Literal["cosine"]
+    warm_up: Fraction = 0.0
+    hold: Fraction = 0.0
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Step:
+    """The learning rate is multiplied by `factor` at each fraction of the run in `at`."""
+
+    name: Literal["step"]
+    at: Annotated[tuple[Moment, ...], Field(min_length=1), AfterValidator(_ascending)]
+    factor: Annotated[float, Field(gt=0, lt=1)]
+    warm_up: Fraction = 0.0
+
+
+Schedule = Annotated[Cosine | Step, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AttentionGroup:
+    """How the matching parts of attention modules are trained: `lr` times the learning rate of all else, which they
+    reach after a rise over the fraction `warm_up` of the run."""
+
+    lr: Positive = 1.0
+    warm_up: Fraction = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Recipe:
+    """How networks are trained; times are fractions of the run. clip: largest norm of the gradient, None for no
+    clipping."""
+
+    loss: Literal["l1", "mse"]
+    optimiser: Optimiser
+    schedule: Schedule
+    clip: Positive | None = None
+    attention: AttentionGroup | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Budget:
+    """How long one network is trained: steps, crops per step, side of a crop in target pixels, peak learning rate,
+    decay of the weights' average per step; and seeds in place of the profile's."""
+
+    steps: Count
+    batch: Count
+    crop: Count
+    lr: Positive
+    ema: Fraction
+    seeds: Seeds | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluation:
+    """What is restored and how: side of the central crop of a test image (None: whole), side of the largest tile (None:
+    no tiles) and overlap of tiles, in input pixels, and whether the mean over eight flips and rotations is taken."""
+
+    crop: Count | None
+    tile: Count | None
+    overlap: Annotated[int, Field(ge=0)]
+    self_ensemble: bool = False
+
+    @model_validator(mode="after")
+    def _tile_over_overlap(self) -> Evaluation:
+        if self.tile is not None and self.tile <= self.overlap:
+            raise ValueError(f"tile {self.tile} must be larger than overlap {self.overlap}")
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PublishedNumbers:
+    """What the study of published numbers measures: references of the registry, the two of them whose restoration is
+    varied, how large the central crop of the first's photographs is, and how often their noise is drawn anew."""
+
+    sets: Sets
+    denoised: str
+    enlarged: str
+    crop: Annotated[int, Field(ge=32)]
+    draws: Annotated[int, Field(ge=2)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ProfileSets:
+    """Image sets in place of every task's own."""
+
+    train: Sets | None = None
+    test: Sets | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Profile:
+    """How much is spent. models: options of every network of a model; a mapping among them is a `size`."""
+
+    sets: ProfileSets
+    seeds: Seeds
+    evaluation: Evaluation
+    models: dict[Name, dict[str, Any]]
+    training: dict[Name, Budget]
+    published_numbers: PublishedNumbers
+    precision: Literal["float32", "bf16"] = "float32"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ConventionEntry:
+    """How a restored image is measured, see `lib.metrics.Convention`."""
+
+    channel: Literal["gray", "rgb", "r", "g", "b", "y", "y8"]
+    border: Annotated[int, Field(ge=0)]
+    quantise: bool
+    window: Literal["gaussian", "uniform"] = "gaussian"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TaskEntry:
+    """A degradation with the convention by which its restoration is measured. degradation: `name` and the options that
+    `lib.degradations` gives it; gray: how a colour photograph becomes gray, where `colors` is 1."""
+
+    title: Title
+    degradation: dict[str, Any]
+    colors: Literal[1, 3]
+    convention: ConventionEntry
+    train: Annotated[Sets, Field(min_length=1)]
+    test: Annotated[Sets, Field(min_length=1)]
+    gray: Literal["matlab", "opencv"] | None = None
+
+    @model_validator(mode="after")
+    def _colors(self) -> TaskEntry:
+        channels = 1 if self.convention.channel == "gray" else 3
+        if channels != self.colors:
+            raise ValueError(f"channel {self.convention.channel!r} cannot be measured where colors is {self.colors}")
+        if (self.gray is None) != (self.colors == 3):
+            raise ValueError("`gray` (matlab, opencv) belongs to tasks with colors: 1, and only to them")
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BaselineEntry:
+    """A row that is not trained. checkpoint: file of a public checkpoint, which says itself what its network is."""
+
+    title: Title
+    model: Name
+    task: Name
+    options: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: File | None = None
+    needs: Needs | None = None
+
+    @model_validator(mode="after")
+    def _checkpoint(self) -> BaselineEntry:
+        if self.checkpoint and (self.options or self.needs):
+            raise ValueError("a checkpoint leaves no `options` and needs nothing but its file")
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExperimentEntry:
+    """A network variant on a task. size: options of that name in the profile in place of the model's; start: experiment
+    whose trained weights it starts from; needs: file, or package:<name>, without which it is not run."""
+
+    title: Title
+    model: Name
+    task: Name
+    recipe: Name
+    options: dict[str, Any] = Field(default_factory=dict)
+    size: Name | None = None
+    start: Name | None = None
+    needs: Needs | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Claim:
+    """ "`better` restores better than `worse`", who says so, and by how much in dB where a number is published."""
+
+    better: Name
+    worse: Name
+    source: str = ""
+    published: float | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StudyEntry:
+    """A question answered by experiments and baselines; the first of each task is what its others differ from."""
+
+    title: Title
+    experiments: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(_different)]
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Delta:
+    """Smallest difference of interest: smaller ones count as equal."""
+
+    psnr: Positive
+    ssim: Positive
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ParamsFile:
+    """params.yaml as a whole."""
+
+    profile: Name
+    profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
+    delta: Delta
+    recipes: dict[Name, Recipe]
+    tasks: dict[Name, TaskEntry]
+    baselines: dict[Name, BaselineEntry]
+    experiments: dict[Name, ExperimentEntry]
+    studies: dict[Name, StudyEntry]

@@ -1,0 +1,43 @@
+"""Tasks: a degradation with the convention by which its restoration is measured, each built once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from . import degradations
+from .degradations import Degradation
+from .metrics import Convention
+from .params.schema import TaskEntry
+
+
+@dataclass(frozen=True)
+class Task:
+    """What happens to photographs, which photographs, and how their restoration is measured.
+
+    colors: channels of the images, 1 or 3
+    gray: how a colour photograph becomes gray where `colors` is 1, see `lib.images.sets.to_gray`
+    train, test: references of image sets
+    """
+
+    name: str
+    title: str
+    degradation: Degradation
+    convention: Convention
+    colors: int
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    gray: str = "matlab"
+
+    def for_training(self) -> tuple:
+        """All of the task that a training depends on, its photographs aside."""
+        return self.degradation.name, asdict(self.degradation), self.colors, self.gray, self.train
+
+
+def build(name: str, entry: TaskEntry, train: tuple[str, ...], test: tuple[str, ...]) -> Task:
+    """The task that params.yaml describes by `entry`, with the sets of the profile.
+
+    Raises DegradationError for a degradation that cannot be.
+    """
+    degradation = degradations.build(**entry.degradation)
+    convention = Convention(**asdict(entry.convention))
+    return Task(name, entry.title, degradation, convention, entry.colors, train, test, entry.gray or "matlab")
