@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import degradations, insights
 from . import experiment as experiments
-from . import insights
 from .degradations import resize
 from .images import sets
 from .inference import restore
+from .insights import health
 from .params import Baseline, Experiment
+
+Row = Experiment | Baseline
+
+#: Most photographs for `acts`.
+PHOTOGRAPHS = 12
+
+#: For `field_curve`: sides of the tiles, most photographs, and the largest side of their centres in input pixels, for
+#: the cost of attention grows with the square of the field.
+FIELDS, CURVE_PHOTOGRAPHS, CENTRE = (32, 64, 128), 4, 192
 
 
 @dataclass(frozen=True)
@@ -33,34 +44,34 @@ class Restored:
 
 
 def measure(
-    experiment: Experiment | Baseline,
+    experiment: Row,
     networks: Mapping[int, nn.Module],
     items: Sequence[sets.Item],
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[pd.DataFrame, list[Restored]]:
     """Restore and measure every photograph with every seed's network.
 
-    Returns per-image rows (set, image, seed, psnr, ssim, input_psnr, input_psnr_unclamped, self_similarity, dB to
-    four digits) and, by the first seed, the photographs of the smallest and of the largest gain; no others are kept.
-    A super-resolution input is measured after bicubic enlargement.
+    Returns per-image rows (set, image, seed, psnr, ssim, input_psnr, input_psnr_unclamped, self_similarity, field, dB
+    to four digits) and, by the first seed, the photographs of the smallest and of the largest gain; no others are kept.
+    A super-resolution input is measured after bicubic enlargement. field: see `field_side`.
     """
-    task, how = experiment.task, experiment.evaluation
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    networks = {seed: network.to(device) for seed, network in networks.items()}
+    convention = experiment.task.convention
+    restorers = {seed: restorer(experiment, network) for seed, network in networks.items()}
     rows, pictures = [], []
     for count, item in enumerate(items, 1):
-        clean = experiments.target(item, task, how.crop)
-        given = experiments.degraded(item, task, clean, how.crop)
+        clean, given = _pair(experiment, item)
         enlarged = enlarge(given, clean)
-        before = task.convention.measure(enlarged, clean)
-        unclamped = task.convention.measure(enlarged, clean, clamp=False)["psnr"]
+        before = convention.measure(enlarged, clean)
+        unclamped = convention.measure(enlarged, clean, clamp=False)["psnr"]
         similar = self_similarity(clean)
-        for seed, network in networks.items():
-            output = restore(network, given.to(device), how.tile, how.overlap, how.self_ensemble).cpu()
-            after = task.convention.measure(output, clean)
+        field = field_side(given, tile_side(experiment, next(iter(networks.values()))))
+        for seed, restored_by in restorers.items():
+            output = restored_by(given)
+            after = convention.measure(output, clean)
             rows.append(
                 {"set": item.set, "image": item.name, "seed": seed, **after}
-                | {"input_psnr": before["psnr"], "input_psnr_unclamped": unclamped, "self_similarity": similar}
+                | {"input_psnr": before["psnr"], "input_psnr_unclamped": unclamped}
+                | {"self_similarity": similar, "field": field}
             )
             if seed == next(iter(networks)):
                 arrays = [_array(x) for x in (clean, enlarged, output)]
@@ -69,6 +80,93 @@ def measure(
                 pictures = [pictures[0], pictures[-1]]
         say(f"{count}/{len(items)}  {item.set}/{item.name}  {rows[-1]['psnr']:.2f} dB")
     return pd.DataFrame(rows).round(4), pictures
+
+
+def tile_side(experiment: Row, network: nn.Module) -> int | None:
+    """The evaluation's tiles; None, whole photographs, for a method without weights: tiles only cost it quality."""
+    return experiment.evaluation.tile if any(True for _ in network.parameters()) else None
+
+
+def restorer(experiment: Row, network: nn.Module, tile: int | None = None) -> Callable[[Tensor], Tensor]:
+    """Restores an image as the experiment is measured, or in other tiles, on the GPU if there is one."""
+    how, period = experiment.evaluation, experiment.task.degradation.period
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = network.to(device)
+    tile = tile or tile_side(experiment, network)
+
+    def restored_by(given: Tensor) -> Tensor:
+        return restore(network, given.to(device), tile, how.overlap, how.self_ensemble, period).cpu()
+
+    return restored_by
+
+
+def field_side(given: Tensor, tile: int | None) -> int:
+    """How far attention can look in an image ``(1, C, H, W)``: side of a square with the pixels of one tile."""
+    height, width = given.shape[2:]
+    if tile is not None and height * width > tile * tile:
+        height, width = min(height, tile), min(width, tile)
+    return round((height * width) ** 0.5)
+
+
+def acts(experiment: Row, networks: Mapping[int, nn.Module], items: Sequence[sets.Item]) -> pd.DataFrame:
+    """Whether the attention modules of each seed's network act, on a few photographs: see `insights.health`.
+
+    Columns: seed, module, head, variation, effective_keys, effective_share, same_largest, psnr_lost_mean and
+    psnr_lost_zero, each the mean over the photographs; no rows without attention.
+    """
+    tables = [pd.DataFrame(columns=["seed", *health.COLUMNS])]
+    for seed, network in networks.items():
+        groups = len(health.groups(insights.attentions(network)))
+        # As long as a restoration: the weights and one of the whole network, two without each module.
+        chosen = few(items, 1.5 + groups, PHOTOGRAPHS) if groups else []
+        restored_by, of_photographs = restorer(experiment, network), []
+        for item in chosen:
+            clean, given = _pair(experiment, item)
+            of_photographs.append(health.measure(network, partial(restored_by, given), _psnr(experiment, clean)))
+        if chosen:
+            tables.append(health.over_photographs(of_photographs).assign(seed=seed))
+    found = pd.concat(tables) if len(tables) > 1 else tables[0]
+    return found[["seed", *health.COLUMNS]].astype({"head": "Int64"}).round(4)
+
+
+def field_curve(experiment: Row, networks: Mapping[int, nn.Module], items: Sequence[sets.Item]) -> pd.DataFrame:
+    """PSNR against the field that attention sees: the centres of a few photographs in tiles of several sides.
+
+    Columns: seed, side (see `field_side`; the last one is of the whole centre) and psnr (dB, the mean over the
+    photographs); no rows without attention.
+    """
+    rows, chosen = [], few(items, len(FIELDS) + 1, CURVE_PHOTOGRAPHS)
+    for seed, network in networks.items():
+        if not insights.attentions(network):
+            continue
+        pairs = [_pair(experiment, item, CENTRE * experiment.task.degradation.scale) for item in chosen]
+        whole = max(max(given.shape[2:]) for _, given in pairs)
+        for tile in [*(side for side in FIELDS if side < whole), whole]:
+            restored_by = restorer(experiment, network, tile)
+            found = [_psnr(experiment, clean)(restored_by(given)) for clean, given in pairs]
+            side = round(sum(field_side(given, tile) for _, given in pairs) / len(pairs))
+            rows.append({"seed": seed, "side": side, "psnr": sum(found) / len(found)})
+    return pd.DataFrame(rows, columns=["seed", "side", "psnr"]).round(4)
+
+
+def few(items: Sequence[sets.Item], passes: float, most: int) -> list[sets.Item]:
+    """Photographs spread over the sets, for a measure that takes as long as `passes` restorations of each.
+
+    At least 2 and at most `most`, in between as many as let it take a third as long as restoring all.
+    """
+    count = min(len(items), max(2, min(most, int(len(items) / (3 * passes)))))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def _pair(experiment: Row, item: sets.Item, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """A photograph as the evaluation crops it, or its centre of at most `most` pixels a side, and the same degraded."""
+    crop = min((side for side in (experiment.evaluation.crop, most) if side), default=None)
+    clean = experiments.target(item, experiment.task, crop)
+    return clean, experiments.degraded(item, experiment.task, clean, crop)
+
+
+def _psnr(experiment: Row, clean: Tensor) -> Callable[[Tensor], float]:
+    return lambda restored: experiment.task.convention.measure(restored, clean)["psnr"]
 
 
 def enlarge(given: Tensor, clean: Tensor) -> Tensor:
@@ -120,7 +218,7 @@ def detail_points(image: Tensor, count: int = 3, margin: int = 12) -> list[tuple
 
 
 def mechanism(
-    experiment: Experiment | Baseline, network: nn.Module, items: Sequence[sets.Item]
+    experiment: Row, network: nn.Module, items: Sequence[sets.Item]
 ) -> dict[str, np.ndarray]:
     """What the network's attention does on the most self-similar photograph, for the study's report.
 
@@ -130,8 +228,7 @@ def mechanism(
     """
     task, crop = experiment.task, experiment.evaluation.crop
     chosen = max(items, key=lambda item: self_similarity(experiments.target(item, task, crop)))
-    clean = experiments.target(chosen, task, crop)
-    given = experiments.degraded(chosen, task, clean, crop)
+    clean, given = _pair(experiment, chosen)
     points = detail_points(given)
     with torch.inference_mode():
         shown = insights.mechanism(network, given, points)

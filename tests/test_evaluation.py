@@ -3,14 +3,16 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import evaluation
+from lib import evaluation, insights
 from lib import experiment as experiments
 from lib.degradations import build
 from lib.images import sets
+from lib.insights import health
 from lib.metrics import Convention
 from lib.models import ModelError
 from lib.params import Params
@@ -64,6 +66,86 @@ def test_the_photographs_kept_are_those_of_smallest_and_largest_gain(tmp_path):
     gain = rows.psnr - rows.input_psnr
     assert gain.nunique() == 5
     assert [picture.image for picture in pictures] == [rows.image[gain.idxmin()], rows.image[gain.idxmax()]]
+
+
+def test_methods_without_weights_get_whole_photographs(tmp_path):
+    seen = []
+
+    class Method(torch.nn.Module):
+        def forward(self, x):
+            seen.append(tuple(x.shape[2:]))
+            return x
+
+    class Network(Method):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    run = dataclasses.replace(RUN, evaluation=dataclasses.replace(RUN.evaluation, crop=None, tile=24, overlap=6))
+    rows, _ = evaluation.measure(run, {0: Method()}, [item(tmp_path)])
+    assert seen == [(40, 52)] and rows.field.tolist() == [round((40 * 52) ** 0.5)]
+    seen.clear()
+    rows, _ = evaluation.measure(run, {0: Network()}, [item(tmp_path)])
+    assert set(seen) == {(24, 24)} and rows.field.tolist() == [24]
+
+
+def test_a_mosaic_is_cut_where_its_pattern_begins(tmp_path):
+    run = Params(profile="quick").experiment("panet_demosaic")
+    run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, crop=None, tile=25, overlap=3))
+    phases = []
+
+    class Network(torch.nn.Conv2d):
+        def forward(self, x):
+            phases.append(bool((x[:, 0, ::2, ::2] != 0).any() and not (x[:, 0, 1::2] != 0).any()))
+            return x
+
+    evaluation.measure(run, {1: Network(1, 1, 1)}, [item(tmp_path)])
+    assert len(phases) > 4 and all(phases)
+
+
+def attentive(**how):
+    run = Params(profile="quick").experiment("dagl_gray_denoise_25-nl")
+    run = dataclasses.replace(
+        run, seeds=(1, 2), evaluation=dataclasses.replace(run.evaluation, crop=None, tile=24, overlap=6, **how)
+    )
+    networks = {seed: experiments.network(run, seed).eval() for seed in run.seeds}
+    for network in networks.values():
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+    return run, networks
+
+
+def test_acts_has_a_row_per_seed_module_and_head(tmp_path):
+    run, networks = attentive()
+    items = [item(tmp_path, name) for name in "abc"]
+    before, _ = evaluation.measure(run, networks, items)
+    found = evaluation.acts(run, networks, items)
+    modules = list(insights.attentions(networks[1]))
+    assert len(modules) == 2 and list(found.columns[:3]) == ["seed", "module", "head"]
+    assert [*zip(found.seed, found.module, found["head"], strict=True)] == [(s, m, 0) for s in (1, 2) for m in modules]
+    assert found.notna().all(axis=None) and (found.effective_keys <= 24 * 24).all() and (found.effective_keys > 1).all()
+    assert health.acts(found).index.tolist() == [(s, m) for s in (1, 2) for m in modules]
+    pd.testing.assert_frame_equal(evaluation.measure(run, networks, items)[0], before)  # the networks are as they were
+    plain = dataclasses.replace(RUN, seeds=(1,))
+    assert len(evaluation.acts(plain, {1: experiments.network(plain, 1)}, items)) == 0
+
+
+def test_the_field_curve_goes_from_small_tiles_to_whole_photographs(tmp_path):
+    run, networks = attentive()
+    items = [item(tmp_path, name, size=(70, 70)) for name in "ab"]
+    curve = evaluation.field_curve(run, networks, items)
+    assert [*zip(curve.seed, curve.side, strict=True)] == [(s, side) for s in (1, 2) for side in (32, 64, 70)]
+    whole, _ = evaluation.measure(
+        dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, tile=70)), networks, items
+    )
+    assert curve.psnr[2] == pytest.approx(whole.psnr[whole.seed == 1].mean(), abs=2e-4)
+    assert len(evaluation.field_curve(run, {1: torch.nn.Identity()}, items)) == 0
+
+
+def test_few_photographs_are_spread_and_take_a_third():
+    assert evaluation.few(range(100), 2.5, 12) == [4, 12, 20, 29, 37, 45, 54, 62, 70, 79, 87, 95]
+    assert evaluation.few(range(45), 3, 12) == [4, 13, 22, 31, 40]
+    assert evaluation.few(range(3), 3, 12) == [0, 2] and evaluation.few([7], 3, 12) == [7]
 
 
 def test_trained_weights_come_back(tmp_path):

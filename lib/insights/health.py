@@ -28,9 +28,9 @@ QUERIES, TILES = 256, 4
 #: A network of more attention modules has them replaced all at once, class by class.
 MANY = 8
 
-#: Columns of `measure`.
-PER_MODULE = ["variation", "psnr_lost_mean", "psnr_lost_zero"]
+#: Columns of `measure`; some of them are each head's own.
 PER_HEAD = ["effective_keys", "effective_share", "same_largest"]
+COLUMNS = ["module", "head", "variation", *PER_HEAD, "psnr_lost_mean", "psnr_lost_zero"]
 
 
 def measure(
@@ -64,7 +64,7 @@ def measure(
         heads = torch.stack(found).mean(0).tolist() if found else [[float("nan")] * len(PER_HEAD)]
         for head, values in enumerate(heads):
             rows.append(of_module | {"head": head if found else None} | dict(zip(PER_HEAD, values, strict=True)))
-    return pd.DataFrame(rows, columns=["module", "head", PER_MODULE[0], *PER_HEAD, *PER_MODULE[1:]])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def groups(modules: Mapping[str, Attention]) -> dict[str, list[str]]:
