@@ -114,7 +114,7 @@ def acts(experiment: Row, networks: Mapping[int, nn.Module], items: Sequence[set
     Columns: seed, module, head, variation, effective_keys, effective_share, same_largest, psnr_lost_mean and
     psnr_lost_zero, each the mean over the photographs; no rows without attention.
     """
-    tables = [pd.DataFrame(columns=["seed", *health.COLUMNS])]
+    tables: list[pd.DataFrame] = []
     for seed, network in networks.items():
         groups = len(health.groups(insights.attentions(network)))
         # As long as a restoration: the weights and one of the whole network, two without each module.
@@ -125,8 +125,8 @@ def acts(experiment: Row, networks: Mapping[int, nn.Module], items: Sequence[set
             of_photographs.append(health.measure(network, partial(restored_by, given), _psnr(experiment, clean)))
         if chosen:
             tables.append(health.over_photographs(of_photographs).assign(seed=seed))
-    found = pd.concat(tables) if len(tables) > 1 else tables[0]
-    return found[["seed", *health.COLUMNS]].astype({"head": "Int64"}).round(4)
+    columns = ["seed", *health.COLUMNS]
+    return (pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)).astype({"head": "Int64"}).round(4)
 
 
 def field_curve(experiment: Row, networks: Mapping[int, nn.Module], items: Sequence[sets.Item]) -> pd.DataFrame:
