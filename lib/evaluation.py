@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import degradations, insights
+from . import insights
 from . import experiment as experiments
 from .degradations import resize
 from .images import sets
@@ -217,9 +217,7 @@ def detail_points(image: Tensor, count: int = 3, margin: int = 12) -> list[tuple
     return points
 
 
-def mechanism(
-    experiment: Row, network: nn.Module, items: Sequence[sets.Item]
-) -> dict[str, np.ndarray]:
+def mechanism(experiment: Row, network: nn.Module, items: Sequence[sets.Item]) -> dict[str, np.ndarray]:
     """What the network's attention does on the most self-similar photograph, for the study's report.
 
     Keys: photograph (uint8), image (its name), points (on the input's grid) and what the network's `mechanism` returns,

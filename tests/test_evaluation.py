@@ -90,7 +90,7 @@ def test_methods_without_weights_get_whole_photographs(tmp_path):
 
 
 def test_a_mosaic_is_cut_where_its_pattern_begins(tmp_path):
-    run = Params(profile="quick").experiment("panet_demosaic")
+    run = Params(profile="quick").row("panet_demosaic")
     run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, crop=None, tile=25, overlap=3))
     phases = []
 
@@ -104,7 +104,7 @@ def test_a_mosaic_is_cut_where_its_pattern_begins(tmp_path):
 
 
 def attentive(**how):
-    run = Params(profile="quick").experiment("dagl_gray_denoise_25-nl")
+    run = Params(profile="quick").row("dagl_gray_denoise_25-nl")
     run = dataclasses.replace(
         run, seeds=(1, 2), evaluation=dataclasses.replace(run.evaluation, crop=None, tile=24, overlap=6, **how)
     )

@@ -22,6 +22,11 @@ def weights(module: MGFAM, x: Tensor, queries: Tensor | None = None) -> Tensor:
     return torch.stack([weight for _, weight in _graphs(module, x, queries)])
 
 
+def query_count(module: MGFAM, x: Tensor) -> int:
+    """Number of queries on features ``(1, width, H, W)``."""
+    return math.prod(math.ceil(n / module.stride) for n in x.shape[2:])
+
+
 @torch.no_grad()
 def neighbours(module: MGFAM, x: Tensor) -> Tensor:
     """The number of neighbours that each query of each head keeps, ``(heads, rows, columns)``."""
