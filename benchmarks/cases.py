@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lib.models import blocks, dagl, enlca, ignn, lir, panet, plain
 from lib.models.dagl.graph_attention import coverage
 
-from .reference import ignn as ignn_reference
 from .reference import lir as lir_reference
 from .reference import nonlocal_ as nonlocal_reference
 from .reference import panet as panet_reference
@@ -132,18 +131,8 @@ def enlca_short(module: enlca.ENLCA, x: Tensor) -> Outputs:
 
 
 def ignn_ours(module: ignn.GraphAggregation, x: Tensor, embedded: Tensor, small: Tensor) -> Outputs:
-    graph = ignn.build_graph(embedded, small, module.scale, module.neighbours, module.window, module.max_scores)
-    return ignn.aggregate(x, graph.index, module.scale, module.adapn), module.fold(graph.difference, x.shape[2:])
-
-
-def ignn_plain(module: ignn.GraphAggregation, x: Tensor, embedded: Tensor, small: Tensor) -> Outputs:
-    options = (module.scale, module.neighbours, module.window, module.adapn)
-    found = [
-        ignn_reference.search_and_aggregate(*(t[i : i + 1] for t in (x, embedded, small)), *options)[:2]
-        for i in range(len(x))
-    ]
-    pasted, difference = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return pasted, difference[..., :: module.scale, :: module.scale]  # constant on cells of s x s pixels
+    graph = ignn.match_patches(embedded, small, module.scale, module.neighbours, module.window, module.max_scores)
+    return ignn.paste_patches(x, graph.matches, module.scale, module.adapn), graph.difference
 
 
 def embeddings(x: Tensor) -> Outputs:
@@ -195,8 +184,8 @@ CASES = {
         (3, 3, 4),
     ),
     "IGNN graph": Case(
-        lambda: ignn.GraphAggregation(64, 64),
-        {"ours": ignn_ours, "reference": ignn_plain},
+        lambda: ignn.GraphAggregation(64, 64, 2, 5, "both"),
+        {"ours": ignn_ours, "reference": by_definition(ignn_ours)},
         (1, 64, 80, 80),
         (3, 3, 6),
         embeddings,
@@ -232,7 +221,7 @@ REFERENCES: dict[type[nn.Module], Callable[..., Tensor]] = {
     blocks.NonLocal: nonlocal_reference.reference,
     dagl.MGFAM: by_definition(dagl.MGFAM.forward),
     enlca.ENLCA: by_definition(enlca.ENLCA.forward),
-    ignn.GraphAggregation: ignn_reference.reference,
+    ignn.GraphAggregation: by_definition(ignn.GraphAggregation.forward),
     lir.AdaptiveFilter: lir_reference.reference,
 }
 

@@ -91,11 +91,14 @@ def _module(name: str) -> ModuleType:
 
 
 def _parameters(maker: Any) -> dict[str, Any]:
-    """The type of every option; with ``**more`` also of the options of ``maker.options_of``, which takes them."""
+    """The type of every option; with ``**more`` also of the options of ``maker.options_of``, which takes them.
+
+    Positional-only arguments are no options: the network gives them to its module.
+    """
     types = typing.get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
     parameters = inspect.signature(maker).parameters.values()
-    named = {p.name: types.get(p.name, Any) for p in parameters if p.kind is not p.VAR_KEYWORD}
-    if len(named) < len(parameters):
+    named = {p.name: types.get(p.name, Any) for p in parameters if p.kind not in (p.VAR_KEYWORD, p.POSITIONAL_ONLY)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return {**_parameters(maker.options_of), **named}
     return named
 

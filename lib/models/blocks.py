@@ -51,12 +51,12 @@ class Attention(Network):
 
 
 @contextlib.contextmanager
-def independent_draws(place: int) -> Iterator[None]:
+def independent_draws(place: int | str) -> Iterator[None]:
     """Draw the initial weights of the layers made within from a stream of their own.
 
-    The stream is a function of ``torch.initial_seed()`` and `place`, a number within the network; the layers made
-    afterwards start as if there were none within. So two networks that differ in these layers alone start, at the same
-    seed, from the same weights in all others, and their results can be compared seed by seed.
+    The stream is a function of ``torch.initial_seed()`` and `place`, a number or name within the network; the layers
+    made afterwards start as if there were none within. So two networks that differ in these layers alone start, at the
+    same seed, from the same weights in all others, and their results can be compared seed by seed.
     """
     seed = random.Random(f"{torch.initial_seed()} {place}").getrandbits(63)
     with torch.random.fork_rng(devices=[]):

@@ -49,7 +49,7 @@ def assert_equals_its_definition(operation: Callable[..., Tensor | Sequence[Tens
         found = operation(*leaves)
         outputs = [found] if isinstance(found, Tensor) else list(found)
         torch.manual_seed(0)
-        torch.autograd.backward(outputs, [torch.randn_like(y) for y in outputs])
+        torch.autograd.backward(outputs, [torch.randn(y.shape, dtype=y.dtype) for y in outputs])
         return [*(y.detach() for y in outputs), *(x.grad for x in leaves)]
 
     fast = outputs_and_gradients()
