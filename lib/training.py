@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -27,6 +28,15 @@ OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 #: Rows of a training log; the terminal is told more often.
 LOG_ROWS = 40
+
+#: The averaged weights are measured on the validation photographs after steps / 2^k steps for k up to this.
+HALVINGS = 6
+
+#: Validation crops that are restored at a time.
+VALIDATED_AT_ONCE = 8
+
+#: Type that convolutions and matrix products compute in, by the profile's `precision`; weights stay float32.
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
 
 class TrainingError(RuntimeError):
@@ -119,12 +129,33 @@ def schedule(shape: Cosine | Step, progress: float) -> float:
     return shape.floor + (1 - shape.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Photographs that are in neither training nor test: `degraded` ``(N, C, h, w)`` and `clean` ``(N, C, s h, s w)``,
+    float32 in [0, 1]."""
+
+    degraded: Tensor
+    clean: Tensor
+
+    @torch.inference_mode()
+    def psnr(self, network: nn.Module, device: torch.device | str, dtype: torch.dtype | None) -> float:
+        """Mean PSNR (dB) over the photographs of what `network` restores, clamped to [0, 1]."""
+        found = []
+        for degraded, clean in zip(*(x.split(VALIDATED_AT_ONCE) for x in (self.degraded, self.clean)), strict=True):
+            with _autocast(device, dtype):
+                restored = network(degraded.to(device)).float().clamp(0, 1)
+            found.append(-10 * (restored - clean.to(device)).square().mean((1, 2, 3)).log10())
+        return torch.cat(found).mean().item()
+
+
 @dataclass
 class Trained:
-    """What a training leaves: the averaged weights, and a row per log interval (step, loss, psnr in dB, lr)."""
+    """What a training leaves: the averaged weights; a row per log interval (step, loss, psnr in dB, lr); and how the
+    averaged weights did on the validation photographs along the way (step, psnr in dB)."""
 
     weights: dict[str, Tensor]
     log: list[dict]
+    curve: list[dict]
 
 
 def train(
@@ -135,19 +166,22 @@ def train(
     seed: int,
     checkpoint: Path,
     *,
+    validation: Validation | None = None,
+    precision: str = "float32",
     clock: Callable[[], float],
     say: Callable[[str], None] = lambda line: None,
     save_every: float = 60.0,
 ) -> Trained:
-    """Train `network` in place and return its averaged weights (on the CPU) and log.
+    """Train `network` in place and return its averaged weights (on the CPU), its log and its validation curve.
 
     Resumes from `checkpoint` where it exists, saves to it every `save_every` seconds of `clock` and at the end; the
-    caller removes it once the result is safe. `say` gets a line of progress now and then.
+    caller removes it once the result is safe. `say` gets a line of progress now and then. `precision` is a key of
+    PRECISIONS.
 
     Raises TrainingError where the loss is not finite, the checkpoint is another network's, or it cannot be saved.
     """
-    device = crops.device
-    network.to(device).train()
+    device, dtype = crops.device, PRECISIONS[precision]
+    network.to(device, memory_format=torch.channels_last).train()
     average = copy.deepcopy(network).eval().requires_grad_(False)
     chosen = recipe.optimiser
     optimiser = OPTIMISERS[chosen.name](
@@ -155,23 +189,23 @@ def train(
     )
     criterion = LOSSES[recipe.loss]
     state = {"network": network, "average": average, "optimiser": optimiser}
-    start, log, sums, counted = _resume(checkpoint, state)
+    start, log, curve, sums, counted = _resume(checkpoint, state)
     sums = sums.to(device)  # loss and squared error, summed since the last row of the log
     learned, kept = (
         [list(tensors(net)) for net in (average, network)] for tensors in (nn.Module.parameters, nn.Module.buffers)
     )
-    autocast = torch.autocast("cuda", torch.bfloat16, enabled=str(device).startswith("cuda"))
 
     began = saved = told = clock()
     ends = {round((row + 1) * budget.steps / LOG_ROWS) for row in range(LOG_ROWS)} | {budget.steps}
+    validated = {round(budget.steps / 2**k) for k in range(HALVINGS + 1)}
     for step in range(start, budget.steps):
         progress = step / budget.steps
         for group in optimiser.param_groups:
             group["lr"] = budget.lr * schedule(recipe.schedule, progress + 1 / budget.steps)
         network.start_step(progress, _generator(seed, step, "network"))
         degraded, target = crops.draw(budget.batch, seed, step)
-        with autocast:
-            restored = network(degraded)
+        with _autocast(device, dtype):
+            restored = network(degraded.contiguous(memory_format=torch.channels_last))
         loss = criterion(restored.float(), target) + network.auxiliary_loss()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -189,14 +223,20 @@ def train(
             log.append(_row(step + 1, sums / counted, group["lr"]))
             sums.zero_()
             counted = 0
+        if validation and step + 1 in validated:
+            curve.append({"step": step + 1, "psnr": validation.psnr(average, device, dtype)})
         if now - told > 1 or step + 1 == budget.steps:
             say(_line(step + 1, budget, log, (step + 1 - start) / max(now - began, 1e-9)))
             told = now
         if now - saved > save_every or step + 1 == budget.steps:
-            _save(checkpoint, state, step=step + 1, log=log, sums=sums.cpu(), counted=counted)
+            _save(checkpoint, state, step=step + 1, log=log, curve=curve, sums=sums.cpu(), counted=counted)
             saved = now
     weights = {key: value.detach().cpu().clone() for key, value in average.state_dict().items()}
-    return Trained(weights, log)
+    return Trained(weights, log, curve)
+
+
+def _autocast(device: torch.device | str, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _average(learned: Sequence[list[Tensor]], kept: Sequence[list[Tensor]], weight: float) -> None:
@@ -227,21 +267,47 @@ def _line(step: int, budget: Budget, log: Sequence[dict], rate: float) -> str:
 def _save(path: Path, state: dict, **progress) -> None:
     if not torch.isfinite(progress["sums"]).all():
         raise TrainingError(f"the loss is not finite by step {progress['step']}; lower the profile's lr")
-    whole = {**{key: part.state_dict() for key, part in state.items()}, **progress}
-    write_whole(path, lambda temporary: torch.save(whole, temporary))
+    write_checkpoint(path, {**{key: part.state_dict() for key, part in state.items()}, **progress})
 
 
-def _resume(path: Path, state: dict) -> tuple[int, list[dict], Tensor, int]:
+def _resume(path: Path, state: dict) -> tuple[int, list[dict], list[dict], Tensor, int]:
     if not path.exists():
-        return 0, [], torch.zeros(2), 0
+        return 0, [], [], torch.zeros(2), 0
+    saved = read_checkpoint(path)
     try:
-        saved = torch.load(path, weights_only=True)
         for key, part in state.items():
             part.load_state_dict(saved[key])
-        return saved["step"], saved["log"], saved["sums"], saved["counted"]
-    except Exception as error:  # torch raises half a dozen kinds for a foreign or damaged file
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise TrainingError(f"{path}: not a checkpoint of this network ({reason}); delete it to start anew") from None
+        return saved["step"], saved["log"], saved["curve"], saved["sums"], saved["counted"]
+    except Exception as error:  # torch raises half a dozen kinds for a foreign file
+        raise TrainingError(_unusable(path, "not a checkpoint of this network", error)) from None
+
+
+def write_checkpoint(path: Path, content: dict) -> None:
+    """Save tensors and plain values whole, followed by their SHA-256: a bit that flips on the disk is noticed.
+
+    Raises TrainingError, naming the file, when the disk is full or not writable.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    write_whole(path, lambda temporary: temporary.write_bytes(data + hashlib.sha256(data).digest()))
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The content of `write_checkpoint`, its tensors on the CPU; raises TrainingError where the file is damaged."""
+    data = path.read_bytes()
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(data[:-size]).digest() != data[-size:]:
+        raise TrainingError(f"{path}: the checkpoint is damaged; delete it to start anew")
+    try:
+        return torch.load(io.BytesIO(data[:-size]), map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds
+        raise TrainingError(_unusable(path, "not a checkpoint", error)) from None
+
+
+def _unusable(path: Path, what: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    return f"{path}: {what} ({reason}); delete it to start anew"
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -253,6 +319,8 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # a power cut after the replacement must not leave an empty file
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from lib import degradations
 from lib.models import build
 from lib.params import Budget, Recipe
 from lib.params.schema import Cosine, Optimiser, Step
-from lib.training import Crops, TrainingError, schedule, train, write_whole
+from lib.training import Crops, TrainingError, Validation, read_checkpoint, schedule, train, write_whole
 
 RECIPE = Recipe("mse", Optimiser("adam"), Cosine("cosine", warm_up=0.1), clip=1.0)
 BUDGET = Budget(steps=30, batch=4, crop=16, lr=2e-3, ema=0.9)
@@ -112,19 +112,22 @@ def test_the_same_run_twice_gives_the_same_weights(tmp_path):
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path):
-    whole = run(tmp_path / "whole.pt")
+    clean = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    validation = Validation(clean + 0.1, clean)
+    whole = run(tmp_path / "whole.pt", validation=validation)
     ticks = count()
 
     def stop(line):
         if next(ticks) == 12:
             raise KeyboardInterrupt
 
-    options = {"say": stop, "save_every": 0.0}
+    options = {"say": stop, "save_every": 0.0, "validation": validation}
     with pytest.raises(KeyboardInterrupt):
         train(network(), crops(), RECIPE, BUDGET, 1, tmp_path / "part.pt", clock=count(0, 2).__next__, **options)
-    assert 0 < torch.load(tmp_path / "part.pt", weights_only=True)["step"] < BUDGET.steps
-    resumed = run(tmp_path / "part.pt")
-    assert resumed.log == whole.log
+    assert 0 < read_checkpoint(tmp_path / "part.pt")["step"] < BUDGET.steps
+    resumed = run(tmp_path / "part.pt", validation=validation)
+    assert resumed.log == whole.log and resumed.curve == whole.curve
+    assert [row["step"] for row in whole.curve] == [1, 2, 4, 8, 15, 30]
     assert all(torch.equal(whole.weights[key], resumed.weights[key]) for key in whole.weights)
 
 
@@ -151,7 +154,7 @@ def test_kill_9_loses_nothing(tmp_path):
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed.pt").exists()
-    assert torch.load(tmp_path / "killed.ckpt", weights_only=True)["step"] < 400
+    assert read_checkpoint(tmp_path / "killed.ckpt")["step"] < 400
     assert start("killed").wait() == 0
     whole, resumed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -181,10 +184,46 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path):
         train(other, crops(), RECIPE, BUDGET, 1, tmp_path / "c.pt", clock=time.monotonic)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    (tmp_path / "c.pt").write_bytes(b"nothing")
-    with pytest.raises(TrainingError, match=r"c\.pt: not a checkpoint"):
-        run(tmp_path / "c.pt")
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", *range(0, 100, 7)])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    path = tmp_path / "c.pt"
+    run(path, steps=2)
+    data = bytearray(path.read_bytes())
+    if isinstance(damage, int):
+        data[len(data) * damage // 100] ^= 16
+    path.write_bytes({"empty": b"", "cut": data[:-9], "foreign": b"nothing" * 99}.get(damage, data))
+    with pytest.raises(TrainingError, match=r"c\.pt: the checkpoint is damaged; delete it to start anew"):
+        run(path, steps=2)
+
+
+def test_validation_is_of_the_averaged_weights_and_changes_no_training(tmp_path):
+    clean = torch.rand(9, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    with_it, without = run(tmp_path / "a", validation=Validation(noisy, clean)), run(tmp_path / "b")
+    assert all(torch.equal(with_it.weights[key], without.weights[key]) for key in without.weights)
+    averaged = network()
+    averaged.load_state_dict(with_it.weights)
+    with torch.no_grad():
+        restored = averaged(noisy).clamp(0, 1)
+    expected = (-10 * (restored - clean).square().mean((1, 2, 3)).log10()).mean().item()
+    assert with_it.curve[-1] == {"step": BUDGET.steps, "psnr": pytest.approx(expected, abs=1e-4)}
+
+
+def test_bf16_trains_close_to_float32_and_keeps_float32_weights(tmp_path):
+    exact, rounded = (run(tmp_path / name, precision=name) for name in ("float32", "bf16"))
+    assert all(weight.dtype == torch.float32 for weight in rounded.weights.values())
+    assert not all(torch.equal(exact.weights[key], rounded.weights[key]) for key in exact.weights)
+    assert rounded.log[-1]["psnr"] == pytest.approx(exact.log[-1]["psnr"], abs=0.1)
+
+
+def test_without_clipping_a_large_gradient_moves_as_far_as_it_says(tmp_path):
+    free, clipped = (
+        run(tmp_path / str(clip), recipe=Recipe("mse", RECIPE.optimiser, RECIPE.schedule, clip=clip))
+        for clip in (None, 1e-9)
+    )
+    start = network().state_dict()
+    moved = [sum((r.weights[k] - start[k]).abs().sum() for k in start) for r in (free, clipped)]
+    assert moved[0] > 2 * moved[1]
 
 
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path):
