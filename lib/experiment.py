@@ -16,7 +16,7 @@ from .images import sets
 from .models.blocks import Network
 from .params import ROOT, Baseline, Experiment
 from .tasks import Task
-from .training import Crops
+from .training import Crops, Validation
 
 
 def network(row: Experiment | Baseline, seed: int = 0) -> Network:
@@ -64,6 +64,20 @@ def crops(task: Task, items: Sequence[sets.Item], side: int, device: str) -> Cro
         inputs = [degraded(item, task, image)[0] for item, image in zip(items, clean, strict=True)]
     pixels = [(image[0] * 255).round().byte() for image in clean]
     return Crops(pixels, inputs, task.degradation, side, device)
+
+
+#: Side of the central crop of a validation photograph, in pixels of the target: a multiple of every scale.
+VALIDATION_SIDE = 96
+
+
+def validation(task: Task, items: Sequence[sets.Item]) -> Validation | None:
+    """The validation photographs of a task, each degraded once; None where it has none."""
+    if not items:
+        return None
+    clean = [target(item, task, VALIDATION_SIDE) for item in items]
+    side = VALIDATION_SIDE // task.degradation.scale
+    given = [degraded(item, task, image, side) for item, image in zip(items, clean, strict=True)]
+    return Validation(torch.cat(given), torch.cat(clean))
 
 
 def weights_file(folder: Path, seed: int) -> Path:

@@ -16,7 +16,7 @@ class Task:
 
     colors: channels of the images, 1 or 3
     gray: how a colour photograph becomes gray where `colors` is 1, see `lib.images.sets.to_gray`
-    train, test: references of image sets
+    train, validation, test: references of image sets
     """
 
     name: str
@@ -25,19 +25,32 @@ class Task:
     convention: Convention
     colors: int
     train: tuple[str, ...]
+    validation: tuple[str, ...]
     test: tuple[str, ...]
     gray: str = "matlab"
+
+    @property
+    def sides(self) -> dict[str, tuple[str, ...]]:
+        """References by their use, see `lib.images.registry.SIDES`."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (*self.train, *self.validation, *self.test)
 
     def for_training(self) -> tuple:
         """All of the task that a training depends on, its photographs aside."""
         return self.degradation.name, asdict(self.degradation), self.colors, self.gray, self.train
 
 
-def build(name: str, entry: TaskEntry, train: tuple[str, ...], test: tuple[str, ...]) -> Task:
+def build(
+    name: str, entry: TaskEntry, train: tuple[str, ...], validation: tuple[str, ...], test: tuple[str, ...]
+) -> Task:
     """The task that params.yaml describes by `entry`, with the sets of the profile.
 
     Raises DegradationError for a degradation that cannot be.
     """
     degradation = degradations.build(**entry.degradation)
     convention = Convention(**asdict(entry.convention))
-    return Task(name, entry.title, degradation, convention, entry.colors, train, test, entry.gray or "matlab")
+    gray = entry.gray or "matlab"
+    return Task(name, entry.title, degradation, convention, entry.colors, train, validation, test, gray)

@@ -142,7 +142,7 @@ def test_manifests_of_what_was_downloaded_are_read_back(world):
     world.mine("mine/target/x.png", COLOR)
     world.mine("mine/input/x.png", COLOR[::-1].copy())
     world.download("one", "two", "own/mine")
-    world.registry.write_manifests(world.downloads, {"t": (["one"], ["two", "own/mine"])})
+    world.registry.write_manifests(world.downloads, {"t": {"train": ["one"], "test": ["two", "own/mine"]}})
     pair, mine = sets.read(world.downloads / "test" / "t.csv")
     assert (pair.set, pair.name, mine.set, mine.name) == ("two", "c", "mine", "x")
     assert np.array_equal(pair.load()[1], COLOR[:, ::-1])
@@ -156,7 +156,9 @@ def test_manifests_of_what_was_downloaded_are_read_back(world):
 
 def test_an_image_that_shows_a_test_set_is_not_trained_on(world):
     world.rows[0]["overlaps"] = "elsewhere two"
-    world.registry.write_manifests(world.downloads, {"t": (["one"], ["two"]), "u": (["one"], ["one"])})
+    world.registry.write_manifests(
+        world.downloads, {"t": {"train": ["one"], "test": ["two"]}, "u": {"train": ["one"], "test": ["one"]}}
+    )
     counts = {name: (world.downloads / "train" / f"{name}.csv").read_text().count("\n") - 1 for name in "tu"}
     assert counts == {"t": 1, "u": 2}
 

@@ -249,7 +249,16 @@ def test_code_reaches_the_stages_that_use_it_and_no_others(clone):
 )
 def test_what_a_notebook_imports_is_what_its_stage_depends_on(stage, unused):
     """Every module of lib that the notebook loads is a dependency, or hands on values that DVC tracks."""
-    tracked_by_value = {"lib", "lib.params", "lib.pipeline", "lib.pipeline.progress", "lib.pipeline.runner", "lib.images", "lib.reports", "lib.published_numbers"}
+    tracked_by_value = {
+        "lib",
+        "lib.params",
+        "lib.pipeline",
+        "lib.pipeline.progress",
+        "lib.pipeline.runner",
+        "lib.images",
+        "lib.reports",
+        "lib.published_numbers",
+    }
     source = json.loads(notebook_of(stage, None).read_text())
     imports = [line for cell in source["cells"] for line in cell["source"] if line.startswith(("import ", "from "))]
     code = "".join(imports) + "\nimport sys; print(*[m for m in sys.modules if m.partition('.')[0] == 'lib'])"

@@ -44,7 +44,15 @@ def test_every_row_is_complete_and_unique():
 
 def test_counts_are_the_published_ones():
     counts = {reference: len(KNOWN.pairs(reference)) for reference in KNOWN.references if KNOWN.lists(reference)}
-    wanted = {"bsds500/train": 200, "bsds500/test": 200, "set12": 12, "bsd68": 68, "cbsd68": 68, "kodak24": 24}
+    wanted = {
+        "bsds500/train": 200,
+        "bsds500/test": 180,
+        "bsds500/validation": 20,
+        "set12": 12,
+        "bsd68": 68,
+        "cbsd68": 68,
+        "kodak24": 24,
+    }
     wanted |= {"mcmaster": 18, "urban100/HR": 100, "set5/HR": 5, "set14/HR": 14, "b100/HR": 100, "live1/gray_y": 29}
     wanted |= {"classic5": 5, "rain100l": 100, "cc15": 15, "levin32": 32, "sample/train": 8, "sample/test": 8}
     assert wanted.items() <= counts.items()
@@ -97,7 +105,7 @@ def sample(tmp_path_factory):
 
 
 def test_the_sample_comes_whole_from_installed_packages(sample):
-    KNOWN.write_manifests(sample, {"task": (["sample/train"], ["sample/test"])})
+    KNOWN.write_manifests(sample, {"task": {"train": ["sample/train"], "test": ["sample/test"]}})
     train, test = sets.read(sample / "train/task.csv"), sets.read(sample / "test/task.csv")
     assert {item.name for item in train} == {
         *("chelsea", "motorcycle_left", "motorcycle_right", "grass", "hubble_deep_field", "moon", "retina", "cell"),
@@ -126,14 +134,18 @@ def test_describe_has_a_row_per_set_with_its_terms_in_full(sample):
 
 
 def test_manifests_list_hashes_drop_leaks_and_forget_other_tasks(tmp_path):
-    tasks = {"denoise": (TRAIN, ["set12", "bsd68"]), "derain": (TRAIN, ["rain100l"])}
+    sides = {"train": TRAIN, "validation": ["bsds500/validation"]}
+    tasks = {"denoise": {**sides, "test": ["set12", "bsd68"]}, "derain": {**sides, "test": ["rain100l"]}}
     KNOWN.write_manifests(tmp_path, {"old": tasks["denoise"]})
     KNOWN.write_manifests(tmp_path, tasks)
-    assert sorted(path.name for path in tmp_path.glob("*/*.csv")) == ["denoise.csv", "denoise.csv"] + 2 * ["derain.csv"]
+    assert sorted(path.name for path in tmp_path.glob("*/*.csv")) == 3 * ["denoise.csv"] + 3 * ["derain.csv"]
     with (tmp_path / "train/derain.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 333
+    assert len(rows) == 313
     assert {row["set"] for row in rows} == {"bsds500"}
+    with (tmp_path / "validation/derain.csv").open(newline="") as file:
+        held_out = {row["name"] for row in csv.DictReader(file)}
+    assert len(held_out) == 20 and not held_out & {row["name"] for row in rows}
     assert "302003" in {row["name"] for row in rows}
     with (tmp_path / "test/derain.csv").open(newline="") as file:
         pair = next(csv.DictReader(file))
@@ -141,7 +153,7 @@ def test_manifests_list_hashes_drop_leaks_and_forget_other_tasks(tmp_path):
     assert pair["input"] == "images/rain100l/input/1.npy"
     assert pair["pixels_sha256"] != pair["input_sha256"] != ""
     before = (tmp_path / "train/derain.csv").read_bytes()
-    KNOWN.write_manifests(tmp_path, {**tasks, "derain": (TRAIN, ["rain100l", "kodak24"])})
+    KNOWN.write_manifests(tmp_path, {**tasks, "derain": {**sides, "test": ["rain100l", "kodak24"]}})
     assert (tmp_path / "train/derain.csv").read_bytes() == before  # another test set changes no training
 
 
@@ -159,12 +171,12 @@ def test_manifests_of_single_sets_hold_pairs_and_plain_files(tmp_path):
 
 def test_two_images_of_one_name_in_a_task_are_an_error(tmp_path):
     with pytest.raises(SetError, match="task sr: two test images are called baby of set set5"):
-        KNOWN.write_manifests(tmp_path, {"sr": ([], ["set5/HR", "set5/LR_x2"])})
+        KNOWN.write_manifests(tmp_path, {"sr": {"test": ["set5/HR", "set5/LR_x2"]}})
 
 
 def test_a_set_of_the_user_without_images_is_an_error(tmp_path):
     with pytest.raises(SetError, match=r"set own/mine: .* holds no image"):
-        KNOWN.write_manifests(tmp_path, {"task": ([], ["own/mine"])})
+        KNOWN.write_manifests(tmp_path, {"task": {"test": ["own/mine"]}})
 
 
 # -- with the published images

@@ -25,6 +25,9 @@ import pandas as pd
 
 from .sets import COLUMNS, SetError, open_image, pixels_sha256
 
+#: How a task uses photographs; those of `validation` choose recipes and follow trainings, and decide no claim.
+SIDES = ("train", "validation", "test")
+
 HERE = Path(__file__).resolve().parent
 OWN = "own/"
 
@@ -172,24 +175,26 @@ class Registry:
     def write_manifests(
         self,
         downloads: Path,
-        tasks: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+        tasks: Mapping[str, Mapping[str, Sequence[str]]],
         colored: Collection[str] = (),
     ) -> None:
-        """Write train/<task>.csv and test/<task>.csv below `downloads`, for each task its (train, test) references.
+        """Write <side>/<task>.csv below `downloads` for each of SIDES, from each task's references by side.
 
-        What `leaks` finds is left out of training, gray photographs out of the tasks in `colored`. Manifests of other
-        tasks are removed. Raises SetError when a set has no images, or two images of a task have the same set and name.
+        Photographs that `leaks` finds are in neither training nor validation, gray photographs not in the tasks in
+        `colored`. Manifests of other tasks are removed. Raises SetError when a set has no images, or two images of a
+        task have the same set and name.
         """
-        for index, side in enumerate(("train", "test")):
+        for side in SIDES:
             folder = downloads / side
             folder.mkdir(parents=True, exist_ok=True)
             for stale in {path.name for path in folder.iterdir()} - {f"{task}.csv" for task in tasks}:
                 (folder / stale).unlink()
             for task, references in tasks.items():
-                left_out = {leak.path for leak in self.leaks(*references)} if side == "train" else set()
+                chosen, tested = references.get(side, ()), references.get("test", ())
+                left_out = set() if side == "test" else {leak.path for leak in self.leaks(chosen, tested)}
                 if task in colored:
-                    left_out |= {entry.path for entry in self.files(references[index]) if entry.channels == 1}
-                rows = [row for r in dict.fromkeys(references[index]) for row in self._manifest(downloads, r, left_out)]
+                    left_out |= {entry.path for entry in self.files(chosen) if entry.channels == 1}
+                rows = [row for r in dict.fromkeys(chosen) for row in self._manifest(downloads, r, left_out)]
                 keys = [(row[0], row[1]) for row in rows]
                 twice = next((key for key in keys if keys.count(key) > 1), None)
                 if twice:

@@ -19,9 +19,10 @@ def faults(params: Params) -> list[str]:
     for name, entry in params.contents.tasks.items():
         replaced = params.settings.sets
         train, test = replaced.train or entry.train, replaced.test or entry.test
+        validation = entry.validation if replaced.validation is None else replaced.validation
         try:
-            tasks.build(name, entry, train, test)
-            registry.check_references((*train, *test))
+            built = tasks.build(name, entry, train, validation, test)
+            registry.check_references(built.references)
         except (DegradationError, sets.SetError) as error:
             found.append(f"tasks.{name}: {error}")
     try:

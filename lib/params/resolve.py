@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import operator
 from collections.abc import Iterator
@@ -179,7 +180,8 @@ class Params:
         built, sets = {}, self.settings.sets
         for name, entry in self.contents.tasks.items():
             try:
-                built[name] = tasks.build(name, entry, sets.train or entry.train, sets.test or entry.test)
+                validation = entry.validation if sets.validation is None else sets.validation
+                built[name] = tasks.build(name, entry, sets.train or entry.train, validation, sets.test or entry.test)
             except DegradationError as error:
                 raise ParamsError(f"{self.file}: tasks.{name}.degradation: {error}") from None
         return built
@@ -204,7 +206,7 @@ class Params:
     @property
     def references(self) -> list[str]:
         """Every image set that this profile uses, sorted."""
-        of_tasks = {reference for task in self.used_tasks.values() for reference in (*task.train, *task.test)}
+        of_tasks = {reference for task in self.used_tasks.values() for reference in task.references}
         return sorted(of_tasks | set(self.published_numbers.sets))
 
     def value(self, path: str) -> Any:
@@ -272,9 +274,15 @@ def _references(file: ParamsFile) -> Iterator[str]:
             if value not in numbers.sets:
                 yield unknown("set", value, numbers.sets, f"{where}.published_numbers.{key}")
         for key, task in file.tasks.items():
-            train, test = profile.sets.train or task.train, profile.sets.test or task.test
-            if both := [reference for reference in train if reference in test]:
-                yield f"tasks.{key}: {both[0]} is in train and in test (profile {name})"
+            validation = task.validation if profile.sets.validation is None else profile.sets.validation
+            sides = {
+                "train": profile.sets.train or task.train,
+                "validation": validation,
+                "test": profile.sets.test or task.test,
+            }
+            for one, other in itertools.combinations(sides, 2):
+                if both := [reference for reference in sides[one] if reference in sides[other]]:
+                    yield f"tasks.{key}: {both[0]} is in {one} and in {other} (profile {name})"
     rows: dict[str, ExperimentEntry | BaselineEntry] = {**file.baselines, **file.experiments}
     yield from _of_rows(file, rows)
     yield from _of_studies(file, rows)

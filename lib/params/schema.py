@@ -159,6 +159,7 @@ class ProfileSets:
     """Image sets in place of every task's own."""
 
     train: Sets | None = None
+    validation: Sets | None = None
     test: Sets | None = None
 
 
@@ -196,6 +197,7 @@ class TaskEntry:
     convention: ConventionEntry
     train: Annotated[Sets, Field(min_length=1)]
     test: Annotated[Sets, Field(min_length=1)]
+    validation: Sets = ()
     gray: Literal["matlab", "opencv"] | None = None
 
     @model_validator(mode="after")

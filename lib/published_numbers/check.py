@@ -371,7 +371,7 @@ def _reference(row: tuple, digits: int) -> str:
 def task_of(name: str, gray: str = "", **options) -> Task:
     """A task for reading and degrading images as the study's own tasks do."""
     colors, degradation = 1 if gray else 3, build(name, **options)
-    return Task("published_numbers", "", degradation, Convention(), colors, (), (), gray or "matlab")
+    return Task("published_numbers", "", degradation, Convention(), colors, (), (), (), gray or "matlab")
 
 
 def noise_task(sigma: float, who: str, gray: str = "opencv", stored: bool = False) -> Task:
