@@ -102,16 +102,20 @@ def tested(table: pd.DataFrame) -> bool:
 
 
 def concentration(weights: Tensor) -> Tensor:
-    """PER_HEAD of weights ``(heads, Q, keys)``: ``(heads, 3)``. A query whose weights are all zero has no key."""
+    """PER_HEAD of weights ``(heads, Q, keys)``: ``(heads, 3)``.
+
+    A query whose weights are all zero has no key; where none has one, they count as having the same.
+    """
     weights = weights.float()
     total = weights.sum(2, keepdim=True)
     shares = weights / total.clamp_min(torch.finfo(torch.float32).tiny)
     has_key = total[..., 0] > 0
     effective = torch.special.entr(shares).sum(2).exp() * has_key
     median = effective.median(1).values
-    keys = weights.shape[2]
-    largest = [torch.bincount(k[has], minlength=1).max() for k, has in zip(weights.argmax(2), has_key, strict=True)]
-    return torch.stack([median, median / keys, torch.stack(largest) / weights.shape[1]], 1).cpu()
+    count, keys = weights.shape[1:]
+    chosen = [k[has] for k, has in zip(weights.argmax(2), has_key, strict=True)]
+    same = [int(k.bincount().max()) / count if len(k) else 1.0 for k in chosen]
+    return torch.stack([median, median / keys, median.new_tensor(same)], 1).cpu()
 
 
 @dataclass

@@ -106,6 +106,7 @@ def test_a_query_without_keys_has_none():
     table[0, 0, 2] = table[0, 1, 2] = 0.3
     effective, share, same = health.concentration(table)[0].tolist()
     assert effective == pytest.approx(0) and share == pytest.approx(0) and same == 0.5
+    assert health.concentration(torch.zeros(1, 4, 4)).tolist() == [[0, 0, 1]]
 
 
 def test_one_collapsed_head_leaves_a_module_acting():
