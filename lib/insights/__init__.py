@@ -3,7 +3,7 @@
 No network imports this package; editing it retrains nothing. A file named like a model holds the parts of that model:
 
     mechanism(network, image, points) -> dict[str, Tensor]    tensors for the report, documented there
-    weights(module, x, queries) -> Tensor                     see `weights`
+    weights(module, x, queries, *others) -> Tensor            see `weights`
     query_count(module, x) -> int                             number of queries, where it is not that of the pixels
 """
 
@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,26 +25,32 @@ __all__ = ["attended", "attentions", "influence", "mechanism", "query_count", "w
 
 
 def attentions(network: nn.Module) -> dict[str, Attention]:
-    """The attention modules of a network by their names in it, in the order of its layers."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
+    """The attention modules of a network by their names in it, in the order of its layers, none inside another."""
+    found: dict[str, Attention] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, Attention) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
 
 
 def attended(network: nn.Module, image: Tensor) -> list[tuple[Attention, Tensor]]:
     """The attention modules, each with the features ``(B, width, H, W)`` that it gets for an image."""
     calls: list[tuple[Attention, Tensor]] = []
-    with torch.no_grad(), hooked(attentions(network), lambda name, module, x, y: calls.append((module, x))):
+    with (
+        torch.no_grad(),
+        hooked(attentions(network), lambda name, module, inputs, y: calls.append((module, inputs[0]))),
+    ):
         network(image)
     return calls
 
 
 @contextlib.contextmanager
-def hooked(modules: dict[str, Attention], call: Callable[[str, Attention, Tensor, Tensor], None]) -> Iterator[None]:
-    """Within, `call` gets name, module, input and output of every call of the modules."""
-
-    def hook(name: str) -> Callable:
-        return lambda module, args, output: call(name, module, args[0], output)
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+def hooked(modules: Mapping[str, Attention], call: Callable[[str, Attention, tuple, Any], None]) -> Iterator[None]:
+    """Within, `call` gets name, module, inputs and output of every call of the modules."""
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: call(name, module, inputs, output))
+        for name, module in modules.items()
+    ]
     try:
         yield
     finally:
@@ -62,14 +69,15 @@ def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int
     return shown(network, image, points) if shown else {}
 
 
-def weights(module: Attention, x: Tensor, queries: Tensor | None = None) -> Tensor | None:
+def weights(module: Attention, x: Tensor, queries: Tensor | None = None, *others: Tensor) -> Tensor | None:
     """Attention weights ``(heads, Q, keys)`` of an attention module on its features x ``(1, width, H, W)``.
 
     queries: flat indices of queries, None for all
+    others: what else the module gets beside x
     Rows sum to 1, or to less where the paper's do. None for a module that has no weights.
     """
     found = _of_model(module, "weights")
-    return found(module, x, queries) if found else None
+    return found(module, x, queries, *others) if found else None
 
 
 def query_count(module: Attention, x: Tensor) -> int:

@@ -6,7 +6,7 @@ A claim about a module that does not act is not tested. Measured on the fields (
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -28,6 +28,9 @@ QUERIES, TILES = 256, 4
 #: A network of more attention modules has them replaced all at once, class by class.
 MANY = 8
 
+#: Output of an attention module, as `Attention` says.
+Output = Tensor | tuple[Tensor | None, ...]
+
 #: Columns of `measure`; some of them are each head's own.
 PER_HEAD = ["effective_keys", "effective_share", "same_largest"]
 COLUMNS = ["module", "head", "variation", *PER_HEAD, "psnr_lost_mean", "psnr_lost_zero"]
@@ -37,7 +40,7 @@ def measure(
     network: nn.Module,
     restore: Callable[[], Tensor],
     psnr: Callable[[Tensor], float],
-    weights: Callable[[Attention, Tensor, Tensor], Tensor | None] = insights.weights,
+    weights: Callable[..., Tensor | None] = insights.weights,
 ) -> pd.DataFrame:
     """What each attention module does while `restore` restores one photograph with the network, as `psnr` measures it.
 
@@ -120,20 +123,21 @@ def concentration(weights: Tensor) -> Tensor:
 
 @dataclass
 class _Seen:
-    """What one module added in each of its calls (tiles)."""
+    """The inputs of a module, and what it added to its identity, in each of its calls (tiles)."""
 
-    inputs: list[Tensor] = field(default_factory=list)
-    means: list[Tensor] = field(default_factory=list)  # (B, width, 1, 1)
+    inputs: list[tuple[Tensor, ...]] = field(default_factory=list)
+    means: list[list[Tensor | None]] = field(default_factory=list)  # over space, in the shape of the added tensors
     variance: float = 0.0
     power: float = 0.0
 
-    def add(self, module: Attention, x: Tensor, output: Tensor) -> None:
-        added = (output - module.identity(x)).float()
-        mean = added.mean((2, 3), keepdim=True)
-        self.inputs.append(x)
-        self.means.append(mean.to(output.dtype))
-        self.variance += float((added - mean).square().mean())
-        self.power += float(added.square().mean())
+    def add(self, module: Attention, inputs: tuple[Tensor, ...], output: Output) -> None:
+        terms = output if isinstance(output, tuple) else (output - module.identity(*inputs),)
+        self.inputs.append(inputs)
+        self.means.append([None if t is None else t.mean((2, 3), keepdim=True).expand_as(t) for t in terms])
+        for term, mean in zip(terms, self.means[-1], strict=True):
+            if term is not None:
+                self.variance += float((term - mean).float().square().mean())
+                self.power += float(term.float().square().mean())
 
     @property
     def variation(self) -> float:
@@ -144,24 +148,29 @@ class _Seen:
         """PER_HEAD of some of the calls, none for a module without weights."""
         found = []
         for index in torch.linspace(0, len(self.inputs) - 1, min(TILES, len(self.inputs))).long().tolist():
-            x = self.inputs[index][:1]
+            x, *others = (tensor[:1] for tensor in self.inputs[index])
             count = insights.query_count(module, x)
             some = torch.linspace(0, count - 1, min(count, QUERIES), device=x.device).long()
-            of_tile = weights(module, x, some)
+            of_tile = weights(module, x, some, *others)
             if of_tile is not None:
                 found.append(concentration(of_tile))
         return found
 
 
 class _StandIn(nn.Module):
-    """In a module's place: its identity and, call after call, the spatial means that it added, times a factor."""
+    """In a module's place: its identity plus, call after call, the means that it added, times a factor."""
 
-    def __init__(self, module: Attention, means: list[Tensor], factor: float):
+    def __init__(self, module: Attention, means: Sequence[Sequence[Tensor | None]], factor: float):
         super().__init__()
-        self.identity, self.means, self.factor = module.identity, iter(means), factor
+        self.module, self.means, self.factor = module, iter(means), factor
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.identity(x) + self.factor * next(self.means)
+    def __getattr__(self, name: str):
+        """All else that a network asks of the module."""
+        return getattr(super().__getattr__("module"), name) if name != "module" else super().__getattr__(name)
+
+    def forward(self, *inputs: Tensor) -> Output:
+        terms = [None if mean is None else self.factor * mean for mean in next(self.means)]
+        return tuple(terms) if len(terms) > 1 else self.module.identity(*inputs) + terms[0]
 
 
 @contextlib.contextmanager

@@ -47,20 +47,30 @@ def mechanism(network: IGNN, image: Tensor, points: Sequence[tuple[int, int]]) -
 
 
 @torch.no_grad()
-def weights(module: FeatureGraph, x: Tensor, queries: Tensor | None = None) -> Tensor:
-    """Edge weights ``(1, Q, patches)`` at the pixels `queries`, each given to the patch that it was learned for; see
-    `lib.insights.weights`. The keys are the patches of the smaller copy; a pixel's are those of the patch whose top
+def weights(
+    module: FeatureGraph | GraphAggregation, x: Tensor, queries: Tensor | None = None, *embeddings: Tensor
+) -> Tensor:
+    """Edge weights ``(branches, Q, patches)`` at the pixels `queries`, each given to the patch that it was learned for;
+    see `lib.insights.weights`. The keys are the patches of the smaller copy; a pixel's are those of the patch whose top
     left part it lies in."""
-    aggregation = module.aggregation
-    padded = pad_to_cells(x, aggregation.scale, aggregation.neighbours)
-    embedded, small = embedded_by_themselves(padded, aggregation.scale)
+    aggregation = module if isinstance(module, GraphAggregation) else module.aggregation
+    if not embeddings:
+        embeddings = embedded_by_themselves(
+            pad_to_cells(x, aggregation.scale, aggregation.neighbours), aggregation.scale
+        )
+    embedded, small = embeddings
     graph = graph_of(aggregation, embedded, small)
     pixels = torch.arange(x.shape[2] * x.shape[3], device=x.device) if queries is None else queries
     rows, columns = pixels // x.shape[3], pixels % x.shape[3]
     i, j = patch_over(rows, columns, graph)
     found = x.new_zeros(len(pixels), (small.shape[2] // 2) * (small.shape[3] // 2))
-    edges = aggregation.weights(aggregation.edges_lr, graph.difference)[0, :, 0, rows, columns].T
-    return found.scatter_add(1, graph.matches[0, :, i, j].T, edges.to(found.dtype))[None]
+    branches = {"lr": aggregation.edges_lr, "hr": aggregation.edges_hr}
+    edges = [
+        aggregation.weights(branch, graph.difference)[0, :, 0, rows, columns].T.to(found.dtype)
+        for side, branch in branches.items()
+        if aggregation.branch in ("both", side)
+    ]
+    return torch.stack([found.scatter_add(1, graph.matches[0, :, i, j].T, branch) for branch in edges])
 
 
 def graph_of(aggregation: GraphAggregation, embedded: Tensor, small: Tensor) -> Graph:

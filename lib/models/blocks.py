@@ -41,7 +41,8 @@ class Network(nn.Module):
 class Attention(Network):
     """A module inside a network that gathers over the image: ``forward(x) = identity(x) + what it adds``.
 
-    ``(B, width, H, W)`` to the same shape. `lib.insights` finds these modules in a network by this class and measures
+    ``(B, width, H, W)`` to the same shape. A module that returns a tuple of tensors (or None, for one that an option
+    leaves out) adds all of them to nothing. `lib.insights` finds these modules in a network by this class and measures
     the second term alone.
     """
 

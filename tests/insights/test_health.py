@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lib.insights import health, weights
+from lib.models import build
 from lib.models.blocks import Attention, NonLocal
 
 SIDE = 12
@@ -30,7 +31,7 @@ class Constant(Attention):
         return x + 0.1
 
 
-def weights_of(module, x, queries):
+def weights_of(module, x, queries, *others):
     return module.table[:, queries] if isinstance(module, ByWeights) else None
 
 
@@ -157,3 +158,20 @@ def test_what_is_in_the_identity_is_not_added():
 
     table = measured(Scaled(), weights)
     assert table.variation[0] < 1e-3 and abs(table.psnr_lost_mean[0]) < 1e-3
+
+
+@pytest.mark.parametrize(("branch", "heads"), [("both", 2), ("lr", 1), ("hr", 1)])
+def test_a_graph_whose_output_is_joined_to_the_features(branch, heads):
+    torch.manual_seed(0)
+    network = build("ignn", width=8, blocks=2, branch=branch, embedding="own").eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    image = torch.rand(1, 3, 24, 24)
+    with torch.inference_mode():
+        restored = network(image)
+        clean = restored + 1e-3 * torch.randn(restored.shape)
+        table = health.measure(network, lambda: network(image), lambda y: -10 * math.log10((y - clean).square().mean()))
+        assert torch.equal(network(image), restored)
+    assert table.module.tolist() == ["aggregation"] * heads and table["head"].tolist() == [*range(heads)]
+    assert table.variation.min() > 0 and (table.psnr_lost_mean > 1).all()
+    assert table.effective_keys.between(1, 5, inclusive="neither").all()  # of five neighbours

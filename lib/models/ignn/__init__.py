@@ -57,7 +57,7 @@ FROZEN = ("embedding",)
 INERT = ("edges_lr.1.body.2.bias", "edges_lr.2.bias", "edges_hr.1.body.2.bias", "edges_hr.2.bias")
 
 
-class GraphAggregation(nn.Module):
+class GraphAggregation(Attention):
     """The graph and its aggregation (GraphAgg of the paper).
 
     width, embedded: channels of the features and of the embeddings
