@@ -91,16 +91,13 @@ def _module(name: str) -> ModuleType:
 
 
 def _parameters(maker: Any) -> dict[str, Any]:
-    """The type of every option; with ``**more`` also of the options of ``maker.options_of``, which takes them.
-
-    Positional-only arguments are no options: the network gives them to its module.
-    """
+    """The type of every option, that is, parameter with a default; of all in ``maker.options_of`` for ``**more``."""
     types = typing.get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
     parameters = inspect.signature(maker).parameters.values()
-    named = {p.name: types.get(p.name, Any) for p in parameters if p.kind not in (p.VAR_KEYWORD, p.POSITIONAL_ONLY)}
+    known = {p.name: types.get(p.name, Any) for p in parameters if p.default is not p.empty}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return {**_parameters(maker.options_of), **named}
-    return named
+        known = {**_parameters(maker.options_of), **known}
+    return known
 
 
 def _in_words(annotation: Any) -> str:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import copy
+import importlib
 import re
 
 import pytest
@@ -8,21 +8,20 @@ import torch
 import torch.nn.functional as F
 from oracles import assert_matches, fill, wave
 
-from benchmarks.reference.lir import reference
-from lib.models import build, lir
-from lib.models.lir import (
-    LIR,
-    AdaptiveFilter,
-    ChannelAttention,
-    MergedFilter,
-    PatchAttention,
-    Residual,
-    SimpleGate,
-    scale_edges_,
-)
+from lib.models import ModelError, build, plain
+from lib.models.lir import LIR, AdaptiveFilter, ChannelAttention, PatchAttention, Residual, SimpleGate
+
+operation = importlib.import_module("lib.models.lir.mixed_filter")  # the file, not the function of that name
 
 ALPHA = (0.5, -0.4, 0.3, 0.2, -0.6, 0.7, 0.8, -0.9, 0.25)
-SWITCHES = ("no_filter", "no_patch_attention", "no_gate", "no_channel_attention", "no_degradation_subtraction")
+#: Option -> names of the tensors that it leaves out, and their number in the network SMALL.
+LEFT_OUT = {
+    "no_filter": (r"stage[2-5]\.0\.(alpha|beta)$", 4 * 5 * 2),
+    "no_patch_attention": (r"patch_attention\.", 25 * 8),
+    "no_gate": (r"gate\.", 25 * 5),
+    "no_channel_attention": (r"channel_block\.attention\.", 25 * 4),
+    "no_degradation_subtraction": (r"degradation\.weight$", 5 + 2),
+}
 SMALL = {"width": 8, "blocks": (1, 1, 1, 1, 1)}
 
 #: Module, shape of the input, row: mean, std, largest magnitude, five values.
@@ -63,19 +62,8 @@ FILTER_ROWS = {
 }
 
 
-def filter_with(alpha, beta) -> AdaptiveFilter:
-    module = AdaptiveFilter()
-    module.alpha.data.copy_(alpha)
-    module.beta.data.fill_(beta)
-    return module
-
-
-def loud_filter() -> AdaptiveFilter:
-    """A filter whose 3x3 operators weigh as much as its Gaussian."""
-    return filter_with(torch.cat([400 * torch.tensor(ALPHA[:8]), torch.tensor([0.8])]), -0.3)
-
-
 def randomised(module, scale=0.1):
+    torch.manual_seed(4)
     for tensor in module.parameters():
         tensor.data.normal_(0, scale)
     return module
@@ -92,57 +80,29 @@ def test_agrees_with_the_released_module(case):
 @pytest.mark.parametrize("case", FILTER_ROWS)
 def test_filter_agrees_with_the_released_one(case):
     alpha, beta, row = FILTER_ROWS[case]
-    module = filter_with(alpha, beta)
-    x = wave(1, 4, 16, 16)
-    assert_matches(module(x), *row)
-    assert_matches(MergedFilter(module)(x), *row)
-    assert_matches(reference(module, x), *row)
-
-
-@pytest.mark.parametrize("separable", [False, True])
-@pytest.mark.parametrize("shape", [(2, 3, 16, 17), (1, 5, 9, 30), (3, 2, 33, 8)])
-def test_filter_equals_its_operators_one_by_one(shape, separable):
-    torch.manual_seed(0)
-    module, x, direction = loud_filter(), torch.randn(shape), torch.randn(shape)
-    results = []
-    for function in (module, lambda x: reference(module, x, separable)):
-        module.zero_grad()
-        leaf = x.clone().requires_grad_()
-        y = function(leaf)
-        (y * direction).sum().backward()
-        results.append([y.detach(), leaf.grad, module.alpha.grad, module.beta.grad])
-    ours, plain = results
-    assert (ours[0] - plain[0]).norm() <= 1e-5 * plain[0].norm()
-    for a, b in zip(ours[1:], plain[1:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
-
-
-@pytest.mark.parametrize("shape", [(1, 2, 5, 6), (2, 1, 2, 9), (1, 1, 4, 16)])
-def test_filters_gradients_are_those_of_the_function(shape):
-    torch.manual_seed(1)
-    module = AdaptiveFilter().double()
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-
-    def function(x, alpha, beta):
-        return torch.func.functional_call(module, {"alpha": alpha, "beta": beta}, (x,))
-
-    alpha, beta = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (9, 1))
-    assert torch.autograd.gradcheck(function, (x, alpha, beta))
+    module = AdaptiveFilter()
+    module.alpha.data.copy_(alpha)
+    module.beta.data.fill_(beta)
+    assert_matches(module(wave(1, 4, 16, 16)), *row)
+    with plain():
+        assert_matches(module(wave(1, 4, 16, 16)), *row)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("portion", [1, 2 * 4 * 6 * 7])
-def test_filtering_a_few_images_at_a_time_changes_nothing(layout, portion, monkeypatch):
-    torch.manual_seed(3)
-    module, x = loud_filter(), torch.randn(5, 4, 6, 7)
-    found = []
-    for limit in (10**6, portion):
-        monkeypatch.setattr(lir, "PORTION", limit)
-        input = x.contiguous(memory_format=layout).requires_grad_()
-        y = module(input)
-        found.append([y, *torch.autograd.grad(y.square().sum(), [input, *module.parameters()])])
-    for whole, parts in zip(*found, strict=True):
-        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())
+@pytest.mark.parametrize("portion", [1, 2 * 3 * 16 * 17, 10**6])
+@pytest.mark.parametrize("shape", [(5, 3, 16, 17), (1, 5, 9, 30), (3, 2, 33, 8), (2, 1, 2, 9), (1, 2, 1, 4)])
+def test_mixed_filter_is_its_definition(shape, portion, layout, monkeypatch):
+    monkeypatch.setattr(operation, "PORTION", portion)
+    torch.manual_seed(0)
+    module, x = AdaptiveFilter(), torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout)
+    alpha = torch.cat([400 * torch.randn(8), torch.tensor([0.8])])  # the operators weigh as much as the Gaussian
+    leaves = [t.double().requires_grad_() for t in (x, alpha, torch.tensor([-0.3]))]
+    direction, found = torch.randn_like(x), []
+    for form in (operation.mixed_filter, operation.plain):
+        y = form(*leaves, module.operators.double(), module.gaussian.double())
+        found.append([y, *torch.autograd.grad(y, leaves, direction)])
+    for fast, definition in zip(*found, strict=True):
+        torch.testing.assert_close(fast, definition, rtol=1e-10, atol=1e-10 * float(definition.detach().abs().max()))
 
 
 def test_filter_keeps_its_input_alone_for_the_backward_pass():
@@ -153,36 +113,13 @@ def test_filter_keeps_its_input_alone_for_the_backward_pass():
     assert sum(t.numel() for t in kept if t.numel() >= x.numel()) == x.numel()
 
 
-@pytest.mark.parametrize("size", [(16, 16), (8, 21), (5, 3), (2, 2), (1, 4)])
-def test_merged_filter_is_exact_borders_included(size):
-    torch.manual_seed(2)
-    module, x = loud_filter(), torch.randn(2, 3, *size)
+def test_a_network_runs_by_the_definition():
+    network, image = randomised(LIR(**SMALL)).double(), torch.rand(1, 3, 32, 32).double()
     with torch.no_grad():
-        expected, merged = module(x), MergedFilter(module)
-        assert (merged(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
-        merged.inner.zero_()  # without the correction of its border it is not
-        assert (merged(x) - expected).abs().max() > 1e-2 * expected.abs().max()
-
-
-def test_merged_network_is_the_network():
-    torch.manual_seed(3)
-    network = randomised(LIR(**SMALL)).eval()
-    for module in network.modules():
-        if isinstance(module, AdaptiveFilter):
-            module.alpha.data.copy_(loud_filter().alpha.data)
-    image = torch.rand(1, 3, 40, 64)
-    with torch.no_grad():
-        merged = copy.deepcopy(network).merge()
-        assert not any(isinstance(module, AdaptiveFilter) for module in merged.modules())
-        assert sum(isinstance(module, MergedFilter) for module in merged.modules()) == 20
-        expected = network(image)
-        assert (merged(image) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert set(merged.mechanism(image)) == {"degradation"}
-
-
-def test_scaling_edges_counts_corners_twice():
-    expected = torch.tensor([[4.0, 2, 4], [2, 1, 2], [4, 2, 4]])
-    assert torch.equal(scale_edges_(torch.ones(1, 1, 3, 3), 2)[0, 0], expected)
+        fast = network(image)
+        with plain():
+            assert not torch.equal(network(image), fast)
+            torch.testing.assert_close(network(image), fast, rtol=1e-9, atol=1e-9)
 
 
 def test_parameters_of_the_published_network():
@@ -195,34 +132,19 @@ def test_parameters_of_the_published_network():
     assert [len(level) for level in network.levels] == [3, 3, 3, 3, 4]
 
 
-@pytest.mark.parametrize("options", [{}, {"colors": 1}, {"no_degradation_subtraction": True, "no_filter": True}])
-def test_any_size_and_a_batch_is_its_images(options):
-    torch.manual_seed(4)
-    network = randomised(LIR(**SMALL, **options))
-    colors = options.get("colors", 3)
-    with torch.no_grad():
-        for size in ((61, 83), (1, 1), (32, 7)):
-            assert network(torch.rand(1, colors, *size)).shape == (1, colors, *size)
-        images = torch.rand(2, colors, 128, 96)
-        restored = network(images)
-        assert restored.shape == images.shape
-        for i in range(2):
-            torch.testing.assert_close(network(images[i : i + 1]), restored[i : i + 1], rtol=1e-5, atol=1e-5)
-
-
-def test_small_images_are_padded_by_their_mirror_image():
-    torch.manual_seed(5)
+def test_images_are_padded_by_their_mirror_image():
     network = randomised(LIR(**SMALL))
     image = torch.rand(1, 3, 61, 83)
     with torch.no_grad():
         whole = network(F.pad(image, (0, 13, 0, 3), mode="reflect"))
         torch.testing.assert_close(network(image), whole[:, :, :61, :83])
+        for size in ((1, 1), (32, 7)):
+            assert network(torch.rand(1, 3, *size)).shape == (1, 3, *size)
 
 
-@pytest.mark.parametrize("switches", [(), *[(name,) for name in SWITCHES], SWITCHES])
-def test_every_tensor_learns(switches):
-    torch.manual_seed(6)
-    network = randomised(LIR(width=16, blocks=(1, 0, 1, 1, 1), **dict.fromkeys(switches, True)), 0.2)
+@pytest.mark.parametrize("options", [(), *[(name,) for name in LEFT_OUT], tuple(LEFT_OUT)])
+def test_every_tensor_learns(options):
+    network = randomised(LIR(width=16, blocks=(1, 0, 1, 1, 1), **dict.fromkeys(options, True)), 0.2)
     for module in network.modules():
         if isinstance(module, ChannelAttention):  # its one ReLU sees one number per image: no chance to be dead
             module.squeeze.bias.data += 1
@@ -230,42 +152,19 @@ def test_every_tensor_learns(switches):
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize(
-    ("switch", "part", "count"),
-    [
-        ("no_filter", r"stage[2-5]\.0\.(alpha|beta)$", 4 * 5 * 2),
-        ("no_patch_attention", r"patch_attention\.", 25 * 8),
-        ("no_gate", r"gate\.", 25 * 5),
-        ("no_channel_attention", r"channel_block\.attention\.", 25 * 4),
-        ("no_degradation_subtraction", r"degradation\.weight$", 5 + 2),
-    ],
-)
-def test_a_switch_leaves_out_its_part_alone(switch, part, count):
-    names, without = (set(LIR(**SMALL, **options).state_dict()) for options in ({}, {switch: True}))
-    assert without == {name for name in names if not re.search(part, name)}
-    assert len(names - without) == count
-
-
-def test_degradation_is_what_the_network_subtracts():
-    torch.manual_seed(7)
-    network = randomised(LIR(**SMALL))
-    image = torch.rand(1, 3, 45, 33)
-    shown = network.mechanism(image, [(0, 0)])
-    assert shown["degradation"].shape == image.shape
-    assert shown["alpha"].shape == (20, 9)
-    assert shown["beta"].shape == (20,)
-    first = network.levels[0][0].stage2[0]
-    assert torch.equal(shown["alpha"][0], first.alpha)
-    with torch.no_grad():
-        before = network(image)
-        network.image_degradation.weight.zero_()
-        torch.testing.assert_close(network(image) - before, shown["degradation"], rtol=1e-4, atol=1e-5)
-    plain = LIR(**SMALL, no_filter=True, no_degradation_subtraction=True)
-    assert plain.mechanism(image) == {}
+@pytest.mark.parametrize("option", LEFT_OUT)
+def test_an_option_leaves_out_its_part_alone_and_all_else_starts_the_same(option):
+    part, count = LEFT_OUT[option]
+    torch.manual_seed(1)
+    whole = build("lir", **SMALL).state_dict()
+    torch.manual_seed(1)
+    without = build("lir", **SMALL, **{option: True}).state_dict()
+    assert set(without) == {name for name in whole if not re.search(part, name)}
+    assert len(whole) - len(without) == count
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in without.items())
 
 
 def test_image_skip_starts_at_the_input_and_leaves_it():
-    torch.manual_seed(8)
     network = build("lir", **SMALL, image_skip=True)
     image = torch.rand(1, 3, 40, 33)
     assert torch.equal(network(image), image)
@@ -275,13 +174,23 @@ def test_image_skip_starts_at_the_input_and_leaves_it():
     assert not torch.equal(LIR(**SMALL)(image), image)
 
 
-def test_levels_need_a_number_each():
-    with pytest.raises(ValueError, match="five levels"):
-        LIR(blocks=(1, 1))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": (1, 1)}, r"model 'lir': blocks \[1, 1\] must give .* five levels"),
+        ({"blocks": (1, 1, 1, 1, -1)}, "five levels"),
+        ({"width": 18}, "model 'lir': width 18 is not a multiple of 4"),
+        ({"width": 0}, "width 0"),
+        ({"no_filter": "no"}, "option 'no_filter' of model 'lir' is 'no'; it must be bool"),
+        ({"patch": 4}, "unknown option 'patch' of model 'lir'; known: .*no_channel_attention.*no_filter"),
+    ],
+)
+def test_refuses(options, message):
+    with pytest.raises(ModelError, match=message):
+        build("lir", **options)
 
 
 def test_trains_under_autocast():
-    torch.manual_seed(9)
     network, image = randomised(LIR(**SMALL)), torch.rand(1, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         restored = network(image)
