@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import insights
 from . import experiment as experiments
+from . import insights
 from .degradations import resize
 from .images import sets
 from .inference import restore
@@ -74,8 +74,8 @@ def measure(
                 | {"self_similarity": similar, "field": field}
             )
             if seed == next(iter(networks)):
-                arrays = [_array(x) for x in (clean, enlarged, output)]
-                pictures.append(Restored(item.set, item.name, *arrays, after["psnr"], before["psnr"]))
+                shown = _array(clean), _array(enlarged), _array(output)
+                pictures.append(Restored(item.set, item.name, *shown, psnr=after["psnr"], input_psnr=before["psnr"]))
                 pictures.sort(key=lambda picture: picture.psnr - picture.input_psnr)
                 pictures = [pictures[0], pictures[-1]]
         say(f"{count}/{len(items)}  {item.set}/{item.name}  {rows[-1]['psnr']:.2f} dB")

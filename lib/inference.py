@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
+import operator
 import os
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +47,12 @@ def _tiled(network: nn.Module, image: Tensor, tile: int | None, overlap: int, pe
     height, width = image.shape[2:]
     if tile is None or height * width <= tile * tile:
         return network(image)
-    out = None
+    out = image.new_empty(0)
     for top, bottom, first_row, last_row in _spans(height, tile, overlap, period):
         for left, right, first_column, last_column in _spans(width, tile, overlap, period):
             part = network(image[:, :, top:bottom, left:right])
             scale = part.shape[2] // (bottom - top)
-            if out is None:
+            if not out.numel():
                 out = part.new_empty(*part.shape[:2], height * scale, width * scale)
             kept = part[
                 :,
@@ -77,24 +79,23 @@ def _spans(size: int, tile: int, overlap: int, period: int = 1) -> list[tuple[in
     starts = [period * round(i * (periods - side) / max(count - 1, 1)) for i in range(count)]
     stops = [*(start + side * period for start in starts[:-1]), size]
     cuts = [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), size]
-    return [(start, stop, *kept) for start, stop, kept in zip(starts, stops, pairwise(cuts), strict=True)]
+    return [(start, stop, *kept) for start, stop, kept in zip(starts, stops, itertools.pairwise(cuts), strict=True)]
 
 
 def _ensemble(whole: Callable[[Tensor], Tensor], image: Tensor, period: int) -> Tensor:
-    total = None
-    for transposed in (False, True):
-        for flips in ((), (2,), (3,), (2, 3)):
-            x = image.transpose(2, 3) if transposed else image
-            height, width = x.shape[2:]
-            # A side of a whole number of periods and one pixel begins and ends alike: flipping leaves the pattern.
-            missing = [(1 - x.shape[side]) % period if side in flips else 0 for side in (2, 3)]
-            x = mirror_pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
-            y = torch.flip(whole(torch.flip(x, flips)), flips)
-            scale = y.shape[2] // x.shape[2]
-            y = y[:, :, : height * scale, : width * scale]
-            y = y.transpose(2, 3) if transposed else y
-            total = y if total is None else total + y
-    return total / 8
+    def undone(transposed: bool, flips: tuple[int, ...]) -> Tensor:
+        x = image.transpose(2, 3) if transposed else image
+        height, width = x.shape[2:]
+        # A side of a whole number of periods and one pixel begins and ends alike: flipping leaves the pattern.
+        below, right = ((1 - x.shape[side]) % period if side in flips else 0 for side in (2, 3))
+        x = mirror_pad(x, (0, right, 0, below)) if below or right else x
+        y = torch.flip(whole(torch.flip(x, flips)), flips)
+        scale = y.shape[2] // x.shape[2]
+        y = y[:, :, : height * scale, : width * scale]
+        return y.transpose(2, 3) if transposed else y
+
+    cases = itertools.product((False, True), ((), (2,), (3,), (2, 3)))
+    return functools.reduce(operator.add, itertools.starmap(undone, cases)) / 8
 
 
 def cost(network: nn.Module, colors: int, side: int) -> dict[str, int]:

@@ -135,7 +135,7 @@ class _Seen:
         self.inputs.append(inputs)
         self.means.append([None if t is None else t.mean((2, 3), keepdim=True).expand_as(t) for t in terms])
         for term, mean in zip(terms, self.means[-1], strict=True):
-            if term is not None:
+            if term is not None and mean is not None:
                 self.variance += float((term - mean).float().square().mean())
                 self.power += float(term.float().square().mean())
 
@@ -169,8 +169,8 @@ class _StandIn(nn.Module):
         return getattr(super().__getattr__("module"), name) if name != "module" else super().__getattr__(name)
 
     def forward(self, *inputs: Tensor) -> Output:
-        terms = [None if mean is None else self.factor * mean for mean in next(self.means)]
-        return tuple(terms) if len(terms) > 1 else self.module.identity(*inputs) + terms[0]
+        terms = tuple(None if mean is None else self.factor * mean for mean in next(self.means))
+        return terms if len(terms) > 1 else sum((t for t in terms if t is not None), self.module.identity(*inputs))
 
 
 @contextlib.contextmanager

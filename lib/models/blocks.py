@@ -134,6 +134,8 @@ class Trunk(Network):
     mean_shift: subtract the mean colour of DIV2K from a colour image and add it back at the end
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         colors: int,
@@ -164,8 +166,8 @@ class Trunk(Network):
         self.head = conv(colors, width)
         body: list[nn.Module] = []
         for index in range(blocks + 1):
-            for place, position in enumerate(positions if attention else ()):
-                if position == index:
+            for place, position in enumerate(positions):
+                if attention and position == index:
                     with independent_draws(place):
                         body.append(attention(width))
             if index < blocks:
@@ -174,8 +176,8 @@ class Trunk(Network):
         self.upsampler = Upsampler(width, scale)
         self.tail = conv(width, colors)
         if image_skip:
-            nn.init.zeros_(self.tail.weight)
-            nn.init.zeros_(self.tail.bias)
+            for tensor in self.tail.parameters():
+                nn.init.zeros_(tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.head(x - self.mean)
@@ -225,15 +227,15 @@ class NonLocal(Attention):
         self.heads = heads
         self.query, self.key, self.value = (conv(width, inner, 1) for _ in range(3))
         self.out = conv(inner, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for tensor in self.out.parameters():
+            nn.init.zeros_(tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = [
+        q, k, v = (
             layer(x).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()  # (B, heads, HW, channels)
             for layer in (self.query, self.key, self.value)
-        ]
-        mixed = F.scaled_dot_product_attention(*tokens, scale=1.0)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return x + self.out(mixed.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
 
 
