@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models.dagl import DAGL, MGFAM, same_padding
-from ..models.dagl.graph_attention import at_least_float32, edges
+from ..models.dagl.graph_attention import edges
 from . import attended
 
 
@@ -65,9 +65,7 @@ def mechanism(
 def _graphs(module: MGFAM, x: Tensor, queries: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """A and w of each head, ``(Q, H W)``."""
     chosen = slice(None) if queries is None else queries
-    for layers in module.layers(x):
-        query, key, _, gamma, beta = at_least_float32(*module.match(x, *layers))
-        for head in range(len(query)):
-            limits = [t if t is None else t[head].flatten()[chosen] for t in (gamma, beta)]
-            found = query[head].flatten(0, 1)[chosen], key[head].flatten(1)
-            yield edges(*found, *limits, module.neighbours, module.weights)
+    for layers in module.layers(x, module.heads):
+        query, key, _, limits = module.match(x, *layers)
+        limits = None if limits is None else limits[:, 0].flatten(1)[:, chosen]
+        yield edges(query[0].flatten(0, 1)[chosen], key[0].flatten(1), limits, module.neighbours, module.weights)

@@ -58,9 +58,9 @@ def test_head_agrees_with_the_released_module(case, max_scores):
     fixed, size, statistics, edges, first = HEADS[case]
     module, x = released_head(fixed), wave(1, 64, *size)
     module.max_scores = max_scores
-    assert_matches(module.aggregate(x), *statistics, VALUES[case])
+    assert_matches(module.aggregate(x, 1), *statistics, VALUES[case])
     with plain():
-        assert_matches(module.aggregate(x), *statistics, VALUES[case])
+        assert_matches(module.aggregate(x, 1), *statistics, VALUES[case])
     kept = neighbours(module, x)[0]
     assert abs(kept.sum() - edges) <= 3  # edges within rounding of their threshold
     if first:
@@ -138,6 +138,14 @@ def test_graph_attention_in_single_precision(variant, size):
         assert (found[0] - expected[0]).norm() <= 1e-5 * expected[0].norm()
         for a, b in zip(found[1:], expected[1:], strict=True):
             assert (a - b).norm() <= 1e-4 * a.norm() + 1e-6 * scale
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_heads_at_once_equal_one_after_the_other(variant):
+    torch.manual_seed(3)
+    module, x = random_stage(heads=6, dtype=torch.float64, **VARIANTS[variant]), torch.randn(2, 5, 13, 9).double()
+    for parts in (1, 2):
+        torch.testing.assert_close(module.aggregate(x, parts), module.aggregate(x, 6))
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
@@ -240,7 +248,7 @@ def test_shown_weights_are_those_that_gather(variant):
     module, x = random_stage(heads=2, dtype=torch.float64, **VARIANTS[variant]), torch.randn(1, 5, 13, 10).double()
     patches = F.unfold(module.node(x), 7, padding=3).unflatten(1, (2, -1))[0]
     pasted = F.fold((patches @ insights.weights(module, x).mT).flatten(0, 1), x.shape[2:], 7, padding=3, stride=4)
-    found = module.aggregate(x) * coverage(x, 7, 4)
+    found = module.aggregate(x, 2) * coverage(x, 7, 4)
     torch.testing.assert_close(found[0], pasted)
 
 
@@ -294,7 +302,7 @@ def test_mixed_precision_keeps_scores_in_single(form):
     torch.manual_seed(8)
     module, x = random_stage(heads=1), torch.randn(1, 5, 12, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16), plain() if form == "plain" else contextlib.nullcontext():
-        assert module.aggregate(x).dtype == torch.float32
+        assert module.aggregate(x, 1).dtype == torch.float32
         y, *gradients = output_and_gradients(module, x, torch.ones_like(x))
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients)
     torch.testing.assert_close(y.float(), module(x), rtol=0.1, atol=0.1)

@@ -109,10 +109,13 @@ class MGFAM(Attention):
         at_once = len(x)
         if not (torch.is_grad_enabled() or x.is_cuda):
             at_once = max(1, CPU_PIXELS // x[0, 0].numel())
-        return torch.cat([images + self.fuse(self.aggregate(images)) for images in x.split(at_once)])
+        # On a CPU head after head: convolutions without groups are faster there, and without gradients the keys of one
+        # head exist at a time.
+        parts = 1 if x.is_cuda else self.heads
+        return torch.cat([images + self.fuse(self.aggregate(images, parts)) for images in x.split(at_once)])
 
-    def aggregate(self, x: Tensor) -> Tensor:
-        """What the heads gather, side by side, ``(B, heads * 16, H, W)``."""
+    def aggregate(self, x: Tensor, parts: int) -> Tensor:
+        """Output of the heads, side by side, ``(B, heads * 16, H, W)``; in so many parts after each other."""
         gathered = [
             graph_attention(
                 *self.match(x, *layers),
@@ -122,19 +125,14 @@ class MGFAM(Attention):
                 weights=self.weights,
                 max_scores=self.max_scores,
             )
-            for layers in self.layers(x)
+            for layers in self.layers(x, parts)
         ]
         return torch.cat([images.unflatten(0, (len(x), -1)).flatten(1, 2) for images in gathered], 1)
 
-    def layers(self, x: Tensor) -> Iterator[tuple[Layer, Layer, Layer, Layer, Tensor | None]]:
-        """Edge, query, key and node layers, gammas and betas for `match`: on a GPU of all heads at once.
-
-        On a CPU they are those of one head after the other: there, convolutions without groups are faster, and without
-        gradients the keys of one head exist at a time.
-        """
-        parts = 1 if x.is_cuda else self.heads
+    def layers(self, x: Tensor, parts: int) -> Iterator[tuple[Layer, Layer, Layer, Layer, Tensor | None]]:
+        """For each part of the heads its edge, query, key and node layers, gammas and betas: arguments of `match`."""
         layers = [
-            zip(layer.weight.chunk(parts), layer.bias.chunk(parts), strict=True)
+            zip(*(tensor.chunk(parts) for tensor in layer.parameters()), strict=True)
             for layer in (self.edge, self.query, self.key, self.node)
         ]
         limits: Tensor | list[None] = [None] * parts
@@ -145,8 +143,8 @@ class MGFAM(Attention):
 
     def match(
         self, x: Tensor, edge: Layer, query: Layer, key: Layer, node: Layer, limits: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Queries, keys, values, gamma and beta as `graph_attention` takes them, heads as if they were images."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys, values and limits as `graph_attention` takes them, heads as if they were images."""
         heads = len(node[0]) // HEAD
 
         def as_images(features: Tensor) -> Tensor:
@@ -156,8 +154,7 @@ class MGFAM(Attention):
         queries = F.conv2d(pad_same(features, self.patch, self.stride), *query, stride=self.stride, groups=heads)
         keys = F.conv2d(features, *key, padding=self.patch // 2, groups=heads)
         queries, keys = (as_images(F.relu(embedded, inplace=True)) for embedded in (queries, keys))
-        gamma, beta = (None, None) if limits is None else limits
-        return queries.permute(0, 2, 3, 1), keys, as_images(F.conv2d(x, *node)), gamma, beta
+        return queries.permute(0, 2, 3, 1), keys, as_images(F.conv2d(x, *node)), limits
 
 
 class CES(nn.Module):
@@ -227,9 +224,8 @@ class DAGL(Trunk):
         self.add_mean = nn.Conv2d(3, 3, 1).requires_grad_(False)
         if image_skip:
             for stage in self.modules():
-                if isinstance(stage, MGFAM):
-                    nn.init.zeros_(stage.fuse.weight)
-                    nn.init.zeros_(stage.fuse.bias)
+                for tensor in stage.fuse.parameters() if isinstance(stage, MGFAM) else ():
+                    nn.init.zeros_(tensor)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -35,7 +35,8 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +56,7 @@ def plain(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
+    limits: Tensor | None,
     *,
     patch: int,
     stride: int,
@@ -69,32 +69,29 @@ def plain(
     query: ``(B, rows, columns, D)``, not negative; that of row r and column c is pasted around pixel (s r, s c)
     key: ``(B, D, H, W)``, not negative
     value: ``(B, C, H, W)``
-    gamma, beta: ``(B, rows, columns)``; None with a fixed number of `neighbours`
+    limits: gamma and beta, ``(2, B, rows, columns)``; None with a fixed number of `neighbours`
     neighbours: the fixed number, or 0 for as many as the threshold leaves
     weights: one of `WEIGHTS`
     max_scores: the largest number of scores that the fast form holds at a time; the definition holds an image's
     """
-    query, key, value, gamma, beta = at_least_float32(query, key, value, gamma, beta)
-    size, paste = value.shape[2:], {"kernel_size": patch, "padding": patch // 2, "stride": stride}
     images = []
     with torch.autocast(value.device.type, enabled=False):
         for i in range(len(value)):
-            limits = (None, None) if neighbours else (gamma[i].flatten(), beta[i].flatten())
-            _, weight = edges(query[i].flatten(0, 1), key[i].flatten(1), *limits, neighbours, weights)
-            patches = F.unfold(value[i], patch, padding=patch // 2)
-            images.append(F.fold(patches @ weight.T, size, **paste))
+            of_image = None if limits is None else limits[:, i].flatten(1)
+            _, weight = edges(query[i].flatten(0, 1), key[i].flatten(1), of_image, neighbours, weights)
+            patches = F.unfold(at_least_float32(value[i]), patch, padding=patch // 2)
+            images.append(F.fold(patches @ weight.T, value.shape[2:], patch, padding=patch // 2, stride=stride))
         return torch.stack(images) / coverage(value, patch, stride)
 
 
-def edges(
-    query: Tensor, key: Tensor, gamma: Tensor | None, beta: Tensor | None, neighbours: int, weights: str
-) -> tuple[Tensor, Tensor]:
-    """A and w, both ``(Q, keys)``, of queries ``(Q, D)`` with their gamma and beta ``(Q,)``, and keys ``(D, keys)``."""
-    score = query @ key
-    if neighbours:
+def edges(query: Tensor, key: Tensor, limits: Tensor | None, neighbours: int, weights: str) -> tuple[Tensor, Tensor]:
+    """A and w, both ``(Q, keys)``, of queries ``(Q, D)``, their gamma and beta ``(2, Q)``, and keys ``(D, keys)``."""
+    score = at_least_float32(query) @ at_least_float32(key)
+    if limits is None:
         nearest = score.topk(min(neighbours, score.shape[1]), dim=1).indices
         strength = score * torch.zeros_like(score).scatter(1, nearest, 1.0)
     else:
+        gamma, beta = limits
         threshold = gamma * score.mean(1) - beta
         strength = torch.relu(score - threshold[:, None])
     edge = (strength > 0).to(score)
@@ -112,9 +109,9 @@ def coverage(x: Tensor, patch: int, stride: int) -> Tensor:
     return F.fold(x.new_ones(1, patch**2, queries), size, patch, padding=patch // 2, stride=stride)
 
 
-def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors, in float32 if they were narrower."""
-    return [t if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if it was narrower."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @operation(plain)
@@ -122,8 +119,7 @@ def graph_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
+    limits: Tensor | None,
     *,
     patch: int,
     stride: int,
@@ -133,10 +129,10 @@ def graph_attention(
 ) -> Tensor:
     """`plain`, the same result from blocks of at most `max_scores` scores, or of one query."""
     root = math.sqrt(10) if weights == "official" else 1.0
-    query, gamma, beta = at_least_float32(query, gamma, beta)
-    query = root * query
+    query = root * at_least_float32(query)
     threshold = None
-    if not neighbours:
+    if limits is not None:
+        gamma, beta = at_least_float32(limits)
         # not .mean(), whose backward pass writes a tensor as large as the keys
         mean = key.sum((2, 3), dtype=query.dtype)[:, None, None] / key[0, 0].numel()
         threshold = gamma * (query * mean).sum(3) - root * beta
@@ -169,7 +165,7 @@ class Form(NamedTuple):
         column_step = columns if columns <= 2 * side else side
         row_step = min(rows, max(1, queries // column_step))
         image_step = max(1, queries // (rows * columns))
-        return itertools.product(*map(_slices, (images, rows, columns), (image_step, row_step, column_step)))
+        return itertools.product(_slices(images, image_step), _slices(rows, row_step), _slices(columns, column_step))
 
     def offsets(self, block: Block, size: Sequence[int]) -> tuple[list[Offsets], list[Offsets]]:
         """Which pixels of an output of `size` the queries of a block reach, along rows and along columns."""
@@ -183,7 +179,8 @@ def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-class Offsets(NamedTuple):
+@dataclass(frozen=True)
+class Offsets:
     """Along an axis, the offsets a whose pixels s u + a lie in the patches of the same queries u + t."""
 
     grid: slice  # u
@@ -333,14 +330,14 @@ def sum_along(buffers: Buffers, name: str, weight: Tensor, offsets: Offsets, axi
 class _GraphAttention(torch.autograd.Function):
     """Sum of the pasted patches, ``(B, C, H, W)``; query and threshold hold the factor of the official weights.
 
-    In float32 at least, under autocast too: a score's rounding is multiplied by the score itself.
+    In float32 at least, under autocast too: the official weights multiply a score's rounding by the score itself.
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, threshold, form):
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, threshold: Tensor | None, form: Form) -> Tensor:
         ctx.form = form
         ctx.save_for_backward(query, key, value, threshold)
-        query, key, value, threshold = at_least_float32(query, key, value, threshold)
+        key, value = at_least_float32(key), at_least_float32(value)
         (rows, columns), size, stride = query.shape[1:3], value.shape[2:], form.stride
         with torch.autocast(value.device.type, enabled=False):
             keys, buffers, values = key.flatten(2), Buffers(form, query, size), ShiftedValues(value, stride)
@@ -352,9 +349,9 @@ class _GraphAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        form = ctx.form
-        query, key, value, threshold, grad = at_least_float32(*ctx.saved_tensors, grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        form, (query, key, value, threshold) = ctx.form, ctx.saved_tensors
+        key, value = at_least_float32(key), at_least_float32(value)
         (rows, columns), size, stride = query.shape[1:3], value.shape[2:], form.stride
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.zeros_like(value)
         grad_threshold = torch.zeros_like(threshold) if threshold is not None and form.weights == "official" else None
@@ -373,12 +370,12 @@ class _GraphAttention(torch.autograd.Function):
                 grad_weight = _weight_gradient(grad, weight.unflatten(3, size), block, form, buffers, values)
                 grad_score = grad_weight.flatten(3).mul_(weight)
                 grad_score.addcmul_(weight, grad_score.sum(3, keepdim=True), value=-1)
-                if form.weights == "official" and threshold is None:
-                    grad_score *= strength.mul_(2)
-                elif form.weights == "official":
+                if grad_threshold is not None:
                     bound, total = threshold[block], grad_score.sum(3)
                     grad_score *= torch.add(bound[..., None], strength, alpha=2, out=strength)
                     grad_threshold[block] = (grad_score.sum(3) + bound * total) / -2
+                elif form.weights == "official":
+                    grad_score *= strength.mul_(2)
                 grad_score = grad_score.flatten(1, 2)
                 grad_query[block] = (grad_score @ keys[images].transpose(1, 2)).view_as(grad_query[block])
                 first = block[1].start == block[2].start == 0
