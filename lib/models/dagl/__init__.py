@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import MAX_SCORES, NON_LOCAL, Attention, ResBlock, Trunk, conv, independent_draws
+from .embed_patches import embed_patches
 from .graph_attention import graph_attention
 
 #: Channels of a head's edge and node features.
@@ -64,9 +65,9 @@ class MGFAM(Attention):
     weights: "official" or "paper", see `graph_attention`
     max_scores: the largest number of scores held at a time; never changes a result
 
-    A linear layer on patches is a p x p convolution: row d of a head's layer is output channel d of its part of `query`
-    or `key`. The tensors of the heads are stacked along the output channels, head after head; `threshold` has the
-    gammas of all heads, then the betas.
+    The linear layers on patches, `query` and `key`, are stored as convolutions: row d of a head's layer is output
+    channel d of its part. The tensors of the heads are stacked along the output channels, head after head; `threshold`
+    has the gammas of all heads, then the betas.
 
     Raises ValueError for a patch that is even, a stride that leaves pixels uncovered and an unknown form of weights.
     """
@@ -151,8 +152,8 @@ class MGFAM(Attention):
             return features.unflatten(1, (heads, -1)).flatten(0, 1)
 
         features = F.conv2d(x, *edge, padding=1)
-        queries = F.conv2d(pad_same(features, self.patch, self.stride), *query, stride=self.stride, groups=heads)
-        keys = F.conv2d(features, *key, padding=self.patch // 2, groups=heads)
+        queries = embed_patches(pad_same(features, self.patch, self.stride), *query, self.stride, heads=heads)
+        keys = embed_patches(features, *key, padding=self.patch // 2, heads=heads)
         queries, keys = (as_images(F.relu(embedded, inplace=True)) for embedded in (queries, keys))
         return queries.permute(0, 2, 3, 1), keys, as_images(F.conv2d(x, *node)), limits
 
