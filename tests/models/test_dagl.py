@@ -123,6 +123,18 @@ def test_stage_equals_its_definitions(case, variant):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10 * scale)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_memory_format_changes_nothing(variant):
+    torch.manual_seed(0)
+    module = random_stage(heads=2, dtype=torch.float64, max_scores=900, **VARIANTS[variant])
+    x, direction = torch.randn(2, 2, 5, 12, 16, dtype=torch.float64).unbind(0)
+    expected = output_and_gradients(module, x, direction)
+    module.to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    for a, b in zip(output_and_gradients(module, x, direction), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("size", [(24, 32), (21, 30)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stage_in_single_precision(variant, size):

@@ -353,10 +353,11 @@ class _GraphAttention(torch.autograd.Function):
         form, (query, key, value, threshold) = ctx.form, ctx.saved_tensors
         key, value = at_least_float32(key), at_least_float32(value)
         (rows, columns), size, stride = query.shape[1:3], value.shape[2:], form.stride
-        grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.zeros_like(value)
+        grad_query, grad_value = torch.empty_like(query), torch.zeros_like(value)
         grad_threshold = torch.zeros_like(threshold) if threshold is not None and form.weights == "official" else None
         with torch.autocast(grad.device.type, enabled=False):
             keys, buffers, values = key.flatten(2), Buffers(form, query, size), ShiftedValues(value, stride)
+            grad_keys = keys.new_empty(keys.shape)
             grad = F.pad(grad, (0, columns * stride - size[1], 0, rows * stride - size[0]))
             grad = grad.unflatten(3, (columns, stride)).unflatten(2, (rows, stride))
             for block in form.blocks(query, keys.shape[2]):
@@ -379,11 +380,11 @@ class _GraphAttention(torch.autograd.Function):
                 grad_score = grad_score.flatten(1, 2)
                 grad_query[block] = (grad_score @ keys[images].transpose(1, 2)).view_as(grad_query[block])
                 first = block[1].start == block[2].start == 0
-                grad_keys = grad_key[images].flatten(2)
-                grad_keys.baddbmm_(query[block].flatten(1, 2).transpose(1, 2), grad_score, beta=0 if first else 1)
+                queries = query[block].flatten(1, 2).transpose(1, 2)
+                grad_keys[images].baddbmm_(queries, grad_score, beta=0 if first else 1)
         if form.weights == "equal":
             return None, None, grad_value, None, None
-        return grad_query, grad_key, grad_value, grad_threshold, None
+        return grad_query, grad_keys.view(key.shape), grad_value, grad_threshold, None
 
 
 def _add_pixels(out: Tensor, weight: Tensor, block: Block, form: Form, buffers: Buffers, values: ShiftedValues) -> None:
