@@ -116,7 +116,7 @@ class MGFAM(Attention):
         return torch.cat([images + self.fuse(self.aggregate(images, parts)) for images in x.split(at_once)])
 
     def aggregate(self, x: Tensor, parts: int) -> Tensor:
-        """Output of the heads, side by side, ``(B, heads * 16, H, W)``; in so many parts after each other."""
+        """Output of the heads, side by side, ``(B, heads * 16, H, W)``, computed in `parts` one after the other."""
         gathered = [
             graph_attention(
                 *self.match(x, *layers),
