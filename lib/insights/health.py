@@ -92,16 +92,21 @@ def acts(table: pd.DataFrame) -> pd.Series:
 
 
 def describe(table: pd.DataFrame) -> str:
-    """The column "acts" of a report, for a row's acts.csv: "yes", "no" or how many of its modules act in all seeds."""
+    """The column "acts" of a report, for a row's acts.csv: yes, no, or how many of the modules of all seeds act."""
     found = acts(table)
+    if not len(found):
+        return "no attention"
     if found.all() or not found.any():
         return "yes" if found.all() else "no"
     return f"{found.sum()} of {len(found)}"
 
 
 def tested(table: pd.DataFrame) -> bool:
-    """Whether a claim about the row's attention is tested: in more than half of the seeds at least one module acts."""
-    return bool(acts(table).groupby(level="seed").any().mean() > 0.5)
+    """Whether a claim about the row's attention is tested: in more than half of the seeds at least one module acts.
+
+    A row without attention claims nothing for it.
+    """
+    return not len(table) or bool(acts(table).groupby(level="seed").any().mean() > 0.5)
 
 
 def concentration(weights: Tensor) -> Tensor:
@@ -170,7 +175,9 @@ class _StandIn(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Output:
         terms = tuple(None if mean is None else self.factor * mean for mean in next(self.means))
-        return terms if len(terms) > 1 else sum((t for t in terms if t is not None), self.module.identity(*inputs))
+        if len(terms) > 1 or terms[0] is None:
+            return terms
+        return self.module.identity(*inputs) + terms[0]
 
 
 @contextlib.contextmanager

@@ -127,6 +127,7 @@ def test_the_rule_by_its_thresholds():
     assert health.describe(rows(same_largest=health.LARGEST_SHARE + 0.01)) == "no"
     assert health.describe(rows(same_largest=float("nan"))) == "yes"
     assert health.describe(rows(psnr_lost_mean=[1, 0, 1, 1])) == "3 of 4"
+    assert health.describe(rows()[:0]) == "no attention" and health.tested(rows()[:0])
     assert health.tested(rows(psnr_lost_mean=[1, 0, 0, 1])) and not health.tested(rows(psnr_lost_mean=[1, 1, 0, 0]))
 
 
