@@ -131,7 +131,8 @@ def enlca_short(module: enlca.ENLCA, x: Tensor) -> Outputs:
 
 def ignn_ours(module: ignn.GraphAggregation, x: Tensor, embedded: Tensor, small: Tensor) -> Outputs:
     graph = ignn.match_patches(embedded, small, module.scale, module.neighbours, module.window, module.max_scores)
-    return ignn.paste_patches(x, graph.matches, module.scale, module.adapn), graph.difference
+    pasted = ignn.paste_patches(x, graph.matches, module.scale, module.adapn)
+    return pasted, ignn.difference_maps(graph.difference, x.shape[2:])
 
 
 def embeddings(x: Tensor) -> Outputs:

@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..models.ignn import IGNN, FeatureGraph, GraphAggregation, embedded_by_themselves, pad_to_cells
-from ..models.ignn.match_patches import Graph, match_patches
+from ..models.ignn.difference_maps import difference_maps
+from ..models.ignn.match_patches import match_patches
+
+
+class Matches(NamedTuple):
+    """The patches that cover P pixels and what they were matched with.
+
+    i, j ``(P,)``: row and column in the grid of patches; of the patches over a pixel, the one furthest down and right
+    chosen, distance ``(P, k)``: numbers of the nearest patches in the smaller image, their squared distances
+    weights: edge weights ``(P, k)`` at the pixels, by the branches' names
+    """
+
+    i: Tensor
+    j: Tensor
+    chosen: Tensor
+    distance: Tensor
+    weights: dict[str, Tensor]
+
+
+def matches_at(
+    aggregation: GraphAggregation, embedded: Tensor, small: Tensor, rows: Tensor, columns: Tensor
+) -> Matches:
+    graph = match_patches(
+        embedded, small, aggregation.scale, aggregation.neighbours, aggregation.window, aggregation.max_scores
+    )
+    difference = difference_maps(graph.difference, embedded.shape[2:])
+    branches = {"lr": aggregation.edges_lr, "hr": aggregation.edges_hr}
+    weights = {
+        side: aggregation.weights(edges, difference)[0, :, 0, rows, columns].T
+        for side, edges in branches.items()
+        if aggregation.branch in ("both", side)
+    }
+    last_row, last_column = (count - 1 for count in graph.matches.shape[2:])
+    i, j = (rows // 2).clamp(max=last_row), (columns // 2).clamp(max=last_column)
+    return Matches(i, j, graph.matches[0, :, i, j].T, graph.distance[0, :, i, j].T, weights)
 
 
 @torch.no_grad()
@@ -28,58 +63,33 @@ def mechanism(network: IGNN, image: Tensor, points: Sequence[tuple[int, int]]) -
         return {}
     padded, _, shallow = network.features(image)
     embedded, small = network.embedded(padded, shallow)
-    graph = graph_of(aggregation, embedded, small)
-    rows, columns = torch.as_tensor(points, device=image.device).unbind(1)
-    i, j = patch_over(rows, columns, graph)
-    chosen = graph.matches[0, :, i, j].T
+    found = matches_at(aggregation, embedded, small, *torch.as_tensor(points, device=image.device).unbind(1))
     across = small.shape[3] // 2  # patches side by side in the smaller image
-    son = 2 * torch.stack([chosen // across, chosen % across], -1)
-    shown = {
-        "query": 2 * torch.stack([i, j], -1),
+    son = 2 * torch.stack([found.chosen // across, found.chosen % across], -1)
+    return {
+        "query": 2 * torch.stack([found.i, found.j], -1),
         "son": son,
         "match": aggregation.scale * son,
-        "distance": graph.distance[0, :, i, j].T,
+        "distance": found.distance,
+        **{f"weight_{side}": weight for side, weight in found.weights.items()},
     }
-    for side, edges in (("lr", aggregation.edges_lr), ("hr", aggregation.edges_hr)):
-        if aggregation.branch in ("both", side):
-            shown[f"weight_{side}"] = aggregation.weights(edges, graph.difference)[0, :, 0, rows, columns].T
-    return shown
 
 
 @torch.no_grad()
 def weights(
     module: FeatureGraph | GraphAggregation, x: Tensor, queries: Tensor | None = None, *embeddings: Tensor
 ) -> Tensor:
-    """Edge weights ``(branches, Q, patches)`` at the pixels `queries`, each given to the patch that it was learned for;
-    see `lib.insights.weights`. The keys are the patches of the smaller copy; a pixel's are those of the patch whose top
-    left part it lies in."""
+    """Edge weights ``(branches, Q, patches of the smaller copy)`` at the pixels `queries`; see `lib.insights.weights`.
+
+    A weight is given to the patch that the neighbour is. embeddings: of the image and its smaller copy, where they are
+    not the features themselves.
+    """
     aggregation = module if isinstance(module, GraphAggregation) else module.aggregation
     if not embeddings:
-        embeddings = embedded_by_themselves(
-            pad_to_cells(x, aggregation.scale, aggregation.neighbours), aggregation.scale
-        )
+        padded = pad_to_cells(x, aggregation.scale, aggregation.neighbours)
+        embeddings = embedded_by_themselves(padded, aggregation.scale)
     embedded, small = embeddings
-    graph = graph_of(aggregation, embedded, small)
     pixels = torch.arange(x.shape[2] * x.shape[3], device=x.device) if queries is None else queries
-    rows, columns = pixels // x.shape[3], pixels % x.shape[3]
-    i, j = patch_over(rows, columns, graph)
-    found = x.new_zeros(len(pixels), (small.shape[2] // 2) * (small.shape[3] // 2))
-    branches = {"lr": aggregation.edges_lr, "hr": aggregation.edges_hr}
-    edges = [
-        aggregation.weights(branch, graph.difference)[0, :, 0, rows, columns].T.to(found.dtype)
-        for side, branch in branches.items()
-        if aggregation.branch in ("both", side)
-    ]
-    return torch.stack([found.scatter_add(1, graph.matches[0, :, i, j].T, branch) for branch in edges])
-
-
-def graph_of(aggregation: GraphAggregation, embedded: Tensor, small: Tensor) -> Graph:
-    return match_patches(
-        embedded, small, aggregation.scale, aggregation.neighbours, aggregation.window, aggregation.max_scores
-    )
-
-
-def patch_over(rows: Tensor, columns: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
-    """Row and column, in the grid of patches, of the last patch that covers each pixel's cell from its top left."""
-    last = [count - 1 for count in graph.matches.shape[2:]]
-    return (rows // 2).clamp(max=last[0]), (columns // 2).clamp(max=last[1])
+    found = matches_at(aggregation, embedded, small, pixels // x.shape[3], pixels % x.shape[3])
+    none = x.new_zeros(len(pixels), (small.shape[2] // 2) * (small.shape[3] // 2))
+    return torch.stack([none.scatter_add(1, found.chosen, of.to(none.dtype)) for of in found.weights.values()])

@@ -12,7 +12,16 @@ from torch import nn
 
 from lib.degradations import resize
 from lib.models import ModelError, build, plain
-from lib.models.ignn import IGNN, INERT, FeatureGraph, GraphAggregation, match_patches, pad_to_cells, paste_patches
+from lib.models.ignn import (
+    IGNN,
+    INERT,
+    FeatureGraph,
+    GraphAggregation,
+    difference_maps,
+    match_patches,
+    pad_to_cells,
+    paste_patches,
+)
 from lib.models.ignn.embedding import NAMES
 from lib.models.ignn.patches import first_patches, unfold
 from lib.params import ROOT
@@ -78,7 +87,7 @@ def test_agrees_with_the_released_module(scale, max_scores):
     matches = graph.matches[0].flatten(1).T
     assert matches[0].tolist() == list(first)
     assert matches[len(matches) // 2].tolist() == list(middle)
-    assert_row(graph.difference, *difference_row)
+    assert_row(difference_maps(graph.difference, image.shape[2:]), *difference_row)
     x = wave(1, 8, 12 * scale, 10 * scale).double()
     outputs = module(x, *embeddings)
     with plain():
@@ -97,9 +106,11 @@ def test_matches_are_those_of_all_distances(scale, sons, options, max_scores):
     embedded = torch.rand(2, 5, *(scale * side for side in sons), dtype=torch.float64)
     match = partial(match_patches, embedded, torch.rand(2, 5, *sons, dtype=torch.float64), scale, **options)
     graph = match(max_scores=max_scores)
+    maps = difference_maps(graph.difference, embedded.shape[2:])
     with plain():
         expected = match()
-    for a, b in zip(graph, expected, strict=True):
+        expected_maps = difference_maps(graph.difference, embedded.shape[2:])
+    for a, b in zip((*graph, maps), (*expected, expected_maps), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 

@@ -45,6 +45,7 @@ from ..blocks import (
     independent_draws,
     mirror_pad,
 )
+from .difference_maps import difference_maps
 from .embedding import Embedding
 from .match_patches import match_patches
 from .paste_patches import paste_patches
@@ -100,13 +101,14 @@ class GraphAggregation(Attention):
         H and W are multiples of s. Returns x_lr ``(B, width, H, W)`` and x_hr ``(B, width, sH, sW)``, None without it.
         """
         graph = match_patches(embedded, small, self.scale, self.neighbours, self.window, self.max_scores)
-        pasted = paste_patches(x, graph.matches, self.scale, self.adapn)  # (B, k, width, sH, sW)
+        pasted = paste_patches(x, graph.matches, self.scale, self.adapn)  # P_t ``(B, k, width, sH, sW)``
+        difference = difference_maps(graph.difference, x.shape[2:])  # D_t ``(B, k, embedded, H, W)``
         lr = hr = None
         if self.den is not None:
             down = self.den(pasted.flatten(0, 1)).unflatten(0, pasted.shape[:2])
-            lr = (down * self.weights(self.edges_lr, graph.difference)).sum(1)
+            lr = (down * self.weights(self.edges_lr, difference)).sum(1)
         if self.branch != "lr":
-            weights = F.interpolate(self.weights(self.edges_hr, graph.difference)[:, :, 0], scale_factor=self.scale)
+            weights = F.interpolate(self.weights(self.edges_hr, difference)[:, :, 0], scale_factor=self.scale)
             hr = sum(image * weight for image, weight in zip(pasted.unbind(1), weights.split(1, 1), strict=True))
         return lr, hr
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..blocks import MAX_SCORES
 from ..operation import operation
-from .patches import across_images, cut, fold, fold_constant, gather, to_rows, unfold
+from .patches import across_images, cut, gather, to_rows, unfold
 
 #: Queries of a tile along one side where windows are used: their windows then overlap by more than half.
 TILE = 16
@@ -22,8 +22,7 @@ class Graph(NamedTuple):
 
     matches ``(B, k, m1, m2)``: numbers of the patches in the smaller image's grid, row by row
     distance ``(B, k, m1, m2)``: squared Euclidean distance of the embeddings
-    difference ``(B, k, C, H, W)``: maps D_t of the absolute differences of the embeddings, summed over a patch's
-        positions; constant on the cells of s x s pixels of the larger result, it is kept at the image's resolution
+    difference ``(B, k, m1, m2, C)``: absolute differences of the embeddings, summed over a patch's positions
     """
 
     matches: Tensor
@@ -43,18 +42,16 @@ def plain(
         patches is searched whole
     max_scores: largest number of distances that the fast form holds at a time, at least one query's
     """
-    size, grid = embedded.shape[2:], [side // 2 for side in embedded.shape[2:]]
+    grid, candidates = ([side // 2 for side in t.shape[2:]] for t in (embedded, small))
     queries, sons = unfold(embedded), unfold(small)  # (B, M, C, 9), (B, N, C, 9)
     q, n = queries.flatten(2), sons.flatten(2)
     distance = q.square().sum(2)[:, :, None] + n.square().sum(2)[:, None] - 2 * q @ n.mT
-    candidates = [side // 2 for side in small.shape[2:]]
     windows = windows_of(grid, candidates, scale, window)
     outside = outside_windows([slice(0, count) for count in candidates], windows).to(distance.device)
     nearest, index = distance.masked_fill(outside, torch.inf).topk(neighbours, largest=False)  # (B, M, k)
     chosen = gather(sons.flatten(0, 1), across_images(index, sons.shape[1]))  # (B, M, k, C, 9)
-    difference = (queries[:, :, None] - chosen).abs().sum(4, keepdim=True)
-    maps = fold(difference.expand(*difference.shape[:4], 9), size)
-    return Graph(index.mT.unflatten(2, grid), nearest.mT.unflatten(2, grid).clamp(min=0), maps)
+    difference = (queries[:, :, None] - chosen).abs().sum(4).transpose(1, 2)
+    return Graph(*(t.unflatten(2, grid) for t in (index.mT, nearest.mT.clamp(min=0), difference)))
 
 
 @operation(plain)
@@ -63,17 +60,14 @@ def match_patches(
     embedded: Tensor, small: Tensor, scale: int, neighbours: int = 5, window: int = 30, max_scores: int = MAX_SCORES
 ) -> Graph:
     """Distances ‖n‖² - 2 q·n (+ ‖q‖²) of a tile of queries at a time, to the part of the smaller image that their
-    windows cover; differences of a neighbour at a time, folded at once."""
+    windows cover; differences of a neighbour at a time."""
     with torch.autocast(embedded.device.type, enabled=False):
         queries, sons = (cut(to_rows(t), 1).flatten(4).movedim(0, 3).contiguous() for t in (embedded, small))
         distance, index = search(queries.flatten(3), sons.flatten(3), scale, neighbours, window, max_scores)
         rows, flat = sons.flatten(0, 2), across_images(index, sons.shape[1] * sons.shape[2])
-        maps = queries.new_empty(len(queries), neighbours, *embedded.shape[2:], embedded.shape[1])
         some = neighbours if flat.is_cuda else 1  # a GPU would rather have few operations than little memory
-        for chosen, into in zip(flat.split(some, 1), maps.split(some, 1), strict=True):
-            difference = gather(rows, chosen).sub_(queries[:, None]).abs_().sum(4)
-            fold_constant(difference.flatten(0, 1), embedded.shape[2:], out=into.flatten(0, 1))
-    return Graph(index, distance, maps.permute(0, 1, 4, 2, 3))
+        difference = [gather(rows, part).sub_(queries[:, None]).abs_().sum(4) for part in flat.split(some, 1)]
+    return Graph(index, distance, torch.cat(difference, 1))
 
 
 class Windows(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..operation import operation
-from .patches import across_images, cut, fold, fold_constant, gather, to_rows, unfold
+from .patches import across_images, cut, fold, gather, spread, to_rows, unfold
 
 #: Added to a variance under its root, from the released code.
 SMALLEST_VARIANCE = 1e-5
@@ -57,7 +57,7 @@ def paste_patches(x: Tensor, index: Tensor, scale: int, adapn: bool = True) -> T
     base = deviation = None
     if adapn:
         mean, deviation = statistics(cut(features, 1))[:2]
-        base, deviation = fold_constant(mean, size).to(x.dtype), deviation.to(x.dtype)
+        base, deviation = spread(mean, size).to(x.dtype), deviation.to(x.dtype)
     table = candidates(features, scale, adapn).to(x.dtype)
     del features
     pasted = Paste.apply(table, deviation, base, across_images(index, table.shape[1] // len(x)), tuple(size))

@@ -27,7 +27,8 @@ def fold(patches: Tensor, size: Sequence[int], scale: int = 1) -> Tensor:
     """Maps ``(B, k, C, sH, sW)``, size H, W, of patches ``(B, M, k, C, 9 s²)``."""
     whole = (scale * (2 * (size[0] // 2) + 1), scale * (2 * (size[1] // 2) + 1))
     columns = patches.flatten(2).mT
-    total, count = (F.fold(t, whole, 3 * scale, stride=2 * scale) for t in (columns, torch.ones_like(columns)))
+    covering = torch.ones_like(columns[:1, : patches.shape[4]])
+    total, count = (F.fold(t, whole, 3 * scale, stride=2 * scale) for t in (columns, covering))
     return (total / count)[:, :, : scale * size[0], : scale * size[1]].unflatten(1, patches.shape[2:4])
 
 
@@ -50,7 +51,7 @@ def cut(x: Tensor, scale: int) -> Tensor:
     return torch.stack([x[:, u : last[0] + u : 2, v : last[1] + v : 2] for u in range(3) for v in range(3)])
 
 
-def fold_constant(x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
+def spread(x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
     """Fold patches that are constant: ``(B, H // 2, W // 2, C)`` to cells ``(B, H, W, C)``, size H, W.
 
     Odd cells belong to one patch, even ones lie between two and get their mean, the outermost belong to one again.
