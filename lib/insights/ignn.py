@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..models.ignn import IGNN, FeatureGraph, GraphAggregation, embedded_by_themselves, pad_to_cells
+from ..models.ignn import IGNN, FeatureGraph, GraphAggregation
 from ..models.ignn.difference_maps import difference_maps
+from ..models.ignn.embedding import embedded_by_themselves
 from ..models.ignn.match_patches import match_patches
+from ..models.ignn.patches import pad_to_cells
 
 
 class Matches(NamedTuple):

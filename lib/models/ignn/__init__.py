@@ -24,7 +24,6 @@ released code switches windowing off for good after the first small image; here 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -43,12 +42,12 @@ from ..blocks import (
     conv,
     enlarge,
     independent_draws,
-    mirror_pad,
 )
 from .difference_maps import difference_maps
-from .embedding import Embedding
+from .embedding import Embedding, embedded_by_themselves
 from .match_patches import match_patches
 from .paste_patches import paste_patches
+from .patches import pad_to_cells
 
 #: Parts that are never trained.
 FROZEN = ("embedding",)
@@ -260,17 +259,3 @@ def initialise(network: nn.Module) -> None:
             with independent_draws(name), torch.no_grad():
                 nn.init.kaiming_normal_(layer.weight).mul_(0.1)
                 layer.bias.zero_()
-
-
-def pad_to_cells(x: Tensor, scale: int, neighbours: int) -> Tensor:
-    """Continue a map by its mirror image to multiples of `scale`, with at least `neighbours` patches to choose from."""
-    smallest = 2 * scale * math.ceil(math.sqrt(neighbours))
-    height, width = (max(-(-size // scale) * scale, smallest) for size in x.shape[2:])
-    return mirror_pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
-
-
-@torch.no_grad()
-def embedded_by_themselves(x: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    """Features as their own embedding, and their smaller version, in float32 at least."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x, resize(x, down=scale)

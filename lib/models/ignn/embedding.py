@@ -1,4 +1,4 @@
-"""VGG19's first layers, by which IGNN compares patches."""
+"""What IGNN compares patches by: VGG19's first layers, or the features themselves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...degradations import resize
 from ..blocks import conv
 
 #: Mean and standard deviation of ImageNet's colours, which VGG19 was trained with.
@@ -71,3 +72,10 @@ class Embedding(nn.Module):
         self.loaded = True
         x = (x - self.mean) / self.deviation
         return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+
+@torch.no_grad()
+def embedded_by_themselves(x: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """Features as their own embedding, and their smaller version, in float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x, resize(x, down=scale)

@@ -7,11 +7,22 @@ zeros below and to its right, so that H x W cells have H // 2 x W // 2 patches.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..blocks import mirror_pad
+
+
+def pad_to_cells(x: Tensor, scale: int, neighbours: int) -> Tensor:
+    """Continue a map by its mirror image to multiples of `scale`, with at least `neighbours` patches to choose from."""
+    smallest = 2 * scale * math.ceil(math.sqrt(neighbours))
+    height, width = (max(-(-size // scale) * scale, smallest) for size in x.shape[2:])
+    return mirror_pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+
 
 # -- as the definitions need them: PyTorch's own functions
 
