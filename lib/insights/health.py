@@ -112,7 +112,8 @@ def tested(table: pd.DataFrame) -> bool:
 def concentration(weights: Tensor) -> Tensor:
     """PER_HEAD of weights ``(heads, Q, keys)``: ``(heads, 3)``.
 
-    A query whose weights are all zero has no key; where none has one, they count as having the same.
+    A query whose weights are all zero has no key; where none has one, they count as having the same. Keys of equal
+    weight share a query.
     """
     weights = weights.float()
     total = weights.sum(2, keepdim=True)
@@ -121,9 +122,10 @@ def concentration(weights: Tensor) -> Tensor:
     effective = torch.special.entr(shares).sum(2).exp() * has_key
     median = effective.median(1).values
     count, keys = weights.shape[1:]
-    chosen = [k[has] for k, has in zip(weights.argmax(2), has_key, strict=True)]
-    same = [int(k.bincount().max()) / count if len(k) else 1.0 for k in chosen]
-    return torch.stack([median, median / keys, median.new_tensor(same)], 1).cpu()
+    is_largest = (weights == weights.amax(2, keepdim=True)) & has_key[..., None]
+    votes = is_largest / is_largest.sum(2, keepdim=True).clamp_min(1)
+    same = torch.where(has_key.any(1), votes.sum(1).amax(1) / count, 1.0)
+    return torch.stack([median, median / keys, same], 1).cpu()
 
 
 @dataclass

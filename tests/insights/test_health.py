@@ -65,7 +65,7 @@ def measured(module, weights=weights_of, image=None, clean=None):
 
 @pytest.mark.parametrize(
     ("module", "effective", "same"),
-    [(Constant(), None, None), (ByWeights(one_key()), 1, 1), (ByWeights(uniform()), SIDE**2, None)],
+    [(Constant(), None, None), (ByWeights(one_key()), 1, 1), (ByWeights(uniform()), SIDE**2, 1 / SIDE**2)],
 )
 def test_modules_that_add_a_constant_do_not_act(module, effective, same):
     table = measured(module)
@@ -78,7 +78,10 @@ def test_modules_that_add_a_constant_do_not_act(module, effective, same):
         assert table.effective_keys.tolist() == pytest.approx([effective] * len(module.table), rel=1e-4)
         assert table.effective_share.tolist() == pytest.approx([effective / SIDE**2] * len(module.table), rel=1e-4)
     if same:
-        assert table["head"].tolist() == [0, 1] and table.same_largest.tolist() == [same] * 2
+        heads = len(module.table)
+        assert table["head"].tolist() == [*range(heads)] and table.same_largest.tolist() == pytest.approx(
+            [same] * heads
+        )
 
 
 def test_a_module_that_looks_elsewhere_for_each_pixel_acts():
@@ -108,6 +111,12 @@ def test_a_query_without_keys_has_none():
     effective, share, same = health.concentration(table)[0].tolist()
     assert effective == pytest.approx(0) and share == pytest.approx(0) and same == 0.5
     assert health.concentration(torch.zeros(1, 4, 4)).tolist() == [[0, 0, 1]]
+
+
+def test_keys_of_equal_weight_share_a_query():
+    table = torch.tensor([[[0.5, 0.5, 0.0, 0.0], [0.5, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0], [0.5, 0.0, 0.0, 0.5]]])
+    effective, share, same = health.concentration(table)[0].tolist()
+    assert (effective, share, same) == pytest.approx((2, 0.5, 1.5 / 4))
 
 
 def test_one_collapsed_head_leaves_a_module_acting():
