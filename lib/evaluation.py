@@ -90,7 +90,7 @@ def tile_side(experiment: Row, network: nn.Module) -> int | None:
 def restorer(experiment: Row, network: nn.Module, tile: int | None = None) -> Callable[[Tensor], Tensor]:
     """Restores an image as the experiment is measured, or in other tiles, on the GPU if there is one."""
     how, period = experiment.evaluation, experiment.task.degradation.period
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     network = network.to(device)
     tile = tile or tile_side(experiment, network)
 
@@ -165,6 +165,10 @@ def _pair(experiment: Row, item: sets.Item, most: int | None = None) -> tuple[Te
     return clean, experiments.degraded(item, experiment.task, clean, crop)
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _psnr(experiment: Row, clean: Tensor) -> Callable[[Tensor], float]:
     return lambda restored: experiment.task.convention.measure(restored, clean)["psnr"]
 
@@ -228,13 +232,14 @@ def mechanism(experiment: Row, network: nn.Module, items: Sequence[sets.Item]) -
     chosen = max(items, key=lambda item: self_similarity(experiments.target(item, task, crop)))
     clean, given = _pair(experiment, chosen)
     points = detail_points(given)
+    network, given = network.to(_device()), given.to(_device())
     with torch.inference_mode():
         shown = insights.mechanism(network, given, points)
         if "degradation" in shown:
             shown |= {"degraded": given, "restored": network(given)}
     if not shown:
         return {}
-    arrays = {key: value.half().numpy() if value.is_floating_point() else value.numpy() for key, value in shown.items()}
+    arrays = {key: (t.half() if t.is_floating_point() else t).cpu().numpy() for key, t in shown.items()}
     photograph = (_array(clean).clip(0, 1) * 255).round().astype(np.uint8)
     return {"photograph": photograph, "image": np.array(chosen.name), "points": np.array(points), **arrays}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..models.blocks import CACHED_SCORES
 from ..models.enlca import ENLCA, ENLCN, linear_attention, phi, random_features
 from ..models.enlca.softmax_attention import softmax_attention
+from . import attended
 
 #: What `approximation` measures: kinds of features, factors k, numbers m of features; from how many draws and pixels.
 KINDS = ("orthogonal", "random_signs", "gaussian")
@@ -33,7 +34,7 @@ def mechanism(network: ENLCN, image: Tensor, points: Sequence[tuple[int, int]]) 
     size = image.shape[2:]
     chosen = torch.tensor([row * size[1] + column for row, column in points])
     shown = []
-    for module, x in network.attended(image):
+    for module, x in attended(network, image):
         assert isinstance(module, ENLCA)
         found = {"k": torch.tensor(module.k), "m": torch.tensor(len(module.projection_matrix))}
         for name, rows in (("features", weights_of_features), ("exact", weights)):
