@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import gzip
 import itertools
 import re
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from models.oracles import assert_matches, fill, wave
+from PIL import Image
 from torch import Tensor
 
-from lib import models, official, params
-from lib.degradations import resize
+from lib import models, official
+from lib.metrics import Convention
+from lib.models.blocks import DIV2K_MEAN
 from lib.official import OfficialError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -225,6 +231,31 @@ def dncnn(colors: int = 1, depth: int = 17, width: int = 64) -> Shapes:
     }
 
 
+def imdn(scale: int, blocks: int = 6, width: int = 64) -> Shapes:
+    aside = width // 4
+    rest, shapes = width - aside, layer("fea_conv", width, 3, 3, 3)
+    for name in (f"IMDB{i}" for i in range(1, blocks + 1)):
+        shapes |= layer(f"{name}.c1", width, width, 3, 3) | layer(f"{name}.c2", width, rest, 3, 3)
+        shapes |= layer(f"{name}.c3", width, rest, 3, 3) | layer(f"{name}.c4", aside, rest, 3, 3)
+        shapes |= layer(f"{name}.cca.conv_du.0", width // 16, width, 1, 1)
+        shapes |= layer(f"{name}.cca.conv_du.2", width, width // 16, 1, 1) | layer(f"{name}.c5", width, width, 1, 1)
+    shapes |= layer("c.0", width, blocks * width, 1, 1) | layer("LR_conv", width, width, 3, 3)
+    return shapes | layer("upsampler.0", 3 * scale**2, width, 3, 3)
+
+
+def carn_m(width: int = 64) -> Shapes:
+    shapes = mean_shift("sub_mean.shifter") | mean_shift("add_mean.shifter") | layer("entry", width, 3, 3, 3)
+    for name in ("b1.", "b2.", "b3.", ""):
+        if name:
+            for i, inputs, kernel in ((0, width // 4, 3), (2, width // 4, 3), (4, width, 1)):
+                shapes |= layer(f"{name}b1.body.{i}", width, inputs, kernel, kernel)
+        for k in (1, 2, 3):
+            shapes |= layer(f"{name}c{k}.body.0", width, (k + 1) * width, 1, 1)
+    for name, factor in (("2.body.0", 2), ("3.body.0", 3), ("4.body.0", 2), ("4.body.3", 2)):
+        shapes |= layer(f"upsample.up{name}", factor**2 * width, width // 4, 3, 3)
+    return shapes | layer("exit", 3, width, 3, 3)
+
+
 def same_tensor(system: str, name: str) -> str:
     """The name under which a released tensor that is registered several times comes first."""
     parts = name.split(".")
@@ -242,7 +273,10 @@ def same_tensor(system: str, name: str) -> str:
 def is_constant(system: str, name: str) -> bool:
     """Tensors of the released networks that ours do not have, or do not read."""
     shift = name.startswith(("sub_mean", "add_mean", "vggnet.sub_mean", "graph.embedcnn.sub_mean"))
-    return shift or name.endswith("escape_NaN") or (system == "lir" and name.rpartition(".")[2] in KERNELS)
+    other_scales = system == "carn_m" and name.startswith(("upsample.up3", "upsample.up4"))  # read for x2 here
+    return (
+        shift or other_scales or name.endswith("escape_NaN") or (system == "lir" and name.rpartition(".")[2] in KERNELS)
+    )
 
 
 #: system, shapes of the released network, our options, state entries and parameters that the released network has
@@ -264,6 +298,9 @@ RELEASED = {
     "LIR": ("lir", lir(), {"width": 48, "blocks": (3, 3, 3, 3, 4)}, 2540, 7_310_915),
     "LIR, kernels": ("lir", lir(True), {"width": 48, "blocks": (3, 3, 3, 3, 4)}, 2988, 7_552_835),
     "DnCNN": ("dncnn", dncnn(), {"colors": 1, "width": 64, "depth": 17}, 34, 555_137),
+    "IMDN x2": ("imdn", imdn(2), {"scale": 2, "width": 64, "blocks": 6}, 92, 694_404),
+    "IMDN x4": ("imdn", imdn(4), {"scale": 4, "width": 64, "blocks": 6}, 92, 715_176),
+    "CARN-M x2": ("carn_m", carn_m(), {"scale": 2, "width": 64}, 58, 414_811),
 }
 
 #: The same, small.
@@ -282,7 +319,14 @@ SMALL = {
     "LIR": ("lir", lir(False, (1, 0, 1, 1, 2), 16)),
     "LIR, kernels": ("lir", lir(True, (0, 1, 0, 0, 0), 16)),
     "DnCNN": ("dncnn", dncnn(3, 4, 8)),
+    "IMDN x3": ("imdn", imdn(3, 2, 16)),
+    "CARN-M x2": ("carn_m", carn_m(8)),
 }
+
+
+def options_of(system: str) -> dict:
+    """What a released state dict leaves open."""
+    return {"scale": 2} if system == "carn_m" else {}
 
 
 @pytest.fixture(autouse=True)
@@ -321,7 +365,7 @@ def test_the_released_networks_are_recognised(case):
     assert sum(unique.values()) - sum(unique[name] for name in buffers) == parameters
 
     state = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
-    model, found, tensors = official.translate(system, state)
+    model, found, tensors = official.translate(system, state, **options_of(system))
     assert found.items() >= options.items()
     with torch.device("meta"):
         network = models.build(model, **found)
@@ -335,7 +379,7 @@ def test_the_released_networks_are_recognised(case):
 def test_every_number_of_a_state_dict_is_used_once(case):
     system, shapes = SMALL[case]
     state = numbered(system, shapes)
-    model, options, tensors = official.translate(system, state)
+    model, options, tensors = official.translate(system, state, **options_of(system))
     ours = [t.flatten() for name, t in tensors.items() if not is_constant(system, name)]
     released = [t.flatten() for name, t in state.items() if not is_constant(system, name)]
     assert torch.equal(torch.cat(ours).unique(), torch.cat(released).unique())
@@ -352,6 +396,18 @@ def test_every_number_of_a_state_dict_is_used_once(case):
     ("case", "pairs"),
     [
         ("DAGL", {"body.1.RBS2.3.body.0.weight": "body.1.blocks.1.3.body.0.weight"}),
+        ("PANet", {"body.2.conv_match_L_base.0.weight": "body.2.theta.0.weight"}),
+        (
+            "PANet",
+            {"body.2.conv_match.0.weight": "body.2.g.0.weight", "body.2.conv_assembly.1.weight": "body.2.f.1.weight"},
+        ),
+        ("ENLCN x2", {"body.0.conv_match1.0.bias": "body.0.theta.bias", "body.0.conv_match2.0.bias": "body.0.g.bias"}),
+        ("IGNN x2", {"gcn.weightnet_lr.0.0.bias": "aggregation.edges_lr.0.bias"}),
+        ("IGNN x2", {"gcn.knn_downsample.1.0.weight": "aggregation.den.2.weight"}),
+        ("LIR", {"EAA1.0.stage2.1.resblock.conv_1.weight": "levels.0.0.stage2.1.block.expand.weight"}),
+        ("LIR", {"EAA1.0.stage2.1.rescablock.conv_3.weight": "levels.0.0.stage2.1.channel_block.reduce.weight"}),
+        ("IMDN x3", {"IMDB2.c2.weight": "blocks.1.distil.1.weight", "IMDB2.c3.weight": "blocks.1.distil.2.weight"}),
+        ("CARN-M x2", {"b2.c3.body.0.bias": "body.steps.1.mix.2.bias", "c3.body.0.bias": "body.mix.2.bias"}),
         ("ENLCN x4", {"tail.0.2.weight": "upsampler.2.weight", "body.10.body.0.bias": "body.10.body.0.bias"}),
         ("IGNN x4", {"fuse_b.0.0.weight": "fuse_lr.0.weight", "fuse_up.1.0.weight": "fuse_hr.2.weight"}),
         ("IGNN x4", {"upsample.0.weight": "upsampler.0.weight", "tail.0.0.weight": "tail.0.weight"}),
@@ -362,9 +418,24 @@ def test_every_number_of_a_state_dict_is_used_once(case):
 def test_tensors_of_one_shape_are_told_apart(case, pairs):
     system, shapes = SMALL[case]
     state = numbered(system, shapes)
-    tensors = official.translate(system, state)[2]
+    tensors = official.translate(system, state, **options_of(system))[2]
     for released, own in pairs.items():
         assert torch.equal(tensors[own], state[released])
+
+
+def test_heads_of_dagl_are_stacked():
+    """Head after head; of the thresholds all gammas, then all betas."""
+    state = numbered("dagl", SMALL["DAGL"][1])
+    tensors = official.translate("dagl", state)[2]
+    for ours, parts in {
+        "edge": ["g"],
+        "node": ["theta"],
+        "query": ["fc1.0"],
+        "key": ["fc2.0"],
+        "threshold": ["thr_conv", "bias_conv"],
+    }.items():
+        stacked = [state[f"body.1.c3_{head}.{part}.bias"] for part in parts for head in (1, 2, 3, 4)]
+        assert torch.equal(tensors[f"body.1.stages.2.{ours}.bias"], torch.cat(stacked))
 
 
 @pytest.mark.parametrize("case", SMALL)
@@ -372,10 +443,10 @@ def test_a_loaded_network_restores_images(case):
     system, shapes = SMALL[case]
     state = random(system, shapes)
     before = torch.get_rng_state()
-    network = official.load(system, state)
+    network = official.load(system, state, **options_of(system))
     assert torch.equal(torch.get_rng_state(), before)
     assert not network.training
-    own, wanted = network.state_dict(), official.translate(system, state)[2]
+    own, wanted = network.state_dict(), official.translate(system, state, **options_of(system))[2]
     assert all(torch.equal(own[name], wanted[name]) for name in wanted)
     colors = {"dagl": 3, "panet": 1}.get(system, 3)
     scale = int(case[-1]) if case[-2] == "x" else 1
@@ -393,21 +464,21 @@ def one_of_each_kind(shapes: Shapes) -> set[str]:
 @pytest.mark.parametrize("case", SMALL)
 def test_a_tensor_that_is_missing_misshaped_or_too_much_is_named(case, monkeypatch):
     system, shapes = SMALL[case]
-    state = random(system, shapes)
+    state, more = random(system, shapes), options_of(system)
     build = functools.cache(models.build)  # the same network is asked for again and again
     monkeypatch.setattr(models, "build", build)
     for name in one_of_each_kind(shapes):
         optional = system == "lir" and is_constant(system, name)
         if not optional:
             with pytest.raises(OfficialError) as caught:
-                official.translate(system, {key: t for key, t in state.items() if key != name})
+                official.translate(system, {key: t for key, t in state.items() if key != name}, **more)
             assert f"missing: {name}" in str(caught.value)
         with pytest.raises(OfficialError) as caught:
-            official.translate(system, state | {name: torch.zeros(7, *shapes[name][1:])})
+            official.translate(system, state | {name: torch.zeros(7, *shapes[name][1:])}, **more)
         assert (f"unexpected: {name}" if optional else f"misshaped: {name} (7,") in str(caught.value)
     for extra in ("body.99.weight", "extra", next(iter(shapes)) + "s", "EAA1.0.stage2.0.kernel"):
         with pytest.raises(OfficialError, match=f"unexpected: {re.escape(extra)}$"):
-            official.translate(system, state | {extra: torch.randn(16, 1, 3, 3)})
+            official.translate(system, state | {extra: torch.randn(16, 1, 3, 3)}, **more)
 
 
 @pytest.mark.parametrize("case", ["DAGL", "PANet", "PA-EDSR x2", "IGNN x2"])
@@ -444,7 +515,7 @@ def test_constants_that_differ_are_reported():
                 state[f"{name}.weight"] = torch.eye(3).view(3, 3, 1, 1)
                 state[f"{name}.bias"] = sign * value_range * torch.tensor([0.4488, 0.4371, 0.4040])
             state |= {name: torch.tensor([1e-4]) for name in shapes if name.endswith("escape_NaN")}
-            official.translate(system, state)
+            official.translate(system, state, **options_of(system))
             with pytest.raises(UserWarning, match=f"{system}: sub_mean.bias not read"):
                 official.translate(system, state | {"sub_mean.bias": -state["sub_mean.bias"]})
 
@@ -471,57 +542,151 @@ def test_many_problems_are_listed_in_one_line():
 
 def test_an_unknown_system_and_another_systems_tensors_are_named():
     state = random("dncnn", dncnn(1, 4, 8))
-    with pytest.raises(OfficialError, match="unknown system 'rnan'; known: dagl, panet"):
+    with pytest.raises(OfficialError, match="unknown system 'rnan'; known: carn_m, dagl, dncnn"):
         official.load("rnan", state)
-    for system in official.SYSTEMS:
+    for system in official.systems():
         if system != "dncnn":
             with pytest.raises(OfficialError, match=f"^{system}: missing: "):
-                official.load(system, state)
+                official.load(system, state, **options_of(system))
     with pytest.raises(OfficialError, match=r"model\.0\.weight is list"):
         official.load("dncnn", {"model.0.weight": [1.0]})
 
 
 # Files.
 
+TENSORS = random("dncnn", dncnn(1, 3, 4))
 
-def test_wrappers_are_taken_off(tmp_path):
-    state = random("ignn", SMALL["IGNN x2"][1])
-    wrapped = {
-        "net_state_dict": {f"module.{name}": t for name, t in state.items()},
-        "epoch_idx": 3,
-        "best_PSNR": np.float64(38.1),
-        "best_epoch": 2,
-        "solver_state_dict": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+
+def named(prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: t for name, t in TENSORS.items()}
+
+
+class Stranger(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+
+class Printing:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+OTHER = {name: t + 1 for name, t in TENSORS.items()}
+BESIDE = {
+    "epoch": 3,
+    "best": np.float64(38.1),
+    "curve": np.zeros(3),
+    "args": argparse.Namespace(lr=1e-4),
+    "x": Printing(),
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *[{key: TENSORS} for key in official.WRAPPERS],
+        *[named(prefix) for prefix in official.PREFIXES],
+        named("module._orig_mod."),
+        named("model.module.model."),
+        {"model": {"state_dict": named("module.")}},
+        {"params": OTHER, "params_ema": TENSORS},
+        {"ema": TENSORS, "state_dict": OTHER, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}},
+        {"n_averaged": torch.tensor(7), **named("module.")},
+        {**TENSORS, "total_ops": torch.zeros(1), "model.0.total_params": torch.zeros(1)},
+        {**TENSORS, "model.1.num_batches_tracked": torch.tensor(7)},
+        {"net_state_dict": named("module."), **BESIDE},
+        {"ema": Stranger(), "state_dict": TENSORS},
+    ],
+    ids=lambda content: ", ".join(list(content)[:2]),
+)
+@pytest.mark.parametrize("new", [True, False])
+def test_what_people_put_around_and_beside_the_tensors(tmp_path, capsys, content, new):
+    if not new:
+        content = {key: value for key, value in content.items() if not isinstance(value, Stranger | Printing)}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    for state in (official.read(tmp_path / "x.pth"), official.unwrap(content)):
+        assert state.keys() == TENSORS.keys()
+        assert all(torch.equal(state[name], TENSORS[name]) for name in TENSORS)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_safetensors_by_any_name(tmp_path, name):
+    safetensors.torch.save_file(named("module."), tmp_path / name)
+    state = official.read(tmp_path / name)
+    assert all(torch.equal(state[name], TENSORS[name]) for name in TENSORS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read(dtype):
+    state = {name: t.to(dtype) for name, t in random("imdn", imdn(2, 1, 16)).items()}
+    loaded = official.load("imdn", state).state_dict()
+    assert torch.equal(loaded["head.weight"], state["fea_conv.weight"].float())
+    state = random("carn_m", carn_m(8)) | {
+        f"{sign}_mean.shifter.weight": torch.eye(3).view(3, 3, 1, 1) for sign in ("sub", "add")
     }
-    torch.save(wrapped, tmp_path / "ignn.pth")
-    read = official.read(tmp_path / "ignn.pth")
-    assert all(torch.equal(read[name], state[name]) for name in {*read, *state})
-    plain = official.load("ignn", state).state_dict()
-    for form in (read, wrapped, wrapped["net_state_dict"]):
-        loaded = official.load("ignn", form).state_dict()
-        assert all(torch.equal(loaded[name], plain[name]) for name in plain)
-
-    averaged = random("lir", SMALL["LIR"][1])
-    torch.save({"params": {name: t + 1 for name, t in averaged.items()}, "params_ema": averaged}, tmp_path / "lir.pth")
-    read = official.read(tmp_path / "lir.pth")
-    assert all(torch.equal(read[name], averaged[name]) for name in {*read, *averaged})
+    state |= {f"{name}_mean.shifter.bias": sign * torch.tensor(DIV2K_MEAN) for name, sign in (("sub", -1), ("add", 1))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        official.load("carn_m", {name: t.to(dtype) for name, t in state.items()}, scale=3)
 
 
-def test_what_is_no_checkpoint_is_an_error_of_one_line(tmp_path):
-    class Foreign:
-        def __reduce__(self):
-            return print, ("executed",)
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/x2.pth", "")
 
-    (tmp_path / "text").write_text("not a checkpoint")
-    (tmp_path / "empty").touch()
-    torch.save({"x": Foreign()}, tmp_path / "object")
-    torch.save([torch.zeros(1)], tmp_path / "list")
-    torch.save({"epoch": 1}, tmp_path / "number")
-    for name in ("absent", "text", "empty", "object", "list", "number"):
-        with pytest.raises(OfficialError) as caught:
-            official.read(tmp_path / name)
-        assert str(caught.value).startswith(f"{tmp_path / name}: ")
-        assert "\n" not in str(caught.value)
+
+def cut(path: Path) -> None:
+    torch.save(TENSORS, path)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def cut_safetensors(path: Path) -> None:
+    safetensors.torch.save_file(TENSORS, path)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def saved(content: object) -> Callable[[Path], None]:
+    return lambda path: torch.save(content, path)
+
+
+def script(path: Path) -> None:
+    torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(str(path))
+
+
+MISTAKEN = {
+    "absent": (lambda path: None, "no such file"),
+    "empty": (lambda path: path.touch(), "the file is empty: download it again"),
+    "text": (lambda path: path.write_text("not a checkpoint"), "damaged, or no state dict saved by PyTorch"),
+    "HTML": (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "a page of HTML or XML"),
+    "LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "a pointer of Git LFS"),
+    "JSON": (lambda path: path.write_text('{"a": 1}'), "a text in JSON"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x")), "packed by gzip: unpack it first"),
+    "zip": (zipped, r"a zip archive \(weights/x2.pth\): unpack it first"),
+    "cut": (cut, "damaged, or no state dict"),
+    "cut safetensors": (cut_safetensors, "a damaged file of safetensors: download it again"),
+    "TorchScript": (script, r"a TorchScript program, .* save its state_dict\(\)"),
+    "module": (saved(Stranger()), r"a pickled test_official.Stranger, .* save its state_dict\(\)"),
+    "module beside": (saved({"model": Stranger(), "epoch": 3}), "a pickled test_official.Stranger"),
+    "object": (saved({"x": Printing()}), "no state dict: x is "),
+    "list": (saved([torch.zeros(1)]), "no state dict, but list"),
+    "nothing": (saved({}), "no state dict, but an empty one"),
+    "number": (saved({"epoch": 1}), "no state dict: epoch is int, not a tensor"),
+    "integer keys": (saved({0: torch.zeros(1)}), "no state dict: 0 is int, not the name of a tensor"),
+    "meta": (saved({"a": torch.zeros(1, device="meta")}), "a is on the device meta, without values"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKEN)
+def test_what_is_no_checkpoint_is_an_error_of_one_line(tmp_path, capsys, kind):
+    make, message = MISTAKEN[kind]
+    make(tmp_path / "x.pth")
+    with pytest.raises(OfficialError, match=message) as caught:
+        official.read(tmp_path / "x.pth")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.pth'}: ")
+    assert "\n" not in str(caught.value)
+    assert not capsys.readouterr().out
 
 
 def test_a_file_must_suit_its_task(tmp_path):
@@ -532,131 +697,37 @@ def test_a_file_must_suit_its_task(tmp_path):
         official.load_file(path, "panet", colors=3, scale=2)
     with pytest.raises(OfficialError, match=r"weights.pth: panet: missing: .*tail.0.weight"):
         official.load_file(path, "panet", colors=3)
-    with pytest.raises(OfficialError, match="no released weights of model 'nlm' x1; known: dagl x1, panet x1"):
+    with pytest.raises(
+        OfficialError, match="no released weights of model 'nlm' x1; known: carn_m x2/3/4, dagl x1, dncnn x1"
+    ):
         official.load_file(path, "nlm", colors=3)
 
 
-def test_dncnns_published_weights_denoise():
-    path = params.ROOT.parent / "shared" / "weights" / "dncnn_25.pth"
+PUBLIC = [  # file, model, scale, PSNR on Set5, tolerance
+    ("imdn_x2", "imdn", 2, 37.912, 0.03),  # measured with the released code
+    ("imdn_x4", "imdn", 4, 32.189, 0.03),
+    ("carn_m", "carn_m", 2, 37.53, 0.1),  # published
+    ("carn_m", "carn_m", 3, 33.99, 0.1),
+    ("carn_m", "carn_m", 4, 31.92, 0.1),
+]
+
+
+@pytest.mark.parametrize(("file", "model", "scale", "psnr", "tolerance"), PUBLIC)
+def test_public_weights_restore_set5(mirror, file, model, scale, psnr, tolerance):
+    path = mirror.parent / "weights" / f"{file}.pth"
     if not path.is_file():
-        pytest.skip("DnCNN's published weights are not beside the project")
-    from skimage import data
-
-    network = official.load_file(path, "dncnn", colors=1)
-    assert sum(p.numel() for p in network.parameters()) == 555_137
-    clean = torch.from_numpy(data.camera()[100:228, 150:278] / np.float32(255))[None, None]
-    noisy = clean + 25 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        error = (network(noisy) - clean).square().mean()
-    assert -10 * error.log10() > 28.5  # the noisy image has 20.2 dB
-
-
-# Modules of loaded networks against the released modules.
-
-
-def filled(shapes: Shapes, amplitudes: dict[int, float] | None = None) -> dict[str, Tensor]:
-    """The tensors of one module, by the fill of the oracles."""
-    tensors = {name: torch.full(shape, 1e-4) for name, shape in shapes.items()}
-    fill([None if name.endswith("escape_NaN") else t for name, t in tensors.items()], amplitudes)
-    return tensors
-
-
-DAGL_ROWS = {  # whether the thresholds are 1 and 0; mean, standard deviation, largest magnitude, five values
-    False: (-0.002992, 0.059951, 0.108777, (-0.105346, -0.039531, 0.078042, -0.010992, 0.065622)),
-    True: (-0.001811, 0.034878, 0.131672, (-0.115360, -0.008733, 0.025922, -0.019180, 0.004893)),
-}
-
-
-@pytest.mark.parametrize("fixed", DAGL_ROWS)
-def test_dagls_heads(fixed):
-    state = random("dagl", dagl(1, 2))
-    for name in ("body.1.c2_1", "body.1.c2_3"):
-        state |= filled(head_of_dagl(name, 64))
-        if fixed:
-            state |= {f"{name}.thr_conv.bias": torch.ones(1), f"{name}.bias_conv.bias": torch.zeros(1)}
-    state |= {"body.1.c2_c.weight": torch.eye(64).view(64, 64, 1, 1), "body.1.c2_c.bias": torch.zeros(64)}
-    stage, x = official.load("dagl", state).body[1].stages[1], wave(1, 64, 16, 16)
-    with torch.no_grad():
-        first, _, third, _ = (stage(x) - x).chunk(4, 1)
-    assert_matches(first, *DAGL_ROWS[fixed])
-    assert_matches(third, *DAGL_ROWS[fixed])
-
-
-def test_panets_attention():
-    state = random("panet", panet(3, 2)) | filled(pyramid_attention("body.1", 64, 2))
-    row = (0.100535, 0.719042, 1.523205, (0.385399, 1.073410, 0.213286, 0.424077, 0.129878))
-    assert_matches(official.load("panet", state).body[1](wave(1, 64, 16, 20)), *row)
-
-
-def test_pa_edsrs_attention():
-    module = filled(pyramid_attention("body.1", 256, 8))
-    state = random("pa_edsr", pa_edsr(2, 2)) | module
-    state |= {name.replace("body.1.", "msa."): t for name, t in module.items()}
-    row = (0.052440, 0.103118, 0.300261, (0.069189, 0.068396, -0.026973, 0.018276, -0.017959))
-    assert_matches(official.load("pa_edsr", state).body[1](wave(1, 256, 12, 12)), *row)
-
-
-def test_enlcns_attention():
-    shapes = enlcn(2, 2)
-    module = filled({name: shape for name, shape in shapes.items() if name.startswith("body.0.")}, {6: 1.0})
-    row = (-0.000035, 0.707157, 1.010041, (0.285649, 0.813020, -0.822662, 0.263816, -0.935882))
-    assert_matches(official.load("enlcn", random("enlcn", shapes) | module).body[0](wave(1, 256, 12, 12)), *row)
-
-
-IGNN_ROWS = {  # of x_lr and x_hr: mean, standard deviation, five values
-    2: (
-        (0.010119, 0.065878, -0.090682, -0.076777, -0.043287, 0.041602, 0.035025),
-        (0.000324, 0.667183, 0.046765, -1.159346, 0.178834, -0.203954, 0.555511),
-    ),
-    3: (
-        (0.010209, 0.067990, -0.096966, -0.062401, -0.043420, 0.051661, 0.037657),
-        (0.000182, 0.503764, 0.231656, 0.114328, -0.953749, 0.420335, -0.775062),
-    ),
-}
-
-
-def summary(output: Tensor) -> Tensor:
-    """Mean, standard deviation and the values at n's 0, 1/7, 1/3, 1/2 and end."""
-    flat, n = output.flatten(), output.numel()
-    return torch.cat([flat.mean()[None], flat.std(correction=0)[None], flat[[0, n // 7, n // 3, n // 2, n - 1]]])
-
-
-@pytest.mark.parametrize("scale", IGNN_ROWS)
-def test_ignns_graph(scale):
-    shapes = ignn_network(scale, 2, 8)
-    module = filled({name: shape for name, shape in shapes.items() if name.startswith("gcn.")})
-    network = official.load("ignn", random("ignn", shapes) | module)
-    height, width = 12 * scale, 10 * scale
-
-    def stand_in(x: Tensor) -> Tensor:
-        return torch.cat([x, x.square()], 1).repeat(1, 11, 1, 1)[:, :64]
-
-    image = 0.5 + 0.5 * wave(1, 3, height, width)
-    small = resize(image, down=scale).clamp(0, 1)
-    with torch.no_grad():
-        outputs = network.aggregation(wave(1, 8, height, width), stand_in(image), stand_in(small))
-    for output, row in zip(outputs, IGNN_ROWS[scale], strict=True):
-        torch.testing.assert_close(summary(output), torch.tensor(row), rtol=1e-4, atol=1e-5)
-
-
-LIR_PARTS = {  # name in the block EAA1.0, ours, fill's options, shape of the input, row
-    "resblock": ((1, 48, 8, 8), (0.000071, 0.707281, 1.007405, (0.301233, -0.844277, 0.812066, 0.008349, -0.641425))),
-    "pa": ((1, 48, 16, 24), (0.000004, 0.039491, 0.092441, (0.023969, -0.030356, 0.041278, -0.011397, -0.030063))),
-    "sg": ((1, 48, 8, 8), (0.000120, 0.707284, 1.003776, (0.295747, -0.842405, 0.814978, 0.008342, -0.632019))),
-    "rescablock": ((1, 48, 8, 8), (0.000087, 0.707276, 1.003604, (0.298556, -0.843602, 0.813607, 0.008309, -0.637509))),
-}
-
-
-def test_lirs_parts():
-    shapes = lir(False, (1, 1, 1, 1, 1))
-    state = random("lir", shapes)
-    for part in LIR_PARTS:
-        prefix = f"EAA1.0.stage2.1.{part}."
-        state |= filled({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
-    state["EAA1.0.stage2.0.alpha"] = torch.tensor([0.5, -0.4, 0.3, 0.2, -0.6, 0.7, 0.8, -0.9, 0.25])
-    state["EAA1.0.stage2.0.beta"] = torch.tensor([0.1])
-    adaptive_filter, attention, _ = official.load("lir", state).levels[0][0].stage2
-    row = (-0.001665, 0.213880, 0.431876, (0.059570, -0.215604, 0.219179, 0.201263, 0.203039))
-    assert_matches(adaptive_filter(wave(1, 4, 16, 16)), *row)
-    for module, (shape, row) in zip(attention, LIR_PARTS.values(), strict=True):
-        assert_matches(module(wave(*shape)), *row)
+        pytest.skip(f"no {path.name} beside the mirror")
+    network = official.load_file(path, model, colors=3, scale=scale)
+    small, large = (sorted((mirror / "set5" / part).iterdir()) for part in (f"LR_x{scale}", "HR"))
+    found = []
+    for pair in zip(small, large, strict=True):
+        x, y = (torch.from_numpy(np.array(Image.open(f).convert("RGB"))).movedim(2, 0)[None] / 255 for f in pair)
+        with torch.no_grad():
+            restored = network(x)
+        found.append(
+            Convention("y8", border=scale, quantise=True).measure(
+                restored, y[..., : restored.shape[2], : restored.shape[3]]
+            )["psnr"]
+        )
+    assert len(found) == 5
+    assert np.mean(found) == pytest.approx(psnr, abs=tolerance)

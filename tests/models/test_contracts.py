@@ -21,6 +21,7 @@ INERT = {blocks.NonLocal: blocks.INERT, ignn.GraphAggregation: ignn.INERT}
 CASES = {
     "bicubic": ("bicubic", {"scale": 3}),
     "bm3d": ("bm3d", {"sigma": 25}),
+    "carn_m": ("carn_m", {"width": 8, "scale": 3}),
     "dagl": ("dagl", {**SMALL, **GRAPH, "stages": 2, "stage_blocks": 1}),
     "dagl, colour, skip": ("dagl", {**SMALL, **GRAPH, "stages": 1, "colors": 3, "image_skip": True}),
     "dncnn": ("dncnn", {"width": 8, "depth": 4}),
@@ -31,6 +32,7 @@ CASES = {
     "ignn x2": ("ignn", {**SMALL, "embedding": "random"}),
     "ignn x3": ("ignn", {**SMALL, "scale": 3, "embedding": "own", "image_skip": True}),
     "ignn x4, no graph": ("ignn", {**SMALL, "scale": 4, "neighbours": 0}),
+    "imdn": ("imdn", {"width": 16, "blocks": 2, "scale": 2}),
     "input": ("input", {}),
     "lir": ("lir", LEVELS),
     "lir, gray": ("lir", {**LEVELS, "colors": 1, "image_skip": True}),
