@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lib import models
 from lib.models import blocks, ignn
+from lib.models.imdn import IMDB
 from lib.models.lir import ChannelAttention
 
 SMALL = {"width": 8, "blocks": 2}
@@ -62,9 +63,11 @@ def made(case: str) -> tuple[nn.Module, int, int]:
     network = models.build(name, **options).eval()
     for parameter in network.parameters():
         parameter.data.normal_(0, 0.1)
-    for module in network.modules():
-        if isinstance(module, ChannelAttention):  # its ReLU sees one number per image: no chance to be dead
+    for module in network.modules():  # a ReLU that sees one number per image has no chance to be dead
+        if isinstance(module, ChannelAttention):
             module.squeeze.bias.data += 1
+        if isinstance(module, IMDB):
+            module.contrast[0].bias.data += 1
     colors = options.get("colors", 1 if name in ("dagl", "dncnn") else 3)
     return network, colors, options.get("scale", 2 if name == "ignn" and not options.get("common_trunk") else 1)
 
