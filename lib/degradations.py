@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import ClassVar
 
 import numpy as np
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-#: A source of randomness: PyTorch's generator, or NumPy's where a paper drew its noise from that.
-Generator = torch.Generator | np.random.RandomState
+#: An option that is a number, or drawn uniformly from (low, high).
+Range = float | tuple[float, float]
 
 BORDERS = ("mirror", "replicate")
 ROUNDINGS = ("none", "last", "both")
@@ -51,25 +51,34 @@ class Degradation:
         """By which `build` knows it."""
         return next(name for name, kind in DEGRADATIONS.items() if kind is type(self))
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         raise NotImplementedError
 
     def drawn(self) -> dict:
         """The options that a fixed realisation depends on: all that are not at their default."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
-    def generator(self, images: str, image: str, realisation: int = 0) -> Generator:
-        """What draws the fixed realisation of an image's degradation in evaluation, on the CPU.
+    def options(self) -> dict:
+        """Name and options, from which `build` makes the same again."""
+        return {"name": self.name, **asdict(self)}
 
-        images, image: name of the set and of the image in it
+    def generator(self, images: str, image: str, number: int = 0) -> torch.Generator:
+        """What draws one realisation of an image's degradation, on the CPU.
 
-        Seeded by the sha256 of set, image, degradation and the number of the realisation, hence independent of order
-        and machine; a paper's own way to draw noise (option `noise` of gaussian_noise) takes the place of that.
+        Seeded by the sha256 of set, image, degradation and number, hence independent of order and machine.
         """
-        options = {key: _plain(value) for key, value in self.drawn().items()}
-        key = json.dumps([images, image, self.name, options, realisation], sort_keys=True)
+        drawn = {key: _plain(value) for key, value in self.drawn().items()}
+        key = json.dumps([images, image, self.name, drawn, number], sort_keys=True)
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
         return torch.Generator().manual_seed(seed)
+
+    def realise(self, clean: Tensor, images: str, image: str, number: int = 0) -> Tensor:
+        """The degraded version of `clean` in evaluation, the same at every call.
+
+        images, image: name of the set and of the image in it
+        number: of the realisation
+        """
+        return self(clean, self.generator(images, image, number))
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class GaussianNoise(Degradation):
     noise: who draws it in evaluation, see `NOISE`; without effect on training
     """
 
-    sigma: float | Sequence[float]
+    sigma: Range
     quantise: bool = False
     noise: str = "study"
 
@@ -96,27 +105,26 @@ class GaussianNoise(Degradation):
         if self.noise not in self.NOISE:
             raise DegradationError(f"gaussian_noise: noise is {self.noise!r}; known: {', '.join(self.NOISE)}")
         if self.noise != "study" and not isinstance(self.sigma, float):
-            raise DegradationError(f"gaussian_noise: noise {self.noise!r} needs one sigma, not {list(self.sigma)}")
+            raise DegradationError(f"gaussian_noise: noise {self.noise!r} needs one sigma, not {self.sigma}")
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
-        if isinstance(generator, np.random.RandomState):
-            rows_first = generator.standard_normal((len(clean), *clean.shape[2:], clean.shape[1]))
-            noise = torch.from_numpy(np.moveaxis(rows_first, 3, 1).astype(np.float32)).to(clean.device)
-            noisy = clean + noise * (self.sigma / 255)
-        else:
-            sigma = _uniform(self.sigma, clean, generator)
-            noisy = clean + _normal(clean.shape, clean, generator) * (sigma / 255)
-        return _to_8_bit(noisy) if self.quantise else noisy
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        sigma = _uniform(self.sigma, clean, generator)
+        return self._stored(clean + _normal(clean.shape, clean, generator) * (sigma / 255))
 
     def drawn(self) -> dict:
         return {"sigma": self.sigma}  # stored in 8 bit or not, the noise stays the same
 
-    def generator(self, images: str, image: str, realisation: int = 0) -> Generator:
+    def realise(self, clean: Tensor, images: str, image: str, number: int = 0) -> Tensor:
         if self.noise == "study":
-            return super().generator(images, image, realisation)
+            return super().realise(clean, images, image, number)
         if self.noise == "dagl":
-            return torch.Generator().manual_seed(1 + realisation)
-        return np.random.RandomState(realisation)
+            return self(clean, torch.Generator().manual_seed(1 + number))
+        rows_first = np.random.RandomState(number).standard_normal((len(clean), *clean.shape[2:], clean.shape[1]))
+        noise = torch.from_numpy(np.moveaxis(rows_first, 3, 1).astype(np.float32)).to(clean.device)
+        return self._stored(clean + noise * (_highest(self.sigma) / 255))
+
+    def _stored(self, noisy: Tensor) -> Tensor:
+        return to_8_bit(noisy) if self.quantise else noisy
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ class Bicubic(Degradation):
     Set5's circulates (border mirrored). IGNN downscales with border mirrored and rounding none.
     """
 
-    scale: int = field()  # no default, not even the inherited 1
+    scale: int = field()  # type: ignore[misc]  # no default, not even the inherited 1
     border: str = "replicate"
     rounding: str = "both"
 
@@ -140,10 +148,10 @@ class Bicubic(Degradation):
         _check_choice("bicubic", "rounding", self.rounding, ROUNDINGS)
 
     @property
-    def multiple(self) -> int:
+    def multiple(self) -> int:  # type: ignore[override]
         return self.scale
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         return resize(clean, down=self.scale, border=self.border, rounding=self.rounding)
 
 
@@ -157,7 +165,7 @@ class Bayer(Degradation):
 
     period: ClassVar[int] = 2
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         if clean.shape[1] != 3:
             raise DegradationError(f"bayer: the image has {clean.shape[1]} channels; it must have 3")
         kept = torch.zeros_like(clean)
@@ -178,7 +186,7 @@ class Jpeg(Degradation):
     Gray is compressed as one component; colour as YCbCr with chroma at half size (4:2:0), Pillow's default.
     """
 
-    quality: int | Sequence[int]
+    quality: int | tuple[int, ...]
 
     def __post_init__(self):
         values = self.quality if isinstance(self.quality, Sequence) else [self.quality]
@@ -187,12 +195,13 @@ class Jpeg(Degradation):
         object.__setattr__(self, "quality", tuple(values) if isinstance(self.quality, Sequence) else self.quality)
 
     @property
-    def fresh(self) -> bool:
+    def fresh(self) -> bool:  # type: ignore[override]
         return isinstance(self.quality, tuple)
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
-        if not self.fresh:
-            return torch.stack([self._compress(image, self.quality) for image in clean])
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        if isinstance(self.quality, int):
+            quality = self.quality
+            return torch.stack([self._compress(image, quality) for image in clean])
         which = torch.randint(len(self.quality), (len(clean),), generator=generator, device=generator.device)
         place = torch.randint(8, (len(clean), 2), generator=generator, device=generator.device)
         images = []
@@ -203,7 +212,7 @@ class Jpeg(Degradation):
 
     @staticmethod
     def _compress(image: Tensor, quality: int) -> Tensor:
-        pixels = (_to_8_bit(image) * 255).round().byte().cpu().numpy()
+        pixels = (to_8_bit(image) * 255).round().byte().cpu().numpy()
         file = io.BytesIO()
         Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)).save(
             file, "JPEG", quality=quality
@@ -228,9 +237,9 @@ class Rain(Degradation):
     """
 
     density: float = 0.004
-    length: float | Sequence[float] = (10, 20)
-    angle: float | Sequence[float] = (-30, 30)
-    brightness: float | Sequence[float] = (60, 120)
+    length: Range = (10, 20)
+    angle: Range = (-30, 30)
+    brightness: Range = (60, 120)
 
     def __post_init__(self):
         if not 0 <= self.density <= 1:
@@ -239,7 +248,7 @@ class Rain(Degradation):
         _store_range(self, "angle", -90, 90)
         _store_range(self, "brightness", 0, 255)
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         size = (len(clean), 1, *clean.shape[2:])
         length, angle, brightness = (_uniform(r, clean, generator) for r in (self.length, self.angle, self.brightness))
         drops = (_rand(size, clean, generator) < self.density) * (0.5 + 0.5 * _rand(size, clean, generator))
@@ -258,7 +267,7 @@ class Blur(Degradation):
     """
 
     kernel: str = "motion"
-    size: float | Sequence[float] = (3, 9)
+    size: Range = (3, 9)
     noise: float = 0.0
 
     def __post_init__(self):
@@ -267,7 +276,7 @@ class Blur(Degradation):
         if not 0 <= self.noise <= 255:
             raise DegradationError(f"blur: noise is {self.noise!r}; it must be 0 to 255")
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         size = _uniform(self.size, clean, generator)
         if self.kernel == "gaussian":
             kernel = _gaussian(size, 2 * math.ceil(3 * _highest(self.size)) + 1)
@@ -289,14 +298,14 @@ class Haze(Degradation):
     beta: scattering; airlight: A, gray, in [0, 1]; a number or [low, high], drawn for each image
     """
 
-    beta: float | Sequence[float] = (0.6, 1.8)
-    airlight: float | Sequence[float] = (0.7, 1.0)
+    beta: Range = (0.6, 1.8)
+    airlight: Range = (0.7, 1.0)
 
     def __post_init__(self):
         _store_range(self, "beta", 0, 10)
         _store_range(self, "airlight", 0, 1)
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         beta, airlight = _uniform(self.beta, clean, generator), _uniform(self.airlight, clean, generator)
         angle = (_rand((len(clean), 1, 1, 1), clean, generator) - 0.5) * (math.pi / 2)
         rows, columns = (torch.linspace(-0.5, 0.5, n, device=clean.device) for n in clean.shape[2:])
@@ -312,7 +321,7 @@ class Paired(Degradation):
 
     fresh: ClassVar[bool] = False
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         raise DegradationError(
             "paired: there is no degraded image to go with this one; name sets of pairs in the task, or a degradation"
         )
@@ -412,7 +421,8 @@ def _gaussian(sigma: Tensor, side: int) -> Tensor:
     return torch.exp(-(at[:, None] ** 2 + at**2) / (2 * sigma**2))
 
 
-def _to_8_bit(image: Tensor) -> Tensor:
+def to_8_bit(image: Tensor) -> Tensor:
+    """Clamped to [0, 1] and rounded to the 256 levels of a file."""
     return (image.clamp(0, 1) * 255).round() / 255
 
 
@@ -424,7 +434,7 @@ def _rand(size: Sequence[int], like: Tensor, generator: torch.Generator) -> Tens
     return torch.rand(size, generator=generator, device=generator.device).to(like.device)
 
 
-def _uniform(value: float | tuple[float, float], like: Tensor, generator: torch.Generator) -> Tensor:
+def _uniform(value: Range, like: Tensor, generator: torch.Generator) -> Tensor:
     """One value for each image, ``(B, 1, 1, 1)``: the number, or drawn from [low, high]."""
     size = (len(like), 1, 1, 1)
     if isinstance(value, float):
@@ -433,7 +443,7 @@ def _uniform(value: float | tuple[float, float], like: Tensor, generator: torch.
     return low + (high - low) * _rand(size, like, generator)
 
 
-def _highest(value: float | tuple[float, float]) -> float:
+def _highest(value: Range) -> float:
     return value if isinstance(value, float) else value[1]
 
 

@@ -53,7 +53,7 @@ def degraded(item: sets.Item, task: Task, clean: Tensor, crop: int | None = None
     """The degraded photograph that belongs to `clean`: the set's own where it has one, else one fixed realisation."""
     if item.input is not None:
         return _tensor(_central(_channels(sets.open_image(item.input), task), crop, 1))
-    return task.degradation(clean, task.degradation.generator(item.set, item.name))
+    return task.degradation.realise(clean, item.set, item.name)
 
 
 def crops(task: Task, items: Sequence[sets.Item], side: int, device: str) -> Crops:

@@ -165,9 +165,9 @@ def published(paper: str, kind: str, scale: int = 1) -> PaperConvention:
     return replace(found, convention=replace(found.convention, border=scale)) if kind == "sr" else found
 
 
-def luma(rgb: ArrayLike) -> np.ndarray:
+def luma(rgb: np.ndarray) -> np.ndarray:
     """Y of BT.601 in MATLAB's form: ``(3, H, W)`` in [0, 1] -> ``(H, W)`` in [16/255, 235/255], not rounded."""
-    return (np.tensordot(BT601, rgb, 1) + BT601_OFFSET) / 255
+    return (np.tensordot(np.array(BT601), rgb, 1) + BT601_OFFSET) / 255
 
 
 def psnr(restored: np.ndarray, target: np.ndarray) -> float:

@@ -38,19 +38,18 @@ class Task:
     def references(self) -> tuple[str, ...]:
         return (*self.train, *self.validation, *self.test)
 
-    def for_training(self) -> tuple:
+    def for_training(self) -> dict:
         """All of the task that a training depends on, its photographs aside."""
-        return self.degradation.name, asdict(self.degradation), self.colors, self.gray, self.train
+        return {"degradation": self.degradation.options(), "colors": self.colors, "gray": self.gray}
 
 
-def build(
-    name: str, entry: TaskEntry, train: tuple[str, ...], validation: tuple[str, ...], test: tuple[str, ...]
-) -> Task:
-    """The task that params.yaml describes by `entry`, with the sets of the profile.
+def build(name: str, entry: TaskEntry, sides: dict[str, tuple[str, ...]]) -> Task:
+    """The task that params.yaml describes by `entry`, with image sets by their use.
 
     Raises DegradationError for a degradation that cannot be.
     """
-    degradation = degradations.build(**entry.degradation)
-    convention = Convention(**asdict(entry.convention))
-    gray = entry.gray or "matlab"
-    return Task(name, entry.title, degradation, convention, entry.colors, train, validation, test, gray)
+    convention, gray = Convention(**asdict(entry.convention)), entry.gray or "matlab"
+    return Task(
+        name=name, title=entry.title, degradation=degradations.build(**entry.degradation), convention=convention,
+        colors=entry.colors, gray=gray, **sides,
+    )  # fmt: skip

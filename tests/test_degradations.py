@@ -157,13 +157,13 @@ def test_noise_as_papers_draw_it():
     expected = torch.randn(clean.shape) * (25 / 255)
     for image in ("01", "02"):
         drawn = build("gaussian_noise", sigma=25, noise="dagl")
-        noisy = drawn(clean, drawn.generator("set12", image))
+        noisy = drawn.realise(clean, "set12", image)
         assert torch.allclose(noisy, expected, rtol=1e-6, atol=0)
     np.random.seed(0)  # noqa: NPY002 - the papers' own generator
     expected = np.random.normal(0, 25 / 255, (10, 12, 3)).transpose(2, 0, 1)  # noqa: NPY002
     for noise in ("lir", "kair"):
         drawn = build("gaussian_noise", sigma=25, noise=noise)
-        noisy = drawn(clean, drawn.generator("cbsd68", "x"))
+        noisy = drawn.realise(clean, "cbsd68", "x")
         assert noisy[0].numpy() == pytest.approx(expected, rel=1e-5)
 
 

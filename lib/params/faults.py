@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ def suggest(value: object, known: Sequence[str]) -> str:
     return f"; known: {', '.join(known[:SHOWN]) or 'none'}{rest}"
 
 
-def line(error: dict, schema: type) -> str:
+def line(error: Mapping[str, Any], schema: type) -> str:
     """One fault that pydantic found in an instance of the dataclass `schema`."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     *above, last = place = _place(error["loc"])

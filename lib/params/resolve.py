@@ -8,7 +8,7 @@ import itertools
 import json
 import operator
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,8 +25,10 @@ from .schema import (
     ExperimentEntry,
     ParamsFile,
     Profile,
+    ProfileSets,
     PublishedNumbers,
     Recipe,
+    TaskEntry,
 )
 
 if TYPE_CHECKING:  # torch takes a second and a half to import, and a stage's own process does not need it
@@ -96,16 +98,13 @@ class Params:
         self._raw = _read(path)
         self.contents = _validated(self._raw, self.file)
         self.profile = profile or self.contents.profile
-        found = [*_references(self.contents)]
-        if self.profile not in self.contents.profiles:
-            found.insert(0, unknown("profile", self.profile, self.contents.profiles, "profiles"))
+        found = [*dict.fromkeys(_references(self.contents))]
+        for name in {self.profile, self.contents.profile} - {*self.contents.profiles}:
+            found.insert(0, unknown("profile", name, self.contents.profiles, "profiles"))
         if found:
             raise ParamsError([f"{self.file}: {fault}" for fault in found])
         self.settings = self.contents.profiles[self.profile]
-        self._entries: dict[str, ExperimentEntry | BaselineEntry] = {
-            **self.contents.experiments,
-            **self.contents.baselines,
-        }
+        self.rows = _rows(self.contents)
         self.studies = {
             name: Study(name, entry.title, entry.experiments, entry.claims)
             for name, entry in self.contents.studies.items()
@@ -134,6 +133,10 @@ class Params:
     def stage(self, name: str) -> str:
         """The stage of dvc.yaml that evaluates a row."""
         return "evaluate" if name in self.contents.experiments else "baseline"
+
+    def section(self, name: str) -> str:
+        """The section of the file that names a row."""
+        return "experiments" if name in self.contents.experiments else "baselines"
 
     def row(self, name: str) -> Experiment | Baseline:
         """The experiment or baseline `name`, resolved; raises ParamsError for an unknown name."""
@@ -177,11 +180,10 @@ class Params:
         from .. import tasks
         from ..degradations import DegradationError
 
-        built, sets = {}, self.settings.sets
+        built = {}
         for name, entry in self.contents.tasks.items():
             try:
-                validation = entry.validation if sets.validation is None else sets.validation
-                built[name] = tasks.build(name, entry, sets.train or entry.train, validation, sets.test or entry.test)
+                built[name] = tasks.build(name, entry, sides(entry, self.settings.sets))
             except DegradationError as error:
                 raise ParamsError(f"{self.file}: tasks.{name}.degradation: {error}") from None
         return built
@@ -189,7 +191,7 @@ class Params:
     @property
     def used_tasks(self) -> dict[str, Task]:
         """The tasks that some row is about."""
-        named = {entry.task for entry in self._entries.values()}
+        named = {entry.task for entry in self.rows.values()}
         return {name: task for name, task in self.tasks.items() if name in named}
 
     def study(self, name: str) -> Study:
@@ -218,9 +220,9 @@ class Params:
         return ROOT.joinpath("results", self.profile, *parts)
 
     def _entry(self, name: str) -> ExperimentEntry | BaselineEntry:
-        if name not in self._entries:
-            raise ParamsError(f"{self.file}: {unknown('row', name, self._entries, 'experiments and baselines')}")
-        return self._entries[name]
+        if name not in self.rows:
+            raise ParamsError(f"{self.file}: {unknown('row', name, self.rows, 'experiments and baselines')}")
+        return self.rows[name]
 
     def _common(self, name: str, entry: ExperimentEntry | BaselineEntry) -> dict[str, Any]:
         return {
@@ -241,6 +243,12 @@ def options(entry: ExperimentEntry | BaselineEntry, profile: Profile) -> dict[st
     if size := getattr(entry, "size", None):
         of_model = of_model[size]
     return {**{key: value for key, value in of_model.items() if not isinstance(value, dict)}, **entry.options}
+
+
+def sides(entry: TaskEntry, replaced: ProfileSets) -> dict[str, tuple[str, ...]]:
+    """Image sets of a task by their use, the profile's in place of the task's."""
+    ours = {f.name: getattr(replaced, f.name) for f in fields(replaced)}
+    return {side: getattr(entry, side) if references is None else references for side, references in ours.items()}
 
 
 def _read(path: Path) -> dict:
@@ -273,19 +281,20 @@ def _references(file: ParamsFile) -> Iterator[str]:
         for key, value in (("denoised", numbers.denoised), ("enlarged", numbers.enlarged)):
             if value not in numbers.sets:
                 yield unknown("set", value, numbers.sets, f"{where}.published_numbers.{key}")
-        for key, task in file.tasks.items():
-            validation = task.validation if profile.sets.validation is None else profile.sets.validation
-            sides = {
-                "train": profile.sets.train or task.train,
-                "validation": validation,
-                "test": profile.sets.test or task.test,
-            }
-            for one, other in itertools.combinations(sides, 2):
-                if both := [reference for reference in sides[one] if reference in sides[other]]:
-                    yield f"tasks.{key}: {both[0]} is in {one} and in {other} (profile {name})"
-    rows: dict[str, ExperimentEntry | BaselineEntry] = {**file.baselines, **file.experiments}
+        for key, entry in file.tasks.items():
+            found = sides(entry, profile.sets)
+            for one, other in itertools.combinations(found, 2):
+                for reference in (r for r in found[one] if r in found[other]):
+                    own = (getattr(profile.sets, one), getattr(profile.sets, other))
+                    place = f"tasks.{key}" if None in own else f"{where}.sets"
+                    yield f"{place}: {reference} is in {one} and in {other} (profile {name})"
+    rows = _rows(file)
     yield from _of_rows(file, rows)
     yield from _of_studies(file, rows)
+
+
+def _rows(file: ParamsFile) -> dict[str, ExperimentEntry | BaselineEntry]:
+    return {**file.experiments, **file.baselines}
 
 
 def _of_rows(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry]) -> Iterator[str]:
@@ -309,10 +318,21 @@ def _of_rows(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry])
             yield unknown("recipe", row.recipe, file.recipes, where)
         if row.start is not None and row.start not in file.experiments:
             yield unknown("experiment", row.start, file.experiments, f"{where}.start")
+        elif name in _starts(file, row.start):
+            yield f"{where}.start is {row.start!r}, which itself starts from {name!r}"
         for key, profile in file.profiles.items() if row.size else ():
             sizes = [size for size, value in profile.models.get(row.model, {}).items() if isinstance(value, dict)]
             if row.size not in sizes:
                 yield unknown("size", row.size, sizes, f"profiles.{key}.models.{row.model}, which {name!r} asks for")
+
+
+def _starts(file: ParamsFile, name: str | None) -> list[str]:
+    """The experiments that training `name` goes back to, itself first."""
+    found: list[str] = []
+    while name in file.experiments and name not in found:
+        found.append(name)
+        name = file.experiments[name].start
+    return found
 
 
 def _of_studies(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry]) -> Iterator[str]:
@@ -338,16 +358,16 @@ def _of_studies(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntr
 def fingerprint(experiment: Experiment, *more: str) -> str:
     """Twelve hex digits that change with anything that training the experiment depends on; `more` adds code hashes."""
     budget = {key: value for key, value in asdict(experiment.budget).items() if key != "seeds"}
-    recipe, precision = asdict(experiment.recipe), experiment.precision
-    parts = (experiment.model, experiment.options, experiment.task.for_training(), recipe, budget, precision)
-    return hashlib.sha256(repr((*parts, experiment.start, *more)).encode()).hexdigest()[:12]
+    trained = (asdict(experiment.recipe), budget, experiment.precision, experiment.start)
+    parts = (experiment.model, experiment.options, experiment.task.for_training(), experiment.task.train)
+    return hashlib.sha256(repr((*parts, *trained, *more)).encode()).hexdigest()[:12]
 
 
 def table(row: Row) -> str:
     """A resolved row as a Markdown table, for the head of a notebook."""
     task, degradation = row.task, row.task.degradation
     rows: dict[str, Any] = {row.name: row.title, "model": row.model, "options": row.options, "task": task.title}
-    rows["degradation"] = ", ".join(filter(None, (degradation.name, text(asdict(degradation), ""))))
+    rows["degradation"] = degradation.options()
     rows |= {"convention": task.convention.describe(), "train": task.train, "test": task.test}
     if isinstance(row, Experiment):
         rows |= {"seeds": row.seeds, "precision": row.precision, "start": row.start or "initialised anew"}
@@ -359,10 +379,10 @@ def table(row: Row) -> str:
     return "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {text(value)} |" for key, value in rows.items())])
 
 
-def text(value: object, nothing: str = "none") -> str:
+def text(value: object) -> str:
     """A parameter's value for readers."""
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {text(item)}" for key, item in value.items()) or nothing
+        return ", ".join(f"{key}: {text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(text, value))
     return str(value)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import models
-from ..degradations import resize
+from ..degradations import resize, to_8_bit
 from ..experiment import degraded, target
 from ..images import sets
 from ..images.registry import manifest_of
@@ -85,7 +85,7 @@ def denoising(item: Item, weights: Path | None, crop: int, draws: int) -> list[d
     choices = {
         BASE: (output, clean, p),
         ("rounding", "output not rounded"): (output, clean, replace(p, quantise=False)),
-        ("rounding", "noisy input clipped, stored in 8 bit"): (restored(_to_8_bit(given)), clean, p),
+        ("rounding", "noisy input clipped, stored in 8 bit"): (restored(to_8_bit(given)), clean, p),
         ("clipping", "noisy input clipped"): (restored(given.clamp(0, 1)), clean, p),
         ("clipping", "output neither clamped nor rounded"): (output, clean, replace(p, quantise=False, clamp=False)),
         ("border", "8 pixels left out"): (output, clean, replace(p, border=8)),
@@ -100,9 +100,8 @@ def denoising(item: Item, weights: Path | None, crop: int, draws: int) -> list[d
         gray = target(item, other, crop)
         choices["channel", "gray by MATLAB's rgb2gray"] = (restored(degraded(item, other, gray)), gray, p)
     found = [_row(choice, *measured) for choice, measured in choices.items()]
-    degradation = study.degradation
     for draw in range(draws):
-        noisy = degradation(clean, degradation.generator(item.set, item.name, draw))
+        noisy = study.degradation.realise(clean, item.set, item.name, draw)
         found.append(_row(DRAWN, restored(noisy), clean, p) | {"draw": draw})
     return found
 
@@ -228,10 +227,6 @@ def _rgb(gray: Tensor) -> Tensor:
     return gray.expand(-1, 3, -1, -1)
 
 
-def _to_8_bit(image: Tensor) -> Tensor:
-    return (image.clamp(0, 1) * 255).round() / 255
-
-
 def _by_pillow(image: Tensor, scale: int) -> Tensor:
     """Downscaled by Pillow's bicubic filter: antialiased, a = -0.5, other weights at the border, rounded in between."""
     pixels = np.moveaxis((image[0] * 255).round().byte().numpy(), 0, 2)
@@ -243,4 +238,4 @@ def _by_pillow(image: Tensor, scale: int) -> Tensor:
 
 def _aliased(image: Tensor, scale: int) -> Tensor:
     """Downscaled by PyTorch's plain bicubic: a = -0.75, four pixels whatever the scale, rounded."""
-    return _to_8_bit(F.interpolate(image, scale_factor=1 / scale, mode="bicubic"))
+    return to_8_bit(F.interpolate(image, scale_factor=1 / scale, mode="bicubic"))

@@ -137,7 +137,7 @@ def test_dncnn_with_published_weights(mirror, image, published):
     pixels = np.asarray(Image.open(mirror / "set12" / f"{image}.webp").convert("RGB"))[:, :, 0]
     clean = torch.from_numpy(pixels.copy()).float()[None, None] / 255
     noise = degradations.build("gaussian_noise", sigma=25, noise="kair")
-    given = noise(clean, noise.generator("set12", image))
+    given = noise.realise(clean, "set12", image)
     with torch.inference_mode():
         restored = network(given)
     assert Convention("gray", quantise=True).measure(restored, clean)["psnr"] == pytest.approx(published, abs=0.1)
