@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,11 +29,11 @@ def network(row: Experiment | Baseline, seed: int = 0) -> Network:
         from . import official  # knows every model, which training must not depend on
 
         return official.load_file(ROOT / row.checkpoint, row.model, colors, scale)
-    options = dict(row.options)
-    if "colors" in inspect.signature(models.network_class(row.model)).parameters:
-        options["colors"] = colors
-    if scale != 1:
-        options["scale"] = scale
+    known = models.known_options(row.model, row.options.get("common_trunk") is True)
+    if scale != 1 and "scale" not in known:
+        raise models.ModelError(f"model {row.model!r} has no option 'scale', but {row.task.name} is x{scale}")
+    of_task = {"colors": colors, "scale": scale}
+    options = {**row.options, **{key: value for key, value in of_task.items() if key in known}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return models.build(row.model, **options)

@@ -170,7 +170,7 @@ def test_a_baseline_needs_no_weights(tmp_path):
 
 def test_a_scale_that_the_model_does_not_know_is_an_error():
     task = dataclasses.replace(RUN.task, degradation=build("bicubic", scale=2))
-    with pytest.raises(ModelError, match="unknown option 'scale' of model 'dagl'"):
+    with pytest.raises(ModelError, match="model 'dagl' has no option 'scale', but gray_denoise_25 is x2"):
         experiments.network(dataclasses.replace(RUN, model="dagl", task=task, options={}))
 
 

@@ -1,5 +1,6 @@
 """params.yaml is checked whole: every fault is one line that names the culprit, and all are found at once."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,46 +108,224 @@ def test_a_fingerprint_follows_what_training_depends_on_only(tmp_path):
     assert fingerprint(params(tmp_path).experiment(name), "another code") != base
 
 
-#: What is changed in the file -> the line that says so.
+def added(section: str, entry: str) -> tuple[str, str]:
+    """The edit that adds a line to a section."""
+    return f"\n{section}:\n", f"\n{section}:\n  {entry}\n"
+
+
+def with_options(model: str, task: str, options: str, number: int = 0) -> tuple[str, str]:
+    """The edit that adds an experiment."""
+    difference = f"z{number}"
+    entry = f"{{title: {difference}, model: {model}, task: {task}, recipe: common, options: {options}}}"
+    return added("experiments", f"{model}_{task}-{difference}: {entry}")
+
+
+EDSR = "experiments.edsr_gray_denoise_25"
+CLAIM = "{better: panet_demosaic, worse: panet_demosaic-scales_1"
+ADAM = "{name: adam, betas: [0.9, 0.999], weight_decay: 0}"
+COSINE = "{name: cosine, warm_up: 0.05}"
+BUDGET, SR_BUDGET = "profiles.quick.training.gray_denoise_25", "profiles.quick.training.sr_x2"
+PATH = "it must be a path below the project's folder"
+
+#: What is changed in the file, into what, and how the line about it begins.
 FAULTS = [
     # names and keys
     ("profile: quick", "profile: quik", "unknown profile 'quik' in profiles; did you mean 'quick'?"),
     ("\nrecipes:", "\nrecipies: {}\nrecipes:", "unknown key 'recipies' in the top level; did you mean 'recipes'?"),
-    ("\ndelta: {psnr: 0.05,", "\ndelta: {", "delta lacks the key 'psnr'"),
-    (
-        "model: edsr, task: gray_denoise_25",
-        "model: edsr, task: gray_denoize_25",
-        "unknown task 'gray_denoize_25' in experiments.edsr_gray_denoise_25; did you mean 'gray_denoise_25'?",
-    ),
-    ("recipe: common", "recipe: comon", "unknown recipe 'comon' in experiments.edsr_gray_denoise_25; did you mean"),
-    (
-        "recipe: common",
-        "recpie: common",
-        "unknown key 'recpie' in experiments.edsr_gray_denoise_25; did you mean 'recipe'",
-    ),
-    ("    convention: {channel", "    convention: {chanel", "unknown key 'chanel' in tasks.gray_denoise_15.convention"),
+    ("\nrecipes:", "\n7: 8\nrecipes:", "unknown key '7' in the top level; known: "),
+    ("delta: {psnr: 0.05, ", "delta: {", "delta lacks the key 'psnr'"),
+    ("model: edsr, task: gray_denoise_25", "model: edsr, task: gray_denoize_25",
+     f"unknown task 'gray_denoize_25' in {EDSR}; did you mean 'gray_denoise_25'?"),
+    ("recipe: common", "recipe: comon", f"unknown recipe 'comon' in {EDSR}; did you mean 'common'?"),
+    ("recipe: common", "recpie: common", f"unknown key 'recpie' in {EDSR}; did you mean 'recipe'?"),
+    ("recipe: common", "recipe: common, repeat: true", f"unknown key 'repeat' in {EDSR}"),
+    ("{channel: gray", "{chanel: gray", "unknown key 'chanel' in tasks.gray_denoise_15.convention; did you mean"),
     ("    loss: mse", "    los: mse", "unknown key 'los' in recipes.common; did you mean 'loss'?"),
-    ("warm_up: 0.05}", "warmup: 0.05}", "unknown key 'warmup' in recipes.common.schedule; did you mean 'warm_up'?"),
-    ("ema: 0.97}", "ema: 0.97, repeat: true}", "unknown key 'repeat' in profiles.quick.training.gray_denoise_25"),
-    (
-        "  edsr_gray_denoise_25: {title: EDSR trunk, model: edsr",
-        "  ersr_gray_denoise_25: {title: EDSR trunk, model: edsr",
-        "the name 'ersr_gray_denoise_25' must be edsr_gray_denoise_25 or that and -<difference>",
-    ),
+    ("size: common_trunk", "size: comon_trunk", "unknown size 'comon_trunk' in profiles.quick.models.dagl, which"),
+    ("      jpeg_10: {steps", "      jpeg_11: {steps",
+     "unknown task 'jpeg_11' in profiles.quick.training; did you mean"),
+    ("      edsr: {width: 16", "      esdr: {}\n      edsr: {width: 16", "profiles.quick.models: unknown model 'esdr'"),
+    ("      edsr: {width: 64", "      edsr: {widht: 64",
+     f"{EDSR} in profile gpu: unknown option 'widht' of model 'edsr'"),
+    ("denoised: sample/test", "denoised: set12", "unknown set 'set12' in profiles.quick.published_numbers.denoised"),
     ("- edsr_gray_denoise_25\n", "- edsr_gray\n", "unknown row 'edsr_gray' in studies.dagl_ablation; did you mean"),
-]
+    ("  edsr_gray_denoise_25: {title", "  ersr_gray_denoise_25: {title",
+     "the name 'ersr_gray_denoise_25' must be edsr_gray_denoise_25 or that and -<difference>"),
+    ("  dagl_ablation:", "  dagl_abltion:", "studies.dagl_abltion: there is no notebooks/report_dagl_abltion.ipynb"),
+    ("title: EDSR trunk, ", "", f"{EDSR} lacks the key 'title'"),
+    ("title: EDSR trunk, ", "title: 5, ", f"{EDSR}.title is 5; it must be a text"),
+    ("title: DAGL, ", "title: EDSR trunk, ",
+     "experiments.dagl_gray_denoise_25.title is 'EDSR trunk', as that of 'edsr"),
+    (*added("baselines", "edsr_gray_denoise_25: {title: a, model: edsr, task: gray_denoise_25}"),
+     "'edsr_gray_denoise_25' is the name of an experiment and of a baseline"),
+    *(("  edsr_gray_denoise_25: {title", f"  {name!r}: {{title".replace("'", '"'), "experiments.")
+      for name in ("edsr_gray_denoise_25-$(touch X)", "edsr_gray_denoise_25-a;b", "a&b", "a b", "a*", "a.b", "é", "")),
+    # options that follow from the task, and rows in the wrong section
+    (*with_options("edsr", "sr_x2", "{scale: 2}"), "experiments.edsr_sr_x2-z0.options: 'scale' follows from the task"),
+    (*with_options("edsr", "sr_x2", "{colors: 1}"),
+     "experiments.edsr_sr_x2-z0.options: 'colors' follows from the task"),
+    (*added("baselines", "nlm_sr_x2: {title: a, model: nlm, task: sr_x2}"),
+     "baselines.nlm_sr_x2: model 'nlm' has no option 'scale', but sr_x2 is x2"),
+    (*added("baselines", "edsr_sr_x2-a: {title: a, model: edsr, task: sr_x2}"),
+     "baselines.edsr_sr_x2-a: model 'edsr' must be trained"),
+    *(("options: {sigma: 25}", f"options: {{sigma: {sigma}}}", "baselines.nlm_gray_denoise_25: ")
+      for sigma in ('"25"', "-1", "0", "yes")),
+    # recipes
+    *(("loss: mse", f"loss: {loss}", f"recipes.common.loss is '{loss}'; it must be l1 or mse")
+      for loss in ("L1", "huber")),
+    (ADAM, "{name: sgd}", "recipes.common.optimiser.name is 'sgd'; it must be adam or adamw"),
+    (ADAM, "{}", "recipes.common.optimiser lacks the key 'name'"),
+    (ADAM, "adam", "recipes.common.optimiser is 'adam'; it must be a mapping"),
+    ("betas: [0.9, 0.999]", "beta: [0.9, 0.999]",
+     "unknown key 'beta' in recipes.common.optimiser; did you mean 'betas'?"),
+    ("betas: [0.9, 0.999]", "betas: [0.9]", "recipes.common.optimiser.betas is too short"),
+    ("betas: [0.9, 0.999]", "betas: [0.9, 1.0]", "recipes.common.optimiser.betas[1] is 1.0; it must be below 1"),
+    ("weight_decay: 0", "weight_decay: -1", "recipes.common.optimiser.weight_decay is -1; it must be at least 0"),
+    (COSINE, "{name: linear}", "unknown name 'linear' in recipes.common.schedule; known: cosine, step"),
+    (COSINE, "{warm_up: 0.05}", "recipes.common.schedule lacks the key 'name'"),
+    (COSINE, "{name: cosine, warmup: 0.05}",
+     "unknown key 'warmup' in recipes.common.schedule; did you mean 'warm_up'?"),
+    (COSINE, "{name: cosine, at: [0.5]}", "unknown key 'at' in recipes.common.schedule"),
+    *((COSINE, f"{{name: cosine, {key}: {value}}}", f"recipes.common.schedule.{key} is {value}; it must be")
+      for key, value in (("warm_up", 500), ("warm_up", 1), ("warm_up", -0.1), ("hold", 1), ("floor", 1.5))),
+    ("at: [0.154,", "at: [0.154, 1000,", "recipes.dagl.schedule.at[1] is 1000; it must be below 1"),
+    ("at: [0.154,", "at: [0.5,",
+     "recipes.dagl.schedule.at is [0.5, 0.308, 0.462, 0.615, 0.769, 0.923]; it must ascend"),
+    ("factor: 0.5", "factor: 0", "recipes.dagl.schedule.factor is 0; it must be above 0"),
+    *(("clip: 0.01", f"clip: {clip}", f"recipes.common.clip is {clip}; it must be above 0") for clip in (0, -1)),
+    ("clip: 0.01", "clip: none", "recipes.common.clip is 'none'; it must be a number"),
+    ("clip: 0.01", "attention: {lr: 0}", "recipes.common.attention.lr is 0; it must be above 0"),
+    ("clip: 0.01", "attention: {warmup: 0.1}",
+     "unknown key 'warmup' in recipes.common.attention; did you mean 'warm_up'?"),
+    # budgets, seeds, sizes
+    *((old, f"{key}: {value}", f"{BUDGET}.{key} is {shown or value}; it must be {must}")
+      for old, key, value, shown, must in (
+        ("steps: 950", "steps", "0", "", "at least 1"), ("steps: 950", "steps", '"950"', "'950'", "a whole number"),
+        ("steps: 950", "steps", "950.5", "", "a whole number"), ("batch: 4", "batch", "0", "", "at least 1"),
+        ("batch: 4", "batch", "true", "True", "a whole number"), ("lr: 4.0e-3", "lr", "-1", "", "above 0"),
+        ("lr: 4.0e-3", "lr", ".inf", "inf", "a finite number"), ("ema: 0.97", "ema", "1", "", "below 1"),
+        ("ema: 0.97", "ema", "1.5", "", "below 1"), ("crop: 20", "crop", "0", "", "at least 1"))),
+    ("crop: 20, lr", "crop: 4096, lr", f"{BUDGET}.crop is 4096; the smallest training photograph has a side of "),
+    ("crop: 20, lr", "crop: 4, lr", f"{BUDGET}.crop is 4, 4 input pixels; a patch of the attention of dagl has 5 x 5"),
+    ("crop: 40, lr", "crop: 41, lr", f"{SR_BUDGET}.crop is 41; it must be a multiple of the scale 2"),
+    ("steps: 950", "steps: 950, seeds: [1, 1]", f"{BUDGET}.seeds is [1, 1]; 1 stands there twice"),
+    ("seeds: [1, 2, 3]", "seeds: [1, 1]", "profiles.quick.seeds is [1, 1]; 1 stands there twice"),
+    ("seeds: [1, 2, 3]", "seeds: []", "profiles.quick.seeds is []; it must be a list that is not empty"),
+    ("seeds: [1, 2, 3]", "seeds: 3", "profiles.quick.seeds is 3; it must be a list"),
+    ("seeds: [1, 2, 3]", "seeds: [-1]", "profiles.quick.seeds[0] is -1; it must be at least 0"),
+    ("precision: float32", "precision: fp16", "profiles.quick.precision is 'fp16'; it must be float32 or bf16"),
+    ("{psnr: 0.05", "{psnr: 0", "delta.psnr is 0; it must be above 0"),
+    ("{psnr: 0.05", "{psnr: yes", "delta.psnr is 'yes'; it must be a number"),
+    ("draws: 20", "draws: 1", "profiles.quick.published_numbers.draws is 1; it must be at least 2"),
+    # evaluation and conventions
+    ("evaluation: {crop: 96", "evaluation: {crop: 0", "profiles.quick.evaluation.crop is 0; it must be at least 1"),
+    ("evaluation: {crop: 96", "evaluation: {crop: 12",
+     "profiles.quick.evaluation.crop is 12; the convention of sr_x2 needs at least 15"),
+    ("tile: 24, overlap: 6", "tile: 6, overlap: 6", "profiles.quick.evaluation: tile 6 must be larger than overlap 6"),
+    ("tile: 24, overlap: 6", "tile: 4, overlap: 1",
+     "profiles.quick.evaluation.tile is 4; a patch of the attention of dagl"),
+    ("overlap: 6", "overlap: -1", "profiles.quick.evaluation.overlap is -1; it must be at least 0"),
+    ("self_ensemble: false", "self_ensemble: off",
+     "profiles.quick.evaluation.self_ensemble is 'off'; it must be true or"),
+    ("gray: matlab", "gray: ycbcr", "tasks.gray_denoise_15.gray is 'ycbcr'; it must be matlab or opencv"),
+    ("    gray: matlab\n", "", "tasks.gray_denoise_15: `gray` (matlab, opencv) belongs to tasks with colors: 1"),
+    ("channel: gray", "channel: y8", "tasks.gray_denoise_15: channel 'y8' cannot be measured where colors is 1"),
+    ("channel: rgb", "channel: gray", "tasks.color_denoise_10: channel 'gray' cannot be measured where colors is 3"),
+    ("channel: gray", "channel: luma", "tasks.gray_denoise_15.convention.channel is 'luma'; it must be gray, rgb"),
+    ("window: uniform", "window: box", "tasks.jpeg_10.convention.window is 'box'; it must be gaussian or uniform"),
+    ("border: 0", "border: -1", "tasks.gray_denoise_15.convention.border is -1; it must be at least 0"),
+    ("quantise: false", "quantise: no", "tasks.gray_denoise_15.convention.quantise is 'no'; it must be true or false"),
+    ("colors: 1", "colors: 2", "tasks.gray_denoise_15.colors is 2; it must be 1 or 3"),
+    # degradations and image sets
+    ("sigma: 25}", "sigma: -25}",
+     "tasks.gray_denoise_25.degradation: gaussian_noise: sigma is -25; it must be a number"),
+    ("sigma: 25}", 'sigma: "25"}', "tasks.gray_denoise_25.degradation: gaussian_noise: sigma is '25'"),
+    ("{name: bayer}", "{name: bayr}", "tasks.demosaic.degradation: unknown degradation 'bayr'; known: bayer"),
+    ("{name: bayer}", "{pattern: RGGB}", "tasks.demosaic.degradation: it lacks `name`"),
+    ("{name: jpeg, quality: 10}", "{name: bayer}", "tasks.jpeg_10.degradation: bayer: the image has 1 channels"),
+    ("train: [sample/train]", "train: [sample/test]", "profiles.quick.sets: sample/test is in train and in test"),
+    ("test: [mcmaster", "test: [bsds500/train, mcmaster",
+     "tasks.demosaic: bsds500/train is in train and in test (profile cpu"),
+    *(("train: [sample/train]", f"train: [{path}]", f"profiles.quick.sets.train[0] is '{path}'; {PATH}")
+      for path in ("own//tmp/x", "own/../x", "/tmp/x", "~/x", "own/./x", "own/$(x)")),
+    ("train: [sample/train]", "train: sample/train", "profiles.quick.sets.train is 'sample/train'; it must be a list"),
+    ("train: [sample/train]", "train: []", "profiles.quick.sets.train is []; it must be a list that is not empty"),
+    ("train: [sample/train]", "train: [a, a]", "profiles.quick.sets.train is ['a', 'a']; 'a' stands there twice"),
+    ("test: [sample/test]", "test: [sampel/test]", "profiles.quick.sets.test: unknown set 'sampel/test'; did you mean"),
+    ("sets: [sample/test]", "sets: [sample/test, wieghts]",
+     "profiles.quick.published_numbers.sets: unknown set 'wieghts'"),
+    # what a row needs and starts from
+    ("needs: own/vgg19", "needs: own/../vgg19", "experiments.ignn_sr_x2-vgg19_embedding.needs is 'own/../vgg19"),
+    ('"package:bm3d"', '"package:bm3d; touch X"', "baselines.bm3d_gray_denoise_25.needs is 'package:bm3d; touch X'"),
+    ('"package:bm3d"', '"pakage:bm3d"',
+     "baselines.bm3d_gray_denoise_25.needs is 'pakage:bm3d'; it must be the path of a"),
+    (*added("baselines", "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: ../a.pth}"),
+     f"baselines.dncnn_jpeg_10.checkpoint is '../a.pth'; {PATH}"),
+    (*added("baselines",
+     "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: own/a, options: {depth: 3}}"),
+     "baselines.dncnn_jpeg_10: a checkpoint leaves no `options`"),
+    ("title: EDSR trunk, ", "title: a, start: nothing, ", f"unknown experiment 'nothing' in {EDSR}.start; known: "),
+    ("title: EDSR trunk, ", "title: a, start: edsr_gray_denoise_25, ",
+     f"{EDSR}.start is 'edsr_gray_denoise_25', which its"),
+    # studies
+    ("      - bm3d_gray_denoise_25\n", "      - bm3d_gray_denoise_25\n" * 2,
+     "studies.dagl_ablation.experiments is a list; 'bm3d"),
+    (CLAIM, "{better: panet_demosaic, worse: panet_demosaic",
+     "studies.panet_scales.claims[5]: 'panet_demosaic' is compared"),
+    (CLAIM, "{better: panet_demosaic, worse: panet_jpeg_10",
+     "studies.panet_scales.claims[5]: compares rows of two tasks"),
+    (CLAIM, "{better: panet_demosaic, worse: edsr_sr_x4", "unknown row 'edsr_sr_x4' in studies.panet_scales.claims[5]"),
+    (CLAIM, f"{CLAIM}, published: big", "studies.panet_scales.claims[5].published is 'big'; it must be a number"),
+    (CLAIM, f"{CLAIM}, size: 3", "unknown key 'size' in studies.panet_scales.claims[5]"),
+    (f"- {CLAIM}}}", "- [panet_demosaic, panet_demosaic-scales_1]",
+     "studies.panet_scales.claims[5] is ['panet_demosaic'"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("old", "new", "message"), FAULTS)
 def test_a_fault_is_one_line_that_names_its_key(tmp_path, old, new, message):
-    assert any(line.startswith(message) for line in faults(tmp_path, (old, new)))
+    found = faults(tmp_path, (old, new))
+    assert any(line.startswith(message) for line in found), found
+
+
+#: Model, task, and options that it does not take, or none where it cannot do the task.
+REFUSED = [
+    *(("dagl", "gray_denoise_25", options) for options in (
+        'heads: "3"', "heads: 3.5", "heads: -1", "heads: 0", "heads: null", "attention: foo", "attention: 1",
+        "weights: papr", "patch: 4", "stride: 99", "stages: 0", "blocks: -1", "width: 0", "width: [16]",
+        "image_skip: no", "image_skip: off", "image_skip: yes", "image_skip: 1", "no_threshold: -3")),
+    *(("panet", "color_denoise_30", options) for options in (
+        "scales: [1, 0]", "scales: [2]", "scales: []", 'scales: "1, 0.9"', "positions: foo", "patch: 0")),
+    *(("enlca", "sr_x2", options) for options in ('k: "6"', "features: 0", "contrastive: no", "every: 0")),
+    *(("ignn", "sr_x2", options) for options in ("neighbours: -1", "embedding: foo", "edge_weights: foo")),
+    *((model, task, "") for model, task in (
+        ("dagl", "sr_x2"), ("lir", "sr_x2"), ("ignn", "gray_denoise_25"), ("ignn", "color_denoise_30"),
+        ("bicubic", "gray_denoise_25"), ("bicubic", "sr_x2"), ("nlm", "demosaic"))),
+]  # fmt: skip
+
+
+def test_options_that_a_network_does_not_take_are_refused(tmp_path):
+    edits = [with_options(model, task, f"{{{options}}}", n) for n, (model, task, options) in enumerate(REFUSED)]
+    found = faults(tmp_path, *edits)
+    assert len(found) == len(REFUSED), found
+    for number, (model, task, _) in enumerate(REFUSED):
+        assert sum(line.startswith(f"experiments.{model}_{task}-z{number}: ") for line in found) == 1
+
+
+@pytest.mark.parametrize("section", ["profiles", "delta", "recipes", "tasks", "baselines", "experiments", "studies"])
+def test_a_section_without_content_is_a_fault(tmp_path, section):
+    content = re.search(rf"(?ms)^{section}:(.*?)(?=^\w|\Z)", TEXT)[1]
+    assert faults(tmp_path, (f"\n{section}:{content}", f"\n{section}:\n")) == [
+        f"{section} is empty; it must be a mapping"
+    ]
 
 
 def test_all_faults_are_found_at_once(tmp_path):
-    found = faults(
-        tmp_path, ("steps: 950", "steps: 0"), ("loss: mse", "loss: huber"), ("quantise: false", "quantise: no")
-    )
-    assert len(found) >= 3
+    kinds = [("loss: mse", "loss: huber"), ("steps: 950", "steps: 0"), ("      jpeg_10: {", "      jpeg_11: {")]
+    assert len(faults(tmp_path, *kinds[:2])) == 2
+    built = [with_options("dagl", "gray_denoise_25", "{heads: 0}"), ("{name: bayer}", "{name: bayr}"), kinds[2]]
+    assert len(faults(tmp_path, *built[:2])) == 2
+    assert faults(tmp_path, kinds[2])[0].startswith("unknown task 'jpeg_11'")
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path):

@@ -61,13 +61,7 @@ def build(name: str, *, common_trunk: bool = False, **options) -> Network:
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise ModelError unless `build` knows the model and every option, and every value has the option's type."""
-    known: dict[str, Any] = {"common_trunk": bool, **_parameters(network_class(name))}
-    if options.get("common_trunk") is True:
-        module = getattr(_module(name), "attention", None)
-        if module is None:
-            raise ModelError(f"model {name!r} has no attention module for the common trunk")
-        known = {"common_trunk": bool, **_parameters(CommonTrunk), **_parameters(module)}
-        del known["attention"]  # the trunk's is the model's own module
+    known = known_options(name, options.get("common_trunk") is True)
     for key, value in options.items():
         if key not in known:
             raise ModelError(f"unknown option {key!r} of model {name!r}; known: {', '.join(sorted(known))}")
@@ -77,6 +71,18 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise ModelError(
                 f"option {key!r} of model {name!r} is {value!r}; it must be {_in_words(known[key])}"
             ) from None
+
+
+def known_options(name: str, common_trunk: bool = False) -> dict[str, Any]:
+    """Options of a model with their types, those of the common trunk and of the model's module for ``common_trunk``."""
+    if not common_trunk:
+        return {"common_trunk": bool, **_parameters(network_class(name))}
+    network_class(name)
+    module = getattr(_module(name), "attention", None)
+    if module is None:
+        raise ModelError(f"model {name!r} has no attention module for the common trunk")
+    of_trunk = {key: kind for key, kind in _parameters(CommonTrunk).items() if key != "attention"}  # the module itself
+    return {"common_trunk": bool, **of_trunk, **_parameters(module)}
 
 
 def network_class(name: str) -> type[Network]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from .. import experiment as experiments
-from .. import models, tasks
+from .. import models
 from ..degradations import DegradationError, Paired
 from ..images import registry, sets
 from ..metrics import WINDOWS
 from ..official import OfficialError
 from ..tasks import Task
 from . import missing
-from .resolve import ROOT, Experiment, Params, options, sides
+from .faults import ParamsError
+from .resolve import ROOT, Baseline, Experiment, Params, options, sides
 from .schema import BaselineEntry
 
 #: Side of the image on which a degradation is tried; a multiple of every `multiple`.
@@ -23,77 +25,119 @@ SIDE = 48
 
 
 def faults(params: Params) -> list[str]:
-    """Everything in the file that cannot be built in the profile in force, a line each; in the other profiles, options
-    that models do not know."""
-    built, found = {}, []
+    """Everything in the file that cannot be built in the profile in force, a line each; in the other profiles, models
+    and options that are not known."""
+    found, built = [], set()
+    profile = f"profiles.{params.profile}"
+    named = {f"{profile}.published_numbers.sets": params.published_numbers.sets}
+    for side, references in vars(params.settings.sets).items():
+        named[f"{profile}.sets.{side}"] = references or ()
     for name, entry in params.contents.tasks.items():
+        named |= {f"tasks.{name}.{side}": references for side, references in sides(entry, params.settings.sets).items()
+                  if getattr(params.settings.sets, side) is None}  # fmt: skip
         try:
-            built[name] = _built(tasks.build(name, entry, sides(entry, params.settings.sets)))
-        except (DegradationError, sets.SetError) as error:
-            found.append(f"tasks.{name}: {error}")
-    try:
-        registry.check_references(params.published_numbers.sets)
-    except sets.SetError as error:
-        found.append(f"profiles.{params.profile}.published_numbers.sets: {error}")
+            _try(params.task(name))
+            built.add(name)
+        except DegradationError as error:
+            found.append(f"tasks.{name}.degradation: {error}")
+        except ParamsError as error:
+            found += [fault.removeprefix(f"{params.file}: ") for fault in error.faults]
+    for place, references in named.items():
+        try:
+            registry.check_references(references)
+        except sets.SetError as error:
+            found.append(f"{place}: {error}")
     for name, row in params.rows.items():
         if row.task in built:
-            found += [f"{params.section(name)}.{name}: {fault}" for fault in _of_row(params, name)]
+            found += _of_row(params, name)
     for name in params.studies:
         if not (ROOT / "notebooks" / f"report_{name}.ipynb").exists():
             found.append(f"studies.{name}: there is no notebooks/report_{name}.ipynb; a study needs its report")
-    return [*dict.fromkeys([*found, *_of_other_profiles(params)])]
+    return [*dict.fromkeys([*found, *_of_other_profiles(params, found)])]
 
 
-def _built(task: Task) -> Task:
-    registry.check_references(task.references)
+def _try(task: Task) -> None:
     if not isinstance(task.degradation, Paired):
         task.degradation(torch.zeros(1, task.colors, SIDE, SIDE), torch.Generator())
-    return task
 
 
 def _of_row(params: Params, name: str) -> Iterator[str]:
-    if name in params.contents.experiments and params.rows[name].task not in params.settings.training:
-        yield f"profiles.{params.profile}.training lacks {params.rows[name].task!r}"
+    where, task = f"{params.section(name)}.{name}", params.rows[name].task
+    if name in params.contents.experiments and task not in params.settings.training:
+        yield f"profiles.{params.profile}.training lacks {task!r}, which {name!r} needs"
         return
     row = params.row(name)
     try:
         models.check_options(row.model, row.options)
-        network = None if missing(row) else experiments.network(row)
+        network = None if missing(row) else _network(row)
     except (models.ModelError, OfficialError) as error:
-        yield str(error)
+        yield f"{where}: {error}"
         return
-    patch = _patch(network) if network else 1
-    scale, convention, how = row.task.degradation.scale, row.task.convention, row.evaluation
-    where = f"profiles.{params.profile}"
+    if network:
+        trained, checkpoint = any(True for _ in network.parameters()), isinstance(row, Baseline) and row.checkpoint
+        if isinstance(row, Experiment) and not trained:
+            yield f"{where}: model {row.model!r} has nothing to train; name it among the baselines"
+        if isinstance(row, Baseline) and trained and not checkpoint:
+            yield f"{where}: model {row.model!r} must be trained; name it among the experiments, or a checkpoint"
+    yield from _of_sizes(params, row, _patch(network) if network else 1)
+
+
+def _network(row: Experiment | Baseline) -> nn.Module:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of tensors without elements, which are refused here
+            network = experiments.network(row)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, models.ModelError | OfficialError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise models.ModelError(f"model {row.model!r} cannot be built with {row.options}: {reason}") from None
+    for name, tensor in network.state_dict().items():
+        if not tensor.numel():
+            raise models.ModelError(f"model {row.model!r} with {row.options}: {name} has no elements")
+    return network
+
+
+def _of_sizes(params: Params, row: Experiment | Baseline, patch: int) -> Iterator[str]:
+    """Faults of crops and tiles: too small to measure, or for the attention's patches, or no whole input pixels."""
+    profile, task = f"profiles.{params.profile}", row.task
+    scale, convention, how = task.degradation.scale, task.convention, row.evaluation
+    attended = f"a patch of the attention of {row.model} has {patch} x {patch} input pixels"
     least = WINDOWS[convention.window] + 2 * convention.border
-    if how.crop and how.crop // scale * scale < least:
-        yield f"{where}.evaluation.crop is {how.crop}; the convention of {row.task.name} needs {least} pixels at least"
-    if how.tile and min(how.tile, (how.crop or how.tile * scale) // scale) < patch:
-        yield f"{where}.evaluation: less than one patch of the attention, {patch} x {patch} input pixels, is restored"
-    if isinstance(row, Experiment):
-        yield from _of_training(params, row, patch)
-
-
-def _of_training(params: Params, row: Experiment, patch: int) -> Iterator[str]:
-    scale, crop = row.task.degradation.scale, row.budget.crop
-    where = f"profiles.{params.profile}.training.{row.task.name}"
+    if how.crop and how.crop // task.degradation.multiple * task.degradation.multiple < least:
+        yield f"{profile}.evaluation.crop is {how.crop}; the convention of {task.name} needs at least {least}"
+    if how.tile and how.tile < patch:
+        yield f"{profile}.evaluation.tile is {how.tile}; {attended}"
+    if not isinstance(row, Experiment):
+        return
+    crop, where = row.budget.crop, f"{profile}.training.{task.name}.crop"
+    smallest = _smallest(task)
     if crop % scale:
-        yield f"{where}.crop is {crop}; it must be a multiple of the scale {scale}"
+        yield f"{where} is {crop}; it must be a multiple of the scale {scale}"
     elif crop // scale < patch:
-        yield f"{where}.crop is {crop}; a patch of the attention has {patch} x {patch} input pixels at scale {scale}"
-    if row.start is not None:
-        first = params.experiment(row.start)
-        if lacking := sorted({*row.seeds} - {*first.seeds}):
-            yield f"{row.start!r}, from which it starts, has no seed {lacking[0]}"
+        yield f"{where} is {crop}, {crop // scale} input pixels; {attended}"
+    elif smallest and crop > smallest:
+        yield f"{where} is {crop}; the smallest training photograph has a side of {smallest} pixels"
+    if row.start is not None and (lacking := sorted({*row.seeds} - {*params.experiment(row.start).seeds})):
+        yield f"experiments.{row.name}: {row.start!r}, from which it starts, has no seed {lacking[0]}"
+
+
+def _smallest(task: Task) -> int | None:
+    """The shortest side of the training photographs whose size the registry knows."""
+    known = registry.published()
+    listed = [reference for reference in task.train if known.lists(reference)]
+    held_out = {entry.path for entry in known.leaks(task.train, task.test)}
+    entries = [entry for reference in listed for entry, _ in known.pairs(reference) if entry.path not in held_out]
+    return min((min(entry.height, entry.width) for entry in entries if entry.height), default=None)
 
 
 def _patch(network: nn.Module) -> int:
     """Side of the largest patch that an attention module of the network compares."""
-    sides = [getattr(module, "patch", 1) for module in network.modules()]
-    return max(side for side in sides if isinstance(side, int))
+    found = [getattr(module, "patch", 1) for module in network.modules()]
+    return max(side for side in found if isinstance(side, int))
 
 
-def _of_other_profiles(params: Params) -> Iterator[str]:
+def _of_other_profiles(params: Params, found: list[str]) -> Iterator[str]:
+    """Faults of the profiles that are not in force, those aside that are `found` already."""
     for profile, settings in params.contents.profiles.items():
         for model in settings.models:
             if model not in models.names():
@@ -103,4 +147,5 @@ def _of_other_profiles(params: Params) -> Iterator[str]:
                 try:
                     models.check_options(entry.model, options(entry, settings))
                 except models.ModelError as error:
-                    yield f"{params.section(name)}.{name}: {error}"
+                    if f"{params.section(name)}.{name}: {error}" not in found:
+                        yield f"{params.section(name)}.{name} in profile {profile}: {error}"

@@ -38,13 +38,17 @@ def suggest(value: object, known: Sequence[str]) -> str:
 def line(error: Mapping[str, Any], schema: type) -> str:
     """One fault that pydantic found in an instance of the dataclass `schema`."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    *above, last = place = _place(error["loc"])
-    where, inside = _dotted(place), _dotted(above) or "the top level"
+    place = [part for part in error["loc"] if part not in _NOT_IN_FILE]
+    last, where, inside = place[-1] if place else "", _dotted(place), _dotted(place[:-1]) or "the top level"
     match kind:
         case "unexpected_keyword_argument":
             return f"unknown key {last!r} in {inside}{suggest(last, _keys(schema, error['loc'][:-1]))}"
+        case "missing" if isinstance(last, int):
+            return f"{inside} is too short"
         case "missing":
             return f"{inside} lacks the key {last!r}"
+        case "value_error" if isinstance(value, dict):
+            return f"{where}: {context['error']}"
         case "value_error":
             reason = str(context["error"])
         case "union_tag_not_found":
@@ -54,8 +58,11 @@ def line(error: Mapping[str, Any], schema: type) -> str:
             return f"unknown name {context['tag']!r} in {where}{suggest(context['tag'], known)}"
         case "literal_error":
             reason = f"it must be {context['expected']}".replace("'", "")
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            [limit] = context.values()
+            reason = f"it must be {_LIMITS[kind]} {limit:g}"
         case _ if kind in _WANTED:
-            reason = f"it must be {_WANTED[kind]}" if value is not None else f"it must be {_WANTED[kind]}, not empty"
+            reason = f"it must be {_WANTED[kind]}"
         case _:
             reason = error["msg"].replace("Input should be", "it must be")
     return f"{where} is {_shown(value)}; {reason}"
@@ -76,13 +83,20 @@ _WANTED = {
 }
 
 
-def _place(location: Sequence[str | int]) -> list[str]:
-    """Keys as they stand in the file: pydantic adds `[key]`, and the chosen type among several."""
-    return [str(part) for part in location if part not in ("[key]", "cosine", "step")] or ["params.yaml"]
+_LIMITS = {
+    "greater_than": "above",
+    "greater_than_equal": "at least",
+    "less_than": "below",
+    "less_than_equal": "at most",
+}
+
+#: What pydantic adds to the keys of the file: the type of a schedule, and that a key itself is at fault.
+_NOT_IN_FILE = ("[key]", "cosine", "step")
 
 
-def _dotted(place: Sequence[str]) -> str:
-    return ".".join(place)
+def _dotted(place: Sequence[str | int]) -> str:
+    """`claims[0].better` of ("claims", 0, "better")."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
 def _shown(value: object) -> str:

@@ -105,6 +105,7 @@ class Params:
             raise ParamsError([f"{self.file}: {fault}" for fault in found])
         self.settings = self.contents.profiles[self.profile]
         self.rows = _rows(self.contents)
+        self._tasks: dict[str, Task] = {}
         self.studies = {
             name: Study(name, entry.title, entry.experiments, entry.claims)
             for name, entry in self.contents.studies.items()
@@ -174,25 +175,29 @@ class Params:
         checkpoint, which says itself what its network is."""
         return options(self._entry(name), self.settings)
 
-    @functools.cached_property
-    def tasks(self) -> dict[str, Task]:
-        """Every task of the file by its name; raises ParamsError for one that cannot be built."""
+    def task(self, name: str) -> Task:
+        """The task `name`, built once; raises ParamsError for one that cannot be built."""
         from .. import tasks
         from ..degradations import DegradationError
 
-        built = {}
-        for name, entry in self.contents.tasks.items():
+        if name not in self._tasks:
+            entry = self.contents.tasks[name]
             try:
-                built[name] = tasks.build(name, entry, sides(entry, self.settings.sets))
+                self._tasks[name] = tasks.build(name, entry, sides(entry, self.settings.sets))
             except DegradationError as error:
                 raise ParamsError(f"{self.file}: tasks.{name}.degradation: {error}") from None
-        return built
+        return self._tasks[name]
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Every task of the file by its name; raises ParamsError for one that cannot be built."""
+        return {name: self.task(name) for name in self.contents.tasks}
 
     @property
     def used_tasks(self) -> dict[str, Task]:
         """The tasks that some row is about."""
         named = {entry.task for entry in self.rows.values()}
-        return {name: task for name, task in self.tasks.items() if name in named}
+        return {name: self.task(name) for name in self.contents.tasks if name in named}
 
     def study(self, name: str) -> Study:
         """The study `name`; raises ParamsError for an unknown name."""
@@ -230,7 +235,7 @@ class Params:
             "title": entry.title,
             "model": entry.model,
             "options": self.options(name),
-            "task": self.tasks[entry.task],
+            "task": self.task(entry.task),
             "needs": entry.needs,
         }
 
@@ -267,7 +272,8 @@ def _validated(raw: dict, file: str) -> ParamsFile:
     try:
         return TypeAdapter(ParamsFile).validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise ParamsError([f"{file}: {line(fault, ParamsFile)}" for fault in error.errors()]) from None
+        found = [line(fault, ParamsFile) for fault in error.errors()]
+        raise ParamsError([f"{file}: {fault}" for fault in found]) from None
 
 
 def _references(file: ParamsFile) -> Iterator[str]:
@@ -341,14 +347,14 @@ def _of_studies(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntr
         for row in study.experiments:
             if row not in rows:
                 yield unknown("row", row, rows, where)
-        for number, claim in enumerate(study.claims, 1):
-            place = f"{where}.claims, number {number}"
+        for number, claim in enumerate(study.claims):
+            place = f"{where}.claims[{number}]"
             sides = (claim.better, claim.worse)
             lacking = [side for side in sides if side not in study.experiments]
             yield from (unknown("row", side, study.experiments, place) for side in lacking)
             if claim.better == claim.worse:
                 yield f"{place}: {claim.better!r} is compared with itself"
-            if sides in [(other.better, other.worse) for other in study.claims[: number - 1]]:
+            if sides in [(other.better, other.worse) for other in study.claims[:number]]:
                 yield f"{place}: the claim stands there twice"
             tasks = [rows[side].task for side in sides if side in rows]
             if len(set(tasks)) > 1:

@@ -25,14 +25,24 @@ def _name(name: str) -> str:
 
 
 def _path(path: str) -> str:
-    parts = path.split("/")
-    if path.startswith(("/", "~")) or "\\" in path or any(part in ("", ".", "..") for part in parts):
-        raise ValueError("it must be a path below the project's folder, without '..', '.' and '//'")
+    if any(part in ("", ".", "..") for part in path.split("/")) or re.search(r"[^\w ./+-]", path):
+        raise ValueError("it must be a path below the project's folder, of letters, digits, _ - + . and blanks")
     return path
 
 
 def _needed(text: str) -> str:
-    return text if re.fullmatch(r"package:[A-Za-z0-9_.-]+", text) else _path(text)
+    kind, mark, package = text.partition(":")
+    if not mark:
+        return _path(text)
+    if kind != "package" or not re.fullmatch(r"[A-Za-z0-9_]+", package):
+        raise ValueError("it must be the path of a file or package:<name>")
+    return text
+
+
+def _named(options: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(options.get("name"), str):
+        raise ValueError("it lacks `name`")
+    return options
 
 
 def _different(values: tuple) -> tuple:
@@ -55,6 +65,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Moment = Annotated[float, Field(gt=0, lt=1)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
 Sets = Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], AfterValidator(_different)]
+SomeSets = Annotated[Sets, Field(min_length=1)]
 Needs = Annotated[str, AfterValidator(_needed)]
 File = Annotated[str, AfterValidator(_path)]
 
@@ -158,9 +169,9 @@ class PublishedNumbers:
 class ProfileSets:
     """Image sets in place of every task's own."""
 
-    train: Sets | None = None
+    train: SomeSets | None = None
     validation: Sets | None = None
-    test: Sets | None = None
+    test: SomeSets | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -192,11 +203,11 @@ class TaskEntry:
     `lib.degradations` gives it; gray: how a colour photograph becomes gray, where `colors` is 1."""
 
     title: Title
-    degradation: dict[str, Any]
+    degradation: Annotated[dict[str, Any], AfterValidator(_named)]
     colors: Literal[1, 3]
     convention: ConventionEntry
-    train: Annotated[Sets, Field(min_length=1)]
-    test: Annotated[Sets, Field(min_length=1)]
+    train: SomeSets
+    test: SomeSets
     validation: Sets = ()
     gray: Literal["matlab", "opencv"] | None = None
 
