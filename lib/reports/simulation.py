@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,8 @@ CLAIMS, FAMILY = 50, 10
 COMPONENTS = ["seed", "photograph", "residual"]
 
 
-def components(tables: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Variances over seeds, over photographs and of the rest, of measured differences (photographs, seeds >= 2) each."""
+def components(tables: Iterable[np.ndarray]) -> pd.DataFrame:
+    """Variances over seeds, photographs and the rest, of tables of differences (photographs, seeds >= 2)."""
     rows = []
     for table in tables:
         seeds = table.shape[1]
@@ -65,7 +65,7 @@ def simulate(
 
 
 def table(drawn_from: pd.DataFrame, repetitions: int, photographs: int = 180, effect: float = 0.2) -> pd.DataFrame:
-    """The rule's coverage, family-wise error and power at an effect (dB), per number of seeds at which there are looks."""
+    """Coverage, family-wise error and power of the rule at an effect (dB), per number of seeds of a look."""
     rows = {}
     for seeds in statistics.LOOKS:
         null = simulate(drawn_from, seeds, 0.0, repetitions, photographs)

@@ -2,8 +2,8 @@
 
 Photographs and seeds are crossed, as cases and readers are in studies of medical images: every seed's network restores
 every photograph, and seed s of two rows saw the same data, noise and initial weights. The difference of two rows is
-therefore a table D, photographs x seeds. Few seeds estimate their own variance badly, so that it is moderated by that of
-all other claims, as in limma (Smyth 2004, Statistical Applications in Genetics and Molecular Biology 3(1)):
+therefore a table D, photographs x seeds. Few seeds estimate their own variance badly, so that it is moderated by the
+variances of all other claims, as in limma (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3(1)):
 
     g  = mean of D
     s2 = variance over seeds of the seeds' means
@@ -36,6 +36,12 @@ ALPHA, LEVEL = 0.05, 0.95
 
 #: With fewer claims, every claim has its own variance alone.
 MIN_CLAIMS = 10
+
+#: With fewer photographs no trend is given.
+MIN_TREND = 10
+
+#: In place of a metric: the slope of the difference of PSNR against self-similarity.
+TREND = "trend"
 
 #: Of "about N more seeds": the power at which a claim counts as resolved, and the most seeds that are worth naming.
 POWER, MOST_SEEDS = 0.8, 50
@@ -102,8 +108,8 @@ class Estimates:
         return stats.t.sf((delta - np.abs(self.mean)) / self.error, self.freedom)
 
 
-def paired(images: pd.DataFrame, better: str, worse: str, metric: str = "psnr") -> Array:
-    """The table D (photographs, seeds) of `better` minus `worse`; one column where neither is trained.
+def paired(images: pd.DataFrame, better: str, worse: str, metric: str = "psnr") -> pd.DataFrame:
+    """The table D of `better` minus `worse`: a row per (set, image), a column per seed, one where neither is trained.
 
     images: rows with experiment, set, image, seed and the metric. Raises NotComparable where a row has no numbers or
     where seeds or photographs of the two differ.
@@ -121,10 +127,11 @@ def paired(images: pd.DataFrame, better: str, worse: str, metric: str = "psnr") 
             raise NotComparable(f"{name} lacks {len(missing)} photographs of {other}, such as {'/'.join(missing[0])}")
         absent = sorted(set(theirs.columns) - set(mine.columns) - {UNTRAINED})
         if absent and UNTRAINED not in mine:
-            raise NotComparable(f"{name} lacks seed {', '.join(map(str, absent))}, which {other} has")
+            raise NotComparable(f"{name} lacks seed{'s' * (len(absent) > 1)} {', '.join(map(str, absent))} of {other}")
         if mine.isna().any(axis=None):
             raise NotComparable(f"{name} lacks some photographs at some seeds")
-    return first.to_numpy() - second.to_numpy()  # a single untrained column stands beside every seed
+    wide = first if first.shape[1] >= second.shape[1] else second  # an untrained column stands beside every seed
+    return pd.DataFrame(first.to_numpy() - second.to_numpy(), index=first.index, columns=wide.columns)
 
 
 def counted(psnr: pd.Series) -> pd.Series:
@@ -148,6 +155,33 @@ def summarise(tables: Array, trained: bool = True) -> Differences:
         photograph_variance=squares / seeds,
         photographs=photographs * full,
         seeds=(seeds if trained else 0) * full,
+    )
+
+
+def summarise_trend(table: Array, x: Array, trained: bool = True) -> Differences:
+    """The least-squares slope of D ``(I, S)`` against a property x ``(I,)`` of the photographs, as what the rule needs.
+
+    The slopes of the seeds vary as their means do; the photographs' part is the error of the line through the means
+    over seeds, less what the residuals of the two-way table explain. Raises NotComparable with fewer than `MIN_TREND`
+    photographs or a constant x.
+    """
+    photographs, seeds = table.shape
+    if photographs < MIN_TREND or np.ptp(x) == 0:
+        raise NotComparable(f"a trend needs {MIN_TREND} photographs that differ, not {photographs}")
+    centred = x - x.mean()
+    squares = (centred**2).sum()
+    slopes = centred @ table / squares
+    means = table.mean(1)
+    off_line = ((means - means.mean() - slopes.mean() * centred) ** 2).sum() / (photographs - 2)
+    if seeds > 1:
+        residual = table - table.mean(0) - means[:, None] + table.mean()
+        off_line = max(off_line - (residual**2).sum() / ((photographs - 1) * (seeds - 1)) / seeds, 0.0)
+    return Differences(
+        mean=np.array([slopes.mean()]),
+        seed_variance=np.array([slopes.var(ddof=1) if seeds > 1 else np.nan]),
+        photograph_variance=np.array([off_line / squares * photographs]),
+        photographs=np.array([float(photographs)]),
+        seeds=np.array([float(seeds if trained else 0)]),
     )
 
 
@@ -222,9 +256,9 @@ def verdicts(estimates: Estimates, delta: float, alpha: float = ALPHA) -> NDArra
     return np.select([*cases.values()], [*cases], UNRESOLVED)
 
 
-def power(differences: Differences, prior: Prior, seeds: ArrayLike, delta: float, level: float) -> Array:
-    """Chance that a two-sided test at `level` shows differences as large as those seen, delta at least, with `seeds`."""
-    planned = estimate(replace(differences, seeds=np.broadcast_to(seeds, differences.mean.shape).astype(float)), prior)
+def power(differences: Differences, prior: Prior, seeds: Array | int, delta: float, level: float) -> Array:
+    """Chance that `seeds` seeds show, in a two-sided test at `level`, differences as large as those seen (or delta)."""
+    planned = estimate(replace(differences, seeds=np.full(differences.mean.shape, seeds, dtype=float)), prior)
     now = estimate(differences, prior)
     moderated = (now.error**2 - differences.photograph_variance / differences.photographs) * differences.seeds
     error = np.sqrt(moderated / seeds + differences.photograph_variance / differences.photographs)
@@ -255,13 +289,20 @@ def level_at(seeds: int, looks: bool) -> float:
 def differences_of(
     images: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str
 ) -> tuple[Differences, list[str]]:
-    """Differences of pairs of rows, NaN where they cannot be compared, and for each pair the reason or ""."""
+    """Differences of pairs of rows, NaN where they cannot be compared, and for each pair the reason or "".
+
+    metric: a column of `images`, or `TREND`: the slope of the difference of PSNR (dB) against self-similarity.
+    """
     made, reasons = [], []
     for better, worse in pairs:
         try:
-            table = paired(images, better, worse, metric)
-            trained = bool((images[images.experiment.isin((better, worse))].seed != UNTRAINED).any())
-            made.append(summarise(table[None], trained))
+            table = paired(images, better, worse, "psnr" if metric == TREND else metric)
+            trained = (*table.columns,) != (UNTRAINED,)
+            if metric == TREND:
+                similar = images[images.experiment == better].groupby(["set", "image"]).self_similarity.first()
+                made.append(summarise_trend(table.to_numpy(), similar[table.index].to_numpy(), trained))
+            else:
+                made.append(summarise(table.to_numpy()[None], trained))
             reasons.append("")
         except NotComparable as error:
             made.append(Differences(*np.full((5, 1), np.nan)))
@@ -312,11 +353,21 @@ def judge(
     return table
 
 
-def trend(x: ArrayLike, y: ArrayLike, level: float = LEVEL) -> tuple[float, float, float] | None:
-    """Slope of y against x by least squares with its interval; None with fewer than 10 points or where x is constant."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if len(x) < 10 or np.ptp(x) == 0:
-        return None
-    line = stats.linregress(x, y)
-    half = stats.t.ppf((1 + level) / 2, len(x) - 2) * line.stderr
-    return float(line.slope), float(line.slope - half), float(line.slope + half)
+def growth(numbers: Sequence[float], logarithms: Sequence[float]) -> dict[str, float | bool]:
+    """Whether values with these natural logarithms grow exponentially in the numbers (at least four).
+
+    factor: growth per unit by a straight line through all logarithms; r2: share of their variance that it explains;
+    factor_low, factor_high: the same by lines through the lower and the upper half of them; exponential: whether the
+    slope of the upper half is positive and at least half of the lower's.
+    """
+    x, y = np.asarray(numbers, float), np.asarray(logarithms, float)
+    half = len(x) // 2
+    whole = stats.linregress(x, y)
+    low, high = (stats.linregress(x[part], y[part]).slope for part in (slice(half), slice(-half, None)))
+    return {
+        "factor": float(np.exp(whole.slope)),
+        "r2": float(whole.rvalue**2),
+        "factor_low": float(np.exp(low)),
+        "factor_high": float(np.exp(high)),
+        "exponential": bool(high > 0 and high >= low / 2),
+    }

@@ -148,7 +148,7 @@ def test_one_seed_has_no_interval_without_a_prior():
     ("change", "message"),
     [
         (lambda t: t[t.experiment != "b"], "b has no numbers"),
-        (lambda t: t[(t.experiment != "b") | (t.seed == 1)], "b lacks seed 2, 3, which a has"),
+        (lambda t: t[(t.experiment != "b") | (t.seed == 1)], "b lacks seeds 2, 3 of a"),
         (lambda t: t[(t.experiment != "a") | (t.image != "p1")], "a lacks 1 photographs of b, such as s/p1"),
         (lambda t: t.drop(t[(t.experiment == "b") & (t.seed == 2)].index[0]), "b lacks some photographs at some seeds"),
     ],
@@ -163,7 +163,7 @@ def test_rows_that_differ_in_seeds_or_photographs_are_not_compared(change, messa
 
 def test_an_exactly_restored_photograph_counts_the_most_that_any_counts():
     images = rows({"a": [[np.inf], [30]], "b": [[np.inf], [150]]})
-    assert statistics.paired(images, "a", "b")[:, 0].tolist() == [0, 30 - statistics.MOST_PSNR]
+    assert statistics.paired(images, "a", "b").iloc[:, 0].tolist() == [0, 30 - statistics.MOST_PSNR]
 
 
 def test_a_claim_about_a_module_that_does_not_act_is_not_tested():
@@ -185,11 +185,30 @@ def test_looks_spend_the_error_between_them():
         statistics.level_at(4, looks=True)
 
 
-def test_a_trend_needs_ten_points():
-    x = np.arange(10.0)
-    slope, low, high = statistics.trend(x, 2 * x + np.tile([0.1, -0.1], 5))
-    assert low < 2 < high and slope == pytest.approx(2, abs=0.02)
-    assert statistics.trend(x[:9], x[:9]) is None and statistics.trend(np.ones(12), np.arange(12)) is None
+def test_a_trend_is_judged_over_seeds_too():
+    x = np.linspace(0, 1, 11)
+    slopes, off = np.array([1.0, 2, 3]), np.tile([0.1, -0.1], 6)[:11]
+    found = statistics.summarise_trend(x[:, None] * slopes + off[:, None], x)
+    assert (found.mean[0], found.seed_variance[0]) == pytest.approx((2, 1))
+    line = stats.linregress(x, 2 * x + off)
+    residual = (x - 0.5)[:, None] * (slopes - 2)
+    of_seeds = (residual**2).sum() / (10 * 2) / 3
+    assert found.photograph_variance[0] / 11 == pytest.approx(max(line.stderr**2 - of_seeds / 1.1, 0))
+    alone = statistics.summarise_trend((2 * x + off)[:, None], x, trained=False)
+    assert statistics.estimate(alone, Prior()).error[0] == pytest.approx(line.stderr)
+    for few in (x[:9], np.ones(12)):
+        with pytest.raises(statistics.NotComparable, match="a trend needs 10 photographs"):
+            statistics.summarise_trend(np.ones((len(few), 3)), few)
+
+
+def test_growth_is_exponential_where_the_logarithm_keeps_growing():
+    k = [1, 2, 4, 6, 8, 10]
+    found = statistics.growth(k, [0.5 * x for x in k])
+    assert found["factor"] == pytest.approx(np.exp(0.5)) == found["factor_low"] == found["factor_high"]
+    assert found["r2"] == pytest.approx(1) and found["exponential"]
+    flattens = statistics.growth(k, [-1.5, -0.7, -0.3, -0.2, -0.15, -0.12])
+    assert flattens["factor_low"] > flattens["factor"] > flattens["factor_high"] > 1
+    assert not flattens["exponential"] and not statistics.growth(k, [-x for x in k])["exponential"]
 
 
 def test_the_claims_of_profile_cpu_get_the_verdicts_that_were_worked_out():
