@@ -210,13 +210,10 @@ def test_weights_of_another_version_are_neither_used_nor_kept(clone):
 def test_the_readme_shows_each_study_by_the_largest_profile_in_which_it_was_run(clone):
     text = (clone.folder / "README.md").read_text()
     assert "### protocol (profile `tiny`)" in text and "report_dagl_ablation.ipynb) | tiny | " in text
-    larger = clone.folder / "results/quick/report/dagl_ablation"
-    larger.mkdir(parents=True)
-    for name in ("rows.md", "verdicts.csv"):
-        shutil.copyfile(clone.folder / "results/tiny/report/dagl_ablation" / name, larger / name)
-    clone.shell("python -c 'from lib import pipeline; pipeline.write_readme()'")
+    shutil.copytree(clone.folder / "results/tiny/tables", clone.folder / "results/quick/tables")
+    clone.shell("python -c 'from lib.pipeline import repro; repro.write_readme()'")
     text = (clone.folder / "README.md").read_text()
-    assert "### dagl ablation (profile `quick`)" in text and "### protocol (profile `tiny`)" in text
+    assert "### DAGL (profile `quick`)" in text and "### protocol (profile `tiny`)" in text
     shutil.rmtree(clone.folder / "results/quick")
     clone.shell("git checkout -q .")
 

@@ -282,7 +282,7 @@ def summary(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def held(compared: pd.DataFrame) -> pd.DataFrame:
-    """What `figures.deviations` draws: PSNR and SSIM that have a tolerance, labelled by check, set and way."""
+    """What `plots.deviations` draws: PSNR and SSIM that have a tolerance, labelled by check, set and way."""
     rows = compared[compared.verdict.isin([AGREES, DIFFERS]) & compared.metric.isin(["psnr", "ssim"])]
     parts = zip(rows.check, rows["images"].map(set_name), rows.way, strict=True)
     label = [

@@ -25,7 +25,7 @@ from ..images.registry import manifest_of
 from ..images.sets import Item
 from ..inference import restore
 from ..metrics import Convention
-from ..reports import tables
+from ..reports.text import number as text
 from .check import DNCNN, REACH, TILE, dncnn_network, luma8, noise_task, task_of, there_and_back
 from .parallel import each
 
@@ -185,15 +185,15 @@ def gray_conversion(compared: pd.DataFrame) -> pd.DataFrame:
 def for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """The table of `worth` as text; what is drawn several times as "mean (low to high)"."""
     several = [f" ({row.low:+.3f} to {row.high:+.3f})" if pd.notna(row.low) else "" for row in table.itertuples()]
-    difference = [tables.text(value, 3, signed=True) for value in table.difference + 0.0]
+    difference = [text(value, 3, signed=True) for value in table.difference + 0.0]
     return pd.DataFrame(
         {
             "number": table.number,
             "group": table.group,
             "choice": table.choice,
-            "PSNR (dB)": [tables.text(value, 2) for value in table.psnr],
+            "PSNR (dB)": [text(value, 2) for value in table.psnr],
             "difference (dB)": [one + drawn for one, drawn in zip(difference, several, strict=True)],
-            "difference of SSIM": [tables.text(value, 4, signed=True) for value in table.ssim_difference],
+            "difference of SSIM": [text(value, 4, signed=True) for value in table.ssim_difference],
         }
     ).set_index("number")
 

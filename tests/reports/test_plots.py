@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import figures
+from lib.reports import plots
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def offsets(axis) -> np.ndarray:
 def test_attention_marks_the_largest_weights_on_the_maps_grid(photograph):
     maps = np.zeros((1, 8, 12))
     maps[0, 2, 5], maps[0, 7, 11], maps[0, 1, 1] = 0.625, 0.3125, 0.0625
-    drawn = figures.attention(photograph, [(4, 6)], maps, shown=2)
+    drawn = plots.attention(photograph, [(4, 6)], maps, shown=2)
     shown = drawn.axes[1]
     assert shown.images[0].get_extent() == [-0.5, 11.5, 7.5, -0.5]
     np.testing.assert_array_equal(offsets(shown), [[5, 2], [11, 7]])
@@ -36,7 +36,7 @@ def test_attention_marks_the_largest_weights_on_the_maps_grid(photograph):
 def test_a_pyramid_has_a_row_per_point_and_a_column_per_level():
     full, half = np.zeros((2, 8, 12)), np.zeros((2, 4, 6))
     full[:, 0, 0], half[0, 3, 5], half[1, 1, 2] = [0.75, 0.5], 0.25, 0.5
-    drawn = figures.pyramid(np.zeros((16, 24, 3)), [(4, 6), (1, 1)], {"1": full, "0.5": half})
+    drawn = plots.pyramid(np.zeros((16, 24, 3)), [(4, 6), (1, 1)], {"1": full, "0.5": half})
     titles = [axis.get_title() for axis in drawn.axes]
     assert titles == ["scale 1: 75%", "scale 0.5: 25%", "scale 1: 50%", "scale 0.5: 50%"]
     coarse = drawn.axes[1]
@@ -49,13 +49,13 @@ def test_a_pyramid_has_a_row_per_point_and_a_column_per_level():
 def test_masses_are_bars_with_a_line_for_uniform_attention():
     shares = {"two": pd.Series([0.7, 0.3], [1, 0.5]), "three": pd.Series([0.2, 0.3, 0.5], [1, 0.8, 0.5])}
     uniform = {"two": pd.Series([0.8, 0.2], [1, 0.5]), "three": pd.Series([0.5, 0.3, 0.2], [1, 0.8, 0.5])}
-    axis = figures.masses(shares, uniform).axes[0]
-    bars = [bar for bar in axis.patches if bar.get_height()]
-    assert [bar.get_height() for bar in bars] == [0.7, 0.3, 0.2, 0.3, 0.5]
+    axis = plots.masses(shares, uniform).axes[0]
+    bars = [bar for bar in axis.patches if bar.get_width()]
+    assert [bar.get_width() for bar in bars] == [0.7, 0.3, 0.2, 0.3, 0.5]
     assert bars[1].get_facecolor() == bars[4].get_facecolor() != bars[0].get_facecolor()  # one colour per scale
     lines = np.concatenate([segment for lines in axis.collections for segment in lines.get_segments()])
-    assert lines[::2, 1].tolist() == [0.8, 0.2, 0.5, 0.3, 0.2]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["two", "three"]
+    assert lines[::2, 0].tolist() == [0.8, 0.2, 0.5, 0.3, 0.2]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["two", "three"]
     assert [text.get_text() for text in axis.figure.legends[0].get_texts()] == [
         "uniform attention", "scale 1", "scale 0.8", "scale 0.5",
     ]  # fmt: skip
@@ -63,19 +63,64 @@ def test_masses_are_bars_with_a_line_for_uniform_attention():
 
 def test_along_draws_every_photograph_and_the_mean():
     table = pd.DataFrame({1.0: [0.1, 0.3], 6.0: [0.2, 0.6]}, index=["a", "b"])
-    axis = figures.along({"amplification k": table}, "gain (dB)", spread=0.05).axes[0]
+    axis = plots.along({"amplification k": table}, "gain (dB)").axes[0]
     _, *points, mean = axis.lines
     assert sorted(y for line in points for y in line.get_ydata()) == [0.1, 0.2, 0.3, 0.6]
     np.testing.assert_allclose(mean.get_xydata(), [[1, 0.2], [6, 0.4]])
-    assert axis.collections[0].get_paths()[0].get_extents().y1 == pytest.approx(0.45)
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("amplification k", "gain (dB)")
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "6"]
-    assert not figures.along({"k": table}, "gain (dB)").axes[0].collections
+    many = pd.DataFrame({1.0: np.arange(21.0), 6.0: np.arange(21.0)})
+    band = plots.along({"k": many}, "gain (dB)").axes[0].collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (5, 15)
+
+
+def test_differences_are_dots_where_photographs_are_few_and_shapes_where_they_are_many():
+    bounds = pd.DataFrame({"difference": [0.5], "low": [0.25], "high": [0.75]}, ["panet_t"])
+    labels = {"panet_t": "PANet"}
+    few, many = (pd.DataFrame({"panet_t": np.linspace(0, 1, n)}) for n in (5, 40))
+    left, right = (plots.differences({"t": table}, bounds, labels).axes[0] for table in (few, many))
+    assert len(left.lines[1].get_xdata()) == 5 and not left.collections
+    assert len(right.collections) == 1 and right.collections[0].get_facecolor()[0, :3] == pytest.approx(
+        plots.COLORS["panet"]
+    )
+    for axis in (left, right):
+        assert axis.lines[-2].get_xdata().tolist() == [0.25, 0.75] and axis.lines[-1].get_xdata() == [0.5]
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["PANet"]
+
+
+def test_a_map_without_weight_is_named_so():
+    assert plots.places_holding(np.zeros((8, 8))) == 0 and plots.holding(np.zeros((8, 8))) == "no weight anywhere"
+    assert plots.places_holding(np.ones((2, 5))) == 9 and plots.holding(np.eye(1)) == "1 holds 90 %"
+    drawn = plots.influences(np.zeros((8, 8)), [(1, 1)], {"still": np.zeros((1, 8, 8)), "one": np.eye(8)[None]})
+    assert [axis.get_title("left") for axis in drawn.axes[:2]] == [
+        "still\nno pixel moves it",
+        "one\n8 pixels hold 90 %",
+    ]
+
+
+def test_gains_have_a_panel_each_and_a_line_where_there_is_a_trend():
+    found = pd.DataFrame({"self_similarity": [0.5, 1.0], "gain": [0.0, 1.0]})
+    drawn = plots.against_similarity({"a": ("panet_t", found, (2.0, 1.0, 3.0)), "b": ("nlm_t", found, None)})
+    left, right = drawn.axes
+    assert len(left.lines) == 5 and len(right.lines) == 2
+    np.testing.assert_allclose(left.lines[2].get_ydata(), [0, 1])
+
+
+def test_cost_has_one_look_per_title_in_all_panels():
+    rows = pd.DataFrame(
+        {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "parameters": [1, 2, 4]}, ["edsr_a", "panet_a", "panet_b"]
+    )
+    labels = {"edsr_a": "EDSR", "panet_a": "PANet", "panet_b": "PANet"}
+    drawn = plots.quality_against_cost(rows, labels, {"edsr_a": "a", "panet_a": "a", "panet_b": "b"})
+    (first, second), (third,) = (axis.collections for axis in drawn.axes)
+    assert (second.get_facecolor() == third.get_facecolor()).all() and second.get_sizes()[0] < third.get_sizes()[0]
+    assert (first.get_facecolor() != second.get_facecolor()).any()
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["EDSR", "PANet"]
 
 
 def test_quartiles_are_those_of_the_values():
     values = {1: np.arange(101), 6: np.arange(101) / 2}
-    axis = figures.quartiles({"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0)).axes[0]
+    axis = plots.quartiles({"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0)).axes[0]
     [container] = axis.containers
     middle, _, [bars] = container.lines
     np.testing.assert_allclose(middle.get_ydata(), [50, 25])
@@ -87,7 +132,7 @@ def test_quartiles_are_those_of_the_values():
 
 def test_curves_are_the_columns_of_their_tables():
     panels = {"left": pd.DataFrame({16: [1.0, 2.0]}, [1, 10]), "right": pd.DataFrame({16: [3.0, 4.0]}, [1, 10])}
-    drawn = figures.curves(panels, "k", "error", "features", yscale="log")
+    drawn = plots.curves(panels, "k", "error", "features", yscale="log")
     assert [axis.lines[0].get_ydata().tolist() for axis in drawn.axes] == [[1, 2], [3, 4]]
     assert drawn.axes[0].lines[0].get_xdata().tolist() == [1, 10]
     assert {axis.get_yscale() for axis in drawn.axes} == {"log"}
@@ -98,7 +143,7 @@ def test_curves_are_the_columns_of_their_tables():
 
 def test_a_name_has_one_colour_in_all_panels_of_curves():
     kernel, output = pd.DataFrame({"a": [1, 2], "b": [2, 3], "c": [0, 1]}), pd.DataFrame({"b": [1, 2], "c": [3, 4]})
-    drawn = figures.curves({"kernel": kernel, "output": output}, "k", "variance", "features")
+    drawn = plots.curves({"kernel": kernel, "output": output}, "k", "variance", "features")
     left, right = ([line.get_color() for line in axis.lines] for axis in drawn.axes)
     assert left[1:] == right
     assert len(set(left)) == 3
@@ -107,7 +152,7 @@ def test_a_name_has_one_colour_in_all_panels_of_curves():
 
 def test_matches_are_cut_from_the_photograph_and_boxed_in_it():
     photograph = np.arange(24 * 24.0).reshape(24, 24) / 24**2
-    drawn = figures.matches(photograph, np.array([[2, 4]]), np.array([[[0, 0], [6, 2]]]), [["a", "b"]], 2, 6)
+    drawn = plots.matches(photograph, np.array([[2, 4]]), np.array([[[0, 0], [6, 2]]]), [["a", "b"]], 2, 6)
     whole, query, first, second = drawn.axes
     assert [box.get_bbox().bounds for box in whole.patches] == [
         (7.5, 3.5, 6, 6), (-0.5, -0.5, 12, 12), (3.5, 11.5, 12, 12),
@@ -120,14 +165,14 @@ def test_matches_are_cut_from_the_photograph_and_boxed_in_it():
 
 def test_by_rank_draws_a_line_per_query_and_uniform_beside_weights():
     panels = {"distance": np.array([[1.0, 2, 3], [2, 2, 4]]), "weight": np.array([[0.5, 0.25, 0.25], [0.2, 0.5, 0.3]])}
-    distance, weight = figures.by_rank(panels, 1 / 3).axes
+    distance, weight = plots.by_rank(panels, 1 / 3).axes
     np.testing.assert_array_equal(distance.lines[1].get_xydata(), [[1, 2], [2, 2], [3, 4]])
     assert len(distance.lines) == 2 and weight.lines[2].get_ydata() == [1 / 3, 1 / 3]
 
 
 def test_mixtures_are_coloured_by_how_far_they_moved():
     alpha, beta = np.array([[1.0, 1.5], [0.75, 1]]), np.array([0.0, -1])
-    left, right = figures.mixtures(alpha, beta, ["level 1", "level 2"], ["Sobel", "Laplace"]).axes
+    left, right = plots.mixtures(alpha, beta, ["level 1", "level 2"], ["Sobel", "Laplace"]).axes
     assert [text.get_text() for text in left.texts] == ["1.00", "1.50", "0.75", "1.00"]
     assert left.collections[0].get_clim() == (0, 2) and right.collections[0].get_clim() == (-1, 1)
     assert [label.get_text() for label in left.get_yticklabels()] == ["level 1", "level 2"]

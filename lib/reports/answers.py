@@ -1,0 +1,211 @@
+"""The Answer of each study's report: two or three sentences made of its verdicts.
+
+An answer changes with the numbers and names no claim by its key. A study without a function here is answered by
+`in_general`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from . import statistics, tables, text
+from .statistics import EQUAL, HOLDS, LEANS, NOT_RUN, NOT_TESTED, REVERSED, UNRESOLVED
+
+if TYPE_CHECKING:
+    from .study import Report
+
+SMOKE = (
+    "This is a smoke run: profile `{profile}` proves that every row trains, is measured and is reported, and draws no "
+    "conclusions. Its networks are too small and trained too briefly."
+)
+
+
+def answer(report: Report) -> str:
+    """The sentences for a study in the profile of the report."""
+    if not report.conclusive:
+        return SMOKE.format(profile=report.params.profile)
+    if report.run_claims().empty:
+        return f"None of the rows that would answer this has been run in profile `{report.params.profile}`."
+    sentences = [*filter(None, ANSWERS.get(report.study.name, in_general)(report))] or in_general(report)
+    return " ".join(f"{text.capital(sentence)}." for sentence in sentences if sentence)
+
+
+def in_general(report: Report) -> list[str]:
+    """What the claims of a study amount to, by verdict."""
+    return [grouped(report, report.verdicts, "the row that it is compared with"), open_claims(report)]
+
+
+def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping[str, str] | None = None) -> str:
+    """One sentence about claims of one reference: which rows are better, worse, equal or open, in this order.
+
+    names: what stands for the better row of a claim, by its key; its title where nothing does.
+    """
+    names = names or {}
+    clauses = {
+        HOLDS: "restore{s} better than {reference}",
+        REVERSED: "restore{s} worse than {reference}",
+        EQUAL: "restore{s} as well as {reference}",
+        (LEANS, 1): "seem{s} to restore better, though not surely",
+        (LEANS, -1): "seem{s} to restore worse, though not surely",
+        UNRESOLVED: "may be better or worse: no difference is resolved",
+        NOT_TESTED: "do{es} not act and {is_} not tested",
+    }
+    said = []
+    for case, clause in clauses.items():
+        verdict, sign = case if isinstance(case, tuple) else (case, 0)
+        rows = claims[(claims.verdict == verdict) & (sign * claims.difference >= 0)]
+        if rows.empty:
+            continue
+        called = [(row, names.get(row.better, report.labels[row.better])) for row in rows.itertuples()]
+        shown = [name if verdict in (NOT_TESTED, UNRESOLVED) else _named(row, name) for row, name in called]
+        one = len(shown) == 1
+        words = {"s": "s" if one else "", "es": "es" if one else "", "is_": "is" if one else "are"}
+        said.append(f"{text.listed(shown)} {clause.format(reference=reference, **words)}")
+    return "; ".join(said)
+
+
+def _named(row: Any, name: str) -> str:
+    bounds = text.interval(row.low, row.high)
+    return f"{name} ({text.number(row.difference, 2, True)} dB, {bounds})" if bounds else name
+
+
+def open_claims(report: Report) -> str:
+    """How many claims are open, and what the cheapest of them needs."""
+    run = report.run_claims()
+    left = run[run.verdict.isin((UNRESOLVED, LEANS))]
+    if left.empty:
+        return "every claim that was run is resolved"
+    fewest = left.more_seeds.min()
+    return f"{len(left)} of {len(run)} claims are open; the nearest needs {text.seeds(fewest)}" if fewest < 1e9 else (
+        f"{len(left)} of {len(run)} claims are open and would stay so with {statistics.MOST_SEEDS} more seeds"
+    )  # fmt: skip
+
+
+def with_similarity(report: Report, better: str, worse: str, name: str) -> str:
+    """How a gain goes with the self-similarity of photographs; nothing where the trend's interval holds zero."""
+    line = report.trend(better, worse)
+    if line is None or line[1] <= 0 <= line[2]:
+        return ""
+    quarters = tables.by_quartile(tables.gains(report.images, better, worse))
+    verb = "grows" if line[0] > 0 else "shrinks"
+    return (
+        f"{name} {verb} from {text.number(quarters.iloc[0], 2, True)} dB on the quarter of the photographs that repeat "
+        f"themselves least to {text.number(quarters.iloc[-1], 2, True)} dB on the quarter that do most"
+    )
+
+
+def count(which: pd.Series) -> str:
+    """How many are: "none is", "1 is", "3 are"."""
+    found = int(which.sum())
+    return "none is" if not found else "1 is" if found == 1 else f"{found} are"
+
+
+def dagl_ablation(report: Report) -> list[str]:
+    full = "dagl_gray_denoise_25"
+    published = report.verdicts[report.verdicts.published.notna()]
+    run = published[published.verdict != NOT_RUN]
+    same = (run.difference > 0) == (run.published > 0)
+    resolved = run.verdict.isin((HOLDS, REVERSED))
+    return [
+        report.outcome(full, f"{full}-nl", ("DAGL's graph", "plain non-local attention with one head in its place")),
+        report.outcome(full, "edsr_gray_denoise_25", ("DAGL", "its trunk without attention")),
+        f"of the {len(run)} differences that the paper's Table 5 implies, {count(resolved)} resolved here and "
+        f"{count(same & resolved)} resolved in the paper's direction" if len(run) else "",
+    ]  # fmt: skip
+
+
+def dagl_structure(report: Report) -> list[str]:
+    names = {"dagl_gray_denoise_25-no_threshold_64": "64 fixed neighbours"}
+    full = report.verdicts[report.verdicts.better == "dagl_gray_denoise_25"]
+    against = {row.worse: report.labels[row.worse].removeprefix("DAGL, ") for row in full.itertuples()}
+    told = full.assign(better=full.worse, difference=-full.difference, low=-full.high, high=-full.low)
+    told["verdict"] = told.verdict.replace({HOLDS: REVERSED, REVERSED: HOLDS})
+    fixed = report.verdicts[report.verdicts.better.isin(names)]
+    return [grouped(report, told, "the full network", against), grouped(report, fixed, "4 of them", names)]
+
+
+def panet_scales(report: Report) -> list[str]:
+    scales = report.verdicts[report.verdicts.worse.str.endswith("scales_1")]
+    on = {row.better: f"on {report.task_title(row.better)} the pyramid" for row in scales.itertuples()}
+    trunk = "panet_gray_denoise_25-common_trunk"
+    on[trunk] = "in the common trunk the pyramid"
+    run = report.run_claims()
+    pixels = f"{trunk}_pixel_wise" if f"{trunk}_pixel_wise" in set(run.worse) else ""
+    return [
+        grouped(report, scales, "one scale", on),
+        report.outcome(trunk, pixels, ("in the common trunk, block matching", "pixel matching")),
+        report.outcome(trunk, "edsr_gray_denoise_25", ("PANet's pyramid in the common trunk", "the trunk alone")),
+    ]
+
+
+def enlca_amplification(report: Report) -> list[str]:
+    four = report.verdicts[report.verdicts.better.str.startswith("enlca_sr_x4")]
+    k = four[four.worse.isin(("enlca_sr_x4-k1", "enlca_sr_x4-k10"))]
+    rest = report.verdicts[report.verdicts.worse.str.endswith(("no_contrastive_loss", "edsr_sr_x4", "edsr_sr_x2"))]
+    against = {row.worse: report.labels[row.worse].removeprefix("ENLCN, ") for row in k.itertuples()}
+    told = k.assign(better=k.worse, difference=-k.difference, low=-k.high, high=-k.low)
+    told["verdict"] = told.verdict.replace({HOLDS: REVERSED, REVERSED: HOLDS})
+    return [grouped(report, told, "amplification 6", against), _each(report, rest), open_claims(report)]
+
+
+def ignn_aggregation(report: Report) -> list[str]:
+    graph = report.verdicts[report.verdicts.worse.str.endswith("no_graph")]
+    parts = report.verdicts[(report.verdicts.better == "ignn_sr_x2") & ~report.verdicts.worse.str.endswith("no_graph")]
+    on = {row.better: f"the graph on {report.task_title(row.better)}" for row in graph.itertuples()}
+    return [grouped(report, graph, "the trunk alone", on), _each(report, parts), open_claims(report)]
+
+
+def _each(report: Report, claims: pd.DataFrame) -> str:
+    """A clause for each claim that is resolved; that none is, where none is."""
+    run = claims[claims.verdict != NOT_RUN]
+    delta = report.params.delta.psnr
+    done = run[run.verdict.isin((HOLDS, REVERSED, EQUAL))]
+    said = [
+        text.sentence(row._asdict(), report.labels[row.better], report.labels[row.worse], delta)
+        for row in done.itertuples()
+    ]
+    if run.empty:
+        return ""
+    return "; ".join(said) or f"none of the other {len(run)} comparisons is resolved"
+
+
+def lir_parts(report: Report) -> list[str]:
+    return [_each(report, report.verdicts), open_claims(report)]
+
+
+def across_systems(report: Report) -> list[str]:
+    sentences = []
+    short = {
+        "nl": "plain non-local attention", "dagl": "DAGL's graph", "panet": "PANet's pyramid", "enlca": "ENLCA",
+        "ignn": "IGNN's graph",
+    }  # fmt: skip
+    best: tuple[float, tuple] | None = None
+    for task, rows in report.tasks.items():
+        claims = report.verdicts[report.verdicts.worse == rows[0]]
+        names = {
+            row.better: short["nl" if row.better.endswith("-nl") else row.better.partition("_")[0]]
+            for row in claims.itertuples()
+        }
+        if found := grouped(report, claims, "the same trunk without attention", names):
+            sentences.append(f"on {task}, {found}")
+        for row in claims[claims.verdict == HOLDS].itertuples():
+            if best is None or row.difference > best[0]:
+                best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}"))
+    return [*sentences, with_similarity(report, *best[1]) if best else ""]
+
+
+ANSWERS: dict[str, Callable[[Report], list[str]]] = {
+    function.__name__: function
+    for function in (
+        dagl_ablation,
+        dagl_structure,
+        panet_scales,
+        enlca_amplification,
+        ignn_aggregation,
+        lir_parts,
+        across_systems,
+    )
+}

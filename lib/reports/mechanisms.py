@@ -1,0 +1,387 @@
+"""What the reports show of trained attention, from what the evaluation of a row kept (`mechanism.npz`).
+
+Every function takes a `Report` and returns a figure, a table or a sentence for its notebook; where the profile lacks
+the row that it needs it says so instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+from IPython.display import Image, Markdown
+
+from . import plots, statistics, tables, text
+from .study import NotRun, Report
+
+Shown = Image | Markdown
+
+
+def _or_not_run(function: Callable[..., Shown]) -> Callable[..., Shown]:
+    @functools.wraps(function)
+    def shown(*args, **options) -> Shown:
+        try:
+            return function(*args, **options)
+        except NotRun as error:
+            return Markdown(str(error))
+
+    return shown
+
+
+def _photograph(seen: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    return seen["photograph"] / 255, [(int(row), int(column)) for row, column in seen["points"]]
+
+
+# -- DAGL -----------------------------------------------------------------------------------------------------------
+
+
+@_or_not_run
+def dagl_neighbours(report: Report, name: str) -> Shown:
+    """The patches that weigh most for three pixels, first head of the first stage."""
+    seen = report.seen(name)
+    weights = seen["weights"].astype(float)
+    held = text.listed([plots.holding(of_pixel) for of_pixel in weights])
+    drawn = plots.attention(*_photograph(seen), weights)
+    return report.show(drawn, "neighbours", f"Neighbours of three pixels by weight: {held} of it.", photographs=True)
+
+
+@_or_not_run
+def dagl_kept(report: Report, name: str) -> Shown:
+    """How many neighbours each patch keeps, as a map."""
+    seen = report.seen(name)
+    photograph, kept = _photograph(seen)[0], seen["kept"]
+    alt = (
+        f"{kept.mean():.0f} neighbours kept on average, {kept.min()} to {kept.max()}, of {photograph.size} candidates."
+    )
+    return report.show(plots.heat(kept, "neighbours kept", photograph), "kept", alt, photographs=True)
+
+
+@_or_not_run
+def dagl_edges(report: Report, name: str) -> Shown:
+    """Whether patches at edges keep fewer neighbours, as the paper says: rank correlation with the local gradient."""
+    seen = report.seen(name)
+    photograph, kept = _photograph(seen)[0], seen["kept"].astype(float)
+    gradient = np.hypot(*np.gradient(photograph))
+    if kept.std() == 0:
+        return Markdown(f"Every patch keeps {kept.flat[0]:.0f} of {photograph.size} candidates.")
+    found = pd.Series(gradient.ravel()).corr(pd.Series(kept.ravel()), method="spearman")
+    said = "fewer" if found < -0.1 else "more" if found > 0.1 else "neither more nor fewer"
+    return Markdown(
+        f"A patch keeps {kept.mean():.0f} neighbours on average, {kept.min():.0f} to {kept.max():.0f}, of "
+        f"{photograph.size} candidates. Where the gradient is strong it keeps {said} (rank correlation {found:+.2f} "
+        "over the pixels of this photograph); the paper says fewer."
+    )
+
+
+@_or_not_run
+def dagl_places(report: Report) -> Shown:
+    """How many places hold nine tenths of the weight of three pixels, for every row that has weights."""
+    kept = {report.labels[name]: seen for name, seen in report.all_seen(report.study.experiments).items()}
+    held = {
+        label: [plots.places_holding(weights) for weights in seen["weights"].astype(float)]
+        for label, seen in kept.items()
+        if "weights" in seen
+    }
+    return report.show(plots.points(held, "places that hold 90 % of the weight", log=True), "places")
+
+
+# -- PANet ----------------------------------------------------------------------------------------------------------
+
+
+def _levels(seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key.removeprefix("map_"): seen[key] for key in seen if key.startswith("map_")}
+
+
+def _shares(report: Report) -> tuple[dict[str, pd.Series], dict[str, pd.Series]]:
+    """Per network of several levels the share of the attention that each level gets, and its share of the pixels."""
+    shares, uniform = {}, {}
+    for name, seen in report.all_seen(report.study.experiments).items():
+        levels = _levels(seen)
+        if len(levels) > 1:
+            scales = [float(scale) for scale in levels]
+            pixels = pd.Series([grid.shape[-2] * grid.shape[-1] for grid in levels.values()], scales)
+            title = f"{report.labels[name]}, {report.task_title(name)}"
+            shares[title] = pd.Series(seen["mass"].astype(float).mean(0), scales)
+            uniform[title] = pixels / pixels.sum()
+    return shares, uniform
+
+
+@_or_not_run
+def panet_mass(report: Report) -> Shown:
+    """The share of the attention that each level of the pyramid gets."""
+    shares, uniform = _shares(report)
+    if not shares:
+        return Markdown("No network with several levels has been run in this profile.")
+    return report.show(
+        plots.masses(shares, uniform), "mass", "Share of the attention per level, beside uniform shares."
+    )
+
+
+@_or_not_run
+def panet_ratio(report: Report) -> Shown:
+    """Each level's share of the attention over its share of the pixels."""
+    shares, uniform = _shares(report)
+    ratio = {name: {f"{s:g}": text.number(v) for s, v in (shares[name] / uniform[name]).items()} for name in shares}
+    if not ratio:
+        return Markdown("")
+    return Markdown(text.markdown(pd.DataFrame.from_dict(ratio, orient="index").fillna("").rename_axis("scale")))
+
+
+@_or_not_run
+def panet_attention(report: Report, name: str) -> Shown:
+    """What three pixels attend to at every level."""
+    seen = report.seen(name)
+    levels = {scale: grid[0].astype(float) for scale, grid in _levels(seen).items()}
+    drawn = plots.pyramid(*_photograph(seen), levels)
+    return report.show(drawn, "attention", "Pixels that weigh most for three pixels, at every level.", photographs=True)
+
+
+@_or_not_run
+def panet_holding(report: Report) -> Shown:
+    """How many pixels of all levels hold nine tenths of a chosen pixel's attention."""
+    rows = {}
+    for name, seen in report.all_seen(report.study.experiments).items():
+        if not (levels := _levels(seen)):
+            continue
+        flat = [grid[0].reshape(len(seen["points"]), -1) for grid in levels.values()]
+        together = np.concatenate(flat, axis=1).astype(float)
+        counts = ", ".join(str(plots.places_holding(weights)) for weights in together)
+        title = f"{report.labels[name]} ({report.task_title(name)})"
+        rows[title] = {"pixels that hold 90 %": counts, "of": together.shape[1]}
+    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")) if rows else "")
+
+
+# -- ENLCA ----------------------------------------------------------------------------------------------------------
+
+ENLCA = "enlca_sr_x4"
+KINDS = {"orthogonal": "orthogonal, as released", "random_signs": "orthogonal, random signs", "gaussian": "Gaussian"}
+
+
+def _by(report: Report, key: str, option: str) -> dict[float, str]:
+    """The rows of x4 that differ from the reference in one option alone, by what they set it to."""
+    full = report.options(ENLCA)
+    rows = report.all_seen(text.tasks_of(report.study.experiments)["sr_x4"])
+    found = {
+        float(seen[key][0]): name
+        for name, seen in rows.items()
+        if {o for o in {*full, *report.options(name)} if full.get(o) != report.options(name).get(o)} <= {option}
+        and key in seen
+    }
+    return dict(sorted(found.items()))
+
+
+@_or_not_run
+def enlca_gain(report: Report) -> Shown:
+    """Gain on the trunk without attention for every amplification k and every number m of random features."""
+    panels = {}
+    for title, rows in (
+        ("amplification k", _by(report, "k", "k")),
+        ("random features m", _by(report, "m", "features")),
+    ):
+        found = {x: tables.gains(report.images, name, "edsr_sr_x4") for x, name in rows.items()}
+        panels[title] = pd.DataFrame(
+            {x: one.set_index(["set", "image"]).gain for x, one in found.items() if not one.empty}
+        )
+    if any(table.empty for table in panels.values()):
+        raise NotRun("These rows were not run with the same seeds in this profile.")
+    alt = "Gain on the trunk without attention against k and against m; the claims have the numbers."
+    return report.show(plots.along(panels, "gain on no attention (dB)"), "amplification", alt)
+
+
+@_or_not_run
+def enlca_attention(report: Report, kind: str) -> Shown:
+    """The pixels that weigh most for three pixels in the middle module. kind: exact or features."""
+    seen = report.seen(ENLCA)
+    maps = seen[kind][len(seen["k"]) // 2].astype(float)
+    held = text.listed([plots.holding(of_pixel) for of_pixel in maps])
+    drawn = plots.attention(*_photograph(seen), maps)
+    return report.show(drawn, f"attention_{kind}", f"Attention of three pixels: {held}.", photographs=True)
+
+
+@_or_not_run
+def enlca_entropy(report: Report) -> Shown:
+    """Entropy of each pixel's weights in networks trained with each k, by the softmax and by the features."""
+    first, by_k = report.seen(ENLCA), _by(report, "k", "k")
+    seen = {k: report.seen(name) for k, name in by_k.items()}
+    sharpness = {
+        f"module {module + 1}": {
+            kind: {k: kept[f"entropy_{kind}"][module].ravel().astype(float) for k, kept in seen.items()}
+            for kind in ("exact", "features")
+        }
+        for module in range(len(first["k"]))
+    }
+    pixels = first["entropy_exact"][0].size
+    drawn = plots.quartiles(sharpness, "amplification k", "entropy (nats)", ("log HW", np.log(pixels)))
+    return report.show(drawn, "entropy", "Entropy of the weights against k, medians and quartiles over pixels.")
+
+
+@_or_not_run
+def enlca_sharpness(report: Report) -> Shown:
+    """How many pixels share the weight in the middle module, e to the median entropy."""
+    first = report.seen(ENLCA)
+    middle = len(first["k"]) // 2
+    rows = {}
+    for k, name in _by(report, "k", "k").items():
+        seen = report.seen(name)
+        rows[f"k = {k:g}"] = {
+            kind: f"{np.exp(np.median(seen[f'entropy_{kind}'][middle].astype(float))):.0f}"
+            for kind in ("exact", "features")
+        }
+    pixels = first["entropy_exact"][0].size
+    head = f"Pixels that share the weight in the middle module (e to the median entropy), of {pixels}:"
+    return Markdown(f"{head}\n\n{text.markdown(pd.DataFrame(rows).rename_axis('by'))}")
+
+
+def _errors(seen: Mapping[str, np.ndarray]) -> dict[str, pd.DataFrame]:
+    """Relative error of the attention's output per kind of features: a row per k, a column per m."""
+    k, m = seen["at_k"][0], seen["at_m"][0]
+    return {
+        title: pd.DataFrame(np.median(seen[f"error_{kind}"].astype(float), axis=0), k, m)
+        for kind, title in KINDS.items()
+    }
+
+
+@_or_not_run
+def enlca_error(report: Report, against: str) -> Shown:
+    """Relative error of the attention's output by random features, against k or against m."""
+    errors, label = _errors(report.seen(ENLCA)), "relative error of the output"
+    if against == "k":
+        drawn = plots.curves(errors, "amplification k", label, "features m", yscale="log")
+    else:
+        turned = {title: table.T for title, table in errors.items()}
+        drawn = plots.curves(turned, "features m", label, "k", xscale="log", yscale="log")
+    return report.show(drawn, f"error_by_{against}", f"Relative error of the output against {against}.")
+
+
+def _variances(seen: Mapping[str, np.ndarray]) -> tuple[int, dict[str, pd.DataFrame]]:
+    """The number of features of the network, and logarithms of relative variances against k: of the kernel, with what
+    is expected over all draws, and of the output."""
+    used = list(seen["at_m"][0]).index(int(seen["m"][0]))
+    kernel = {title: seen[f"log_variance_{kind}"] for kind, title in KINDS.items()}
+    output = {title: 2 * np.log(seen[f"error_{kind}"].astype(float)) for kind, title in KINDS.items()}
+    parts = {"kernel": {**kernel, "over all draws": seen["log_variance_expected"]}, "output": output}
+    return int(seen["m"][0]), {
+        part: pd.DataFrame({n: np.median(v.astype(float), axis=0)[:, used] for n, v in found.items()}, seen["at_k"][0])
+        for part, found in parts.items()
+    }
+
+
+@_or_not_run
+def enlca_variance(report: Report) -> Shown:
+    """The logarithm of the relative variance against k: a straight line where it grows exponentially."""
+    features, logarithms = _variances(report.seen(ENLCA))
+    drawn = plots.curves(logarithms, "amplification k", "log of the relative variance", f"{features} features")
+    return report.show(drawn, "variance", "Logarithm of the relative variance against k.")
+
+
+@_or_not_run
+def enlca_growth(report: Report) -> Shown:
+    """Whether the variance grows exponentially in k, per kind of features."""
+    _, logarithms = _variances(report.seen(ENLCA))
+    columns = pd.concat(logarithms, axis=1)
+    k, half = list(columns.index), len(columns) // 2
+    rows = {}
+    for (part, kind), values in columns.items():
+        found = statistics.growth(k, values)
+        rows[f"{part}, {kind}"] = {
+            "exponential": "yes" if found["exponential"] else "no",
+            "growth per unit of k": text.number(found["factor"]),
+            f"up to k = {k[half - 1]}": text.number(found["factor_low"]),
+            f"from k = {k[-half]}": text.number(found["factor_high"]),
+            "R² of the line": text.number(found["r2"]),
+        }
+    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("variance of")))
+
+
+# -- IGNN -----------------------------------------------------------------------------------------------------------
+
+
+@_or_not_run
+def ignn_matches(report: Report, name: str) -> Shown:
+    """For three patches the larger patches that stand for their neighbours, with edge weights at both resolutions."""
+    seen, scale = report.seen(name), report.scale(name)
+    low, high = seen["weight_lr"].astype(float), seen["weight_hr"].astype(float)
+    titles = [[f"{a:.2f} / {b:.2f}" for a, b in zip(*pair, strict=True)] for pair in zip(low, high, strict=True)]
+    drawn = plots.matches(seen["photograph"], seen["query"], seen["match"], titles, scale, 3 * scale)
+    return report.show(drawn, "matches", "Three patches and the larger patches that they match.", photographs=True)
+
+
+@_or_not_run
+def ignn_neighbours(report: Report, name: str) -> Shown:
+    """Distances and edge weights of the neighbours by rank."""
+    seen = report.seen(name)
+    low, high = seen["weight_lr"].astype(float), seen["weight_hr"].astype(float)
+    panels = {"distance": seen["distance"].astype(float), "weight, small resolution": low, "weight, large": high}
+    return report.show(plots.by_rank(panels, 1 / low.shape[1]), "neighbours", "Distance and weight by rank.")
+
+
+@_or_not_run
+def ignn_weights(report: Report, name: str) -> Shown:
+    """Whether the learned edge weights tell near neighbours from far ones, in a sentence."""
+    seen = report.seen(name)
+    distance = seen["distance"].astype(float)
+    both = [seen[key].astype(float) for key in ("weight_lr", "weight_hr")]
+    first, last = (np.mean([weights[:, rank].mean() for weights in both]) for rank in (0, -1))
+    further = (distance[:, -1] / distance[:, 0]).mean()
+    return Markdown(
+        f"The farthest of {distance.shape[1]} neighbours is {further:.1f} times as far as the nearest, and its edge "
+        f"weight is {last:.3f} against {first:.3f} on average: learned weights "
+        + ("hardly tell neighbours apart." if abs(first - last) < 0.01 else "depend on the distance.")
+    )
+
+
+# -- LIR ------------------------------------------------------------------------------------------------------------
+
+OPERATORS = ["Sobel x", "Sobel y", "Laplace", "edge", "Sobel xy", "Sobel yx", "Roberts x", "Roberts y", "high-pass"]
+
+
+@_or_not_run
+def lir_filters(report: Report, name: str) -> Shown:
+    """The mixtures of all adaptive filters."""
+    seen, blocks = report.seen(name), report.options(name)["blocks"]
+    places = [(level, block) for level, count in enumerate(blocks, 1) for block in range(1, count + 1)]
+    rows = [f"level {level}, block {block}, stage {stage}" for level, block in places for stage in range(2, 6)]
+    drawn = plots.mixtures(seen["alpha"].astype(float), seen["beta"].astype(float), rows, OPERATORS)
+    return report.show(drawn, "filters", "Weights of the fixed operators in every adaptive filter.")
+
+
+def _taken(report: Report, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Photograph, input and restoration of a row, and the true, the subtracted and the whole removed degradation."""
+    seen = report.seen(name)
+    clean = seen["photograph"] / 255
+    given, restored, subtracted = (
+        np.moveaxis(seen[key][0].astype(float), 0, 2) for key in ("degraded", "restored", "degradation")
+    )
+    taken = {"truth": given - clean, "subtracted": subtracted, "taken away": given - restored}
+    return {"clean": clean, "input": given, "restored": restored}, taken
+
+
+def _correlations(taken: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {key: float(np.corrcoef(one.ravel(), taken["truth"].ravel())[0, 1]) for key, one in taken.items()}
+
+
+@_or_not_run
+def lir_degradations(report: Report, names: list[str]) -> Shown:
+    """For each row: photograph, input, restoration, and three degradations around gray with their correlations."""
+    from ..figures import gallery
+
+    shown: dict[str, np.ndarray] = {}
+    for name in names:
+        pictures, taken = _taken(report, name)
+        task, found = report.task_title(name), _correlations(taken)
+        shown |= {f"{task}: {key}": picture for key, picture in pictures.items()}
+        shown |= {f"{key}, {found[key]:+.2f} ({task})": 0.5 + one for key, one in taken.items()}
+    return report.show(gallery(shown, columns=3, side=2.6), "degradations", "What LIR subtracts.", photographs=True)
+
+
+@_or_not_run
+def lir_correlations(report: Report, names: list[str]) -> Shown:
+    """Correlations of the degradations with the true one."""
+    rows = {}
+    for name in names:
+        found = _correlations(_taken(report, name)[1])
+        rows[report.task_title(name)] = {k: text.number(v, 3, True) for k, v in found.items() if k != "truth"}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("correlation with the true degradation")
+    return Markdown(text.markdown(table))

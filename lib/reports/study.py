@@ -1,0 +1,337 @@
+"""A study's report: each standard cell of its notebook is one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import Image, Markdown
+from matplotlib.figure import Figure
+
+from .. import figures
+from ..params import Params
+from ..params import text as in_words
+from . import answers, plots, statistics, tables, text
+
+#: The profile that proves that everything runs, and draws no conclusions.
+SMOKE_RUN = "quick"
+
+
+class NotRun(LookupError):
+    """What is to be shown was not run in this profile."""
+
+
+class Report:
+    """What the tables of a study say, in the words and figures of its report.
+
+    labels: title of each row; tasks: title of each task of the study with its rows, of which the first is the
+    reference. Numbers are read from `tables/<study>/`, figures saved in `report/<study>/`.
+    """
+
+    def __init__(self, study: str, params: Params | None = None):
+        figures.style()
+        self.params = params or Params()
+        self.study = self.params.study(study)
+        source, self.out = self.params.results("tables", study), self.params.results("report", study)
+        self.images = pd.read_csv(source / "images.csv")
+        self.rows = pd.read_csv(source / "rows.csv", index_col=0)
+        self.costs = pd.read_csv(source / "costs.csv", index_col=0)
+        self.acts = pd.read_csv(source / "acts.csv", index_col=0, keep_default_na=False).acts
+        self.verdicts = pd.read_csv(source / "verdicts.csv", dtype={"reason": str, "source": str})
+        self.verdicts = self.verdicts.fillna({"reason": "", "source": ""})
+        self.not_run = pd.read_csv(source / "not_run.csv", index_col=0)
+        fitted = pd.read_csv(source / "prior.csv", index_col=0)
+        self.priors = {metric: statistics.Prior(*fitted.loc[metric]) for metric in fitted.index}
+        resolved = {name: self.params.row(name) for name in self.study.experiments}
+        self.labels = {name: row.title for name, row in resolved.items()}
+        self.tasks = {resolved[names[0]].task.title: names for names in text.tasks_of(resolved).values()}
+        self.published = tables.published()
+        self._resolved = resolved
+
+    # -- what was found ------------------------------------------------------------------------------------------------
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether the profile draws conclusions."""
+        return self.params.profile != SMOKE_RUN
+
+    def said(self) -> str:
+        """Two or three sentences that answer the study's question."""
+        return answers.answer(self)
+
+    def answer(self) -> Markdown:
+        """`said` for the notebook; kept in `answer.md` too."""
+        self._keep("answer.md", self.said())
+        return Markdown(f"**Answer.** {self.said()}")
+
+    def _keep(self, name: str, words: str) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / name).write_text(words + "\n")
+
+    def outcome(self, better: str, worse: str, names: tuple[str, str]) -> str:
+        """A claim's outcome in words (`text.sentence`), `names` standing for its rows; nothing where the study does not
+        make the claim."""
+        rows = self.verdicts[(self.verdicts.better == better) & (self.verdicts.worse == worse)]
+        return "" if rows.empty else text.sentence(rows.iloc[0].to_dict(), *names, self.params.delta.psnr)
+
+    def name(self, claim: Any) -> str:
+        """A claim for readers: "A over B", and the task where the study has several."""
+        names = self.labels[claim.better], self.labels[claim.worse]
+        task = f" ({self._resolved[claim.better].task.title})" if len(self.tasks) > 1 else ""
+        return f"{names[0]} over {names[1]}{task}"
+
+    def claims(self) -> Markdown:
+        """The study's claims with their verdicts, differences in dB."""
+        rows = [
+            {
+                "claim": self.name(row),
+                "verdict": text.verdict(row._asdict() | {"reason": self._reason(row)}),
+                "difference (95 % interval)": text.difference(row._asdict()),
+                "published": text.number(row.published, 2, signed=True),
+                "SSIM": f"{text.difference(row._asdict(), 'ssim_', 4)} {row.ssim_verdict}",
+                "claimed by": row.source,
+            }
+            for row in self.verdicts.itertuples()
+        ]
+        return Markdown(text.markdown(pd.DataFrame(rows).set_index("claim")))
+
+    def _reason(self, row: Any) -> str:
+        """A claim's reason with titles for names, and why a row was not run where it says so."""
+        reasons = [self.not_run.reason[name] for name in (row.better, row.worse) if name in self.not_run.index]
+        reason = reasons[0] if reasons else row.reason
+        for name in sorted(self.labels, key=len, reverse=True):
+            reason = reason.replace(name, self.labels[name])
+        return reason
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def compared(self) -> Markdown:
+        """The options of each task's reference, and those in which the other rows differ from it."""
+        parts = []
+        for task, names in self._by_task():
+            full = self._resolved[names[0]].options
+            differing = {
+                self.labels[name]: in_words(
+                    {key: value for key, value in self._resolved[name].options.items() if full.get(key) != value}
+                )
+                for name in names[1:]
+            }
+            head = f"**{task}**: {self.labels[names[0]]}, {in_words(full)}"
+            parts += [
+                head,
+                text.markdown(pd.Series(differing, name="options that differ").rename_axis("row").to_frame()),
+            ]
+        return Markdown("\n\n".join(parts))
+
+    def table(self) -> Markdown:
+        """The main table, a part per task; kept in `rows.md` too."""
+        parts = [f"**{task}**, {self._measured_on(names)}\n\n{text.markdown(self._part(names))}"
+                 for task, names in self._by_task()]  # fmt: skip
+        self._keep("rows.md", "\n\n".join(parts))
+        return Markdown("\n\n".join(parts))
+
+    def _part(self, names: Sequence[str]) -> pd.DataFrame:
+        reference, rows = names[0], {}
+        for name in names:
+            row, cost = self.rows.loc[name], self.costs.reindex([name]).iloc[0]
+            spent = f"{text.number(cost.parameters, 0)}; {text.number(cost.multiply_adds / 1e9, 1)} G"
+            rows[self.labels[name]] = {
+                "verdict": "reference" if name == reference else self._relation(name, reference),
+                "difference (95 % interval), dB": text.difference(row) if name != reference else "",
+                "PSNR (dB)": text.number(row.psnr),
+                "attention acts": self.acts.get(name, ""),
+                "parameters; multiply-adds": spent if pd.notna(cost.parameters) else "",
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")
+
+    def _relation(self, name: str, reference: str) -> str:
+        """What a row is to its reference, from the claim about the two in either direction; empty without a claim."""
+        if not self.rows.photographs[name]:
+            return statistics.NOT_RUN
+        for row in self.verdicts.itertuples():
+            if {row.better, row.worse} == {name, reference}:
+                sign = 1 if row.better == name else -1
+                return text.relation(row.verdict, sign * row.difference, self.params.delta.psnr)
+        return ""
+
+    def _measured_on(self, names: Sequence[str]) -> str:
+        counts = self.images[self.images.experiment.isin(names)].drop_duplicates(["set", "image"])
+        counts = counts.groupby("set", sort=False).size()
+        return f"{counts.sum()} photographs of {text.listed([*counts.index])}" if len(counts) else statistics.NOT_RUN
+
+    def beside_published(self) -> Markdown:
+        """Published numbers beside ours on the same set, where there are any."""
+        ours = self.images.assign(psnr=statistics.counted(self.images.psnr)).groupby(["experiment", "set"]).psnr.mean()
+        rows = [
+            {
+                "row": f"{self.labels[name]} ({task})",
+                "set": row["set"],
+                "published PSNR (dB)": text.number(row.psnr),
+                "ours (dB)": text.number(ours.get((name, row["set"]), np.nan)),
+                "source": row.source,
+            }
+            for task, names in self._by_task()
+            for name in names
+            if name in self.published.index
+            for row in [self.published.loc[name]]
+        ]
+        if not rows:
+            return Markdown("No published number of these rows was found.")
+        return Markdown(text.markdown(pd.DataFrame(rows).set_index("row")))
+
+    def per_set(self) -> Markdown:
+        """Mean PSNR (dB) of each row on each set, with how many photographs the set has."""
+        parts = []
+        for task, names in self._by_task():
+            images = self.images[self.images.experiment.isin(names)]
+            if images.empty:
+                continue
+            counts = images.groupby("set", sort=False).image.nunique()
+            means = images.assign(psnr=statistics.counted(images.psnr)).groupby(["experiment", "set"]).psnr.mean()
+            heads = {of: f"{of} ({count})" for of, count in counts.items()}
+            shown = {
+                self.labels[name]: {head: text.number(means.get((name, of), np.nan)) for of, head in heads.items()}
+                for name in names
+            }
+            parts += [f"**{task}**", text.markdown(pd.DataFrame.from_dict(shown, orient="index").rename_axis("row"))]
+        return Markdown("\n\n".join(parts) or "Nothing has been run.")
+
+    def gain_per_set(self) -> Markdown:
+        """The difference (dB) of every claim that was run on each set, with its interval."""
+        rows = {}
+        for claim in self.run_claims().itertuples():
+            pair, of_set = (claim.better, claim.worse), {}
+            for name, images in self.images[self.images.experiment.isin(pair)].groupby("set", sort=False):
+                found, _ = statistics.differences_of(images, [pair], "psnr")
+                low, high = statistics.estimate(found, self.priors["psnr"]).interval()
+                of_set[name] = text.difference({"difference": found.mean[0], "low": low[0], "high": high[0]})
+            rows[self.name(claim)] = of_set
+        return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("claim")))
+
+    def run_claims(self) -> pd.DataFrame:
+        """The verdicts of claims whose rows could be compared."""
+        return self.verdicts[self.verdicts.verdict != statistics.NOT_RUN]
+
+    def trend(self, better: str, worse: str) -> tuple[float, float, float] | None:
+        """Slope of a gain (dB) against self-similarity and its interval; None with too few photographs or seeds."""
+        found, _ = statistics.differences_of(self.images, [(better, worse)], statistics.TREND)
+        low, high = statistics.estimate(found, self.priors[statistics.TREND]).interval()
+        return None if np.isnan(low[0]) else (found.mean[0], low[0], high[0])
+
+    def similarity(self) -> Markdown:
+        """How the gain of each claim goes with self-similarity: trend per 0.1 and mean gain per quarter, in dB."""
+        rows = {}
+        for claim in self.run_claims().itertuples():
+            if (line := self.trend(claim.better, claim.worse)) is None:
+                continue
+            slope, low, high = (value / 10 for value in line)
+            trend = text.difference({"difference": slope, "low": low, "high": high})
+            quarters = tables.by_quartile(tables.gains(self.images, claim.better, claim.worse))
+            shown = {f"{name} similar quarter": text.number(gain, 2, True) for name, gain in quarters.items()}
+            rows[self.name(claim)] = {"trend per 0.1 (95 % interval)": trend, **shown}
+        if not rows:
+            return Markdown("With so few photographs or seeds no trend is shown.")
+        return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")))
+
+    def limits(self) -> Markdown:
+        """How far these numbers reach: profile, training, field, photographs, seeds."""
+        parts = [f"Profile `{self.params.profile}`" + ("" if self.conclusive else ", which draws no conclusions") + "."]
+        for task, names in self._by_task():
+            trained = [name for name in names if name in self.params.experiments]
+            row = self.params.experiment(trained[0])
+            budget, how = row.budget, row.evaluation
+            seen = f"tiles of {how.tile} pixels, beyond which attention sees nothing" if how.tile else "whole images"
+            size = f"the central {how.crop} x {how.crop} pixels" if how.crop else "whole photographs"
+            parts.append(
+                f"*{task}*: {budget.steps:,} steps of {budget.batch} crops of {budget.crop} pixels; measured "
+                f"on {size} of {self._measured_on(names)}, in {seen}; seeds {text.listed([*map(str, row.seeds)])}."
+            )
+        parts.append("Networks of published size, trained for as long as the papers did, may behave differently.")
+        return Markdown("\n\n".join(parts))
+
+    def _by_task(self) -> list[tuple[str, list[str]]]:
+        return [*self.tasks.items()]
+
+    # -- figures -------------------------------------------------------------------------------------------------------
+
+    def show(self, figure: Figure, name: str, alt: str | None = None, photographs: bool = False) -> Image:
+        """A figure for the notebook, saved under a name in the report's folder."""
+        return figures.show(figure, self.out / name, photographs=photographs, alt=alt)
+
+    def differences(self) -> Image | Markdown:
+        """Per-photograph differences of every trained row to its task's reference."""
+        psnr, panels = tables.photographs(self.images), {}
+        for task, names in self._by_task():
+            shown = [n for n in names[1:] if pd.notna(self.rows.difference[n]) and n in self.params.experiments]
+            if shown:
+                panels[f"{task}: difference to {self.labels[names[0]]}"] = (
+                    psnr[shown].sub(psnr[names[0]], axis=0).dropna()
+                )
+        if not panels:
+            return Markdown("No two rows can be compared yet.")
+        alt = "Differences of PSNR on single photographs, row by row; the numbers are in the table below."
+        return self.show(plots.differences(panels, self.rows, self.labels), "differences", alt)
+
+    def cost(self) -> Image:
+        """PSNR against multiply-adds."""
+        drawn = self.rows[["psnr"]].join(self.costs[["multiply_adds", "parameters"]]).dropna()
+        drawn = drawn[[name in self.params.experiments for name in drawn.index]].astype(float)
+        titles = {name: self._resolved[name].task.title for name in drawn.index}
+        alt = "PSNR against multiply-adds of every trained row; the numbers are in the main table."
+        return self.show(plots.quality_against_cost(drawn, self.labels, titles), "cost", alt)
+
+    def gain_against_similarity(self) -> Image | Markdown:
+        """Gain against self-similarity, a panel per claim that was run."""
+        panels = {
+            self.name(claim): (claim.better, tables.gains(self.images, *pair), self.trend(*pair))
+            for claim in self.run_claims().itertuples()
+            for pair in [(claim.better, claim.worse)]
+        }
+        if not panels:
+            return Markdown("No claim has been run.")
+        alt = (
+            "Gain on each photograph against its self-similarity, a panel per claim; the trends are in the table below."
+        )
+        return self.show(plots.against_similarity(panels), "self_similarity", alt)
+
+    def influence(self, task: str) -> Image | Markdown:
+        """Where the modules of the rows of a task look, by one measure for all kinds of attention."""
+        kept = self.all_seen(text.tasks_of(self.study.experiments)[task])
+        seen = {self.labels[name]: one for name, one in kept.items() if "influence" in one}
+        if not seen:
+            return Markdown("None of these rows was run in this profile.")
+        one = next(iter(seen.values()))
+        maps = {label: kept["influence"].astype(float) for label, kept in seen.items()}
+        still = [label for label, shown in maps.items() if not shown.any()]
+        alt = f"Which pixels move what {text.listed([*maps])} add at three pixels" + (
+            f"; no pixel moves what {text.listed(still)} adds." if still else "."
+        )
+        drawn = plots.influences(one["photograph"] / 255, [tuple(point) for point in one["points"]], maps)
+        return self.show(drawn, "influence", alt, photographs=True)
+
+    def seen(self, name: str) -> dict[str, np.ndarray]:
+        """What the evaluation of a row kept of its attention on one photograph; raises NotRun where it kept nothing."""
+        file = self.params.results("evaluate", name, "mechanism.npz")
+        if not file.exists():
+            raise NotRun(f"{self.labels[name]} was not run in this profile.")
+        return dict(np.load(file))
+
+    def all_seen(self, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+        """`seen` of the rows that have it."""
+        return {
+            name: self.seen(name) for name in names if self.params.results("evaluate", name, "mechanism.npz").exists()
+        }
+
+    def options(self, name: str) -> dict:
+        """The options of a row's network."""
+        return self._resolved[name].options
+
+    def task_title(self, name: str) -> str:
+        """The title of a row's task."""
+        return self._resolved[name].task.title
+
+    def scale(self, name: str) -> int:
+        """How many times a row's task enlarges an image."""
+        return self._resolved[name].task.degradation.scale

@@ -1,0 +1,117 @@
+"""Words of the reports: numbers, names, verdicts and sentences that a person would say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import statistics
+from .statistics import EQUAL, HOLDS, LEANS, NOT_RUN, NOT_TESTED, REVERSED, UNRESOLVED
+
+#: Models with an attention module of their own.
+MODULES = ("dagl", "panet", "enlca", "ignn", "lir")
+
+
+def number(value: float, digits: int = 2, signed: bool = False) -> str:
+    """A number with that many digits, its sign where asked for; empty where there is none, and never -0."""
+    if pd.isna(value):
+        return ""
+    rounded = round(float(value), digits) + 0.0
+    return f"{rounded:{'+' if signed else ''},.{digits}f}"
+
+
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """An interval with signs, empty where there is none."""
+    return "" if pd.isna(low) else f"{number(low, digits, True)} to {number(high, digits, True)}"
+
+
+def difference(row: Mapping, prefix: str = "", digits: int = 2) -> str:
+    """A signed difference and its interval: "+0.50 (+0.35 to +0.66)"."""
+    bounds = interval(row[f"{prefix}low"], row[f"{prefix}high"], digits)
+    return number(row[f"{prefix}difference"], digits, True) + (f" ({bounds})" if bounds else "")
+
+
+def relation(verdict: str, difference: float, delta: float) -> str:
+    """A verdict on "row over reference" as what the row is to its reference."""
+    side = "better" if difference > 0 else "worse"
+    words = {HOLDS: side, REVERSED: side, LEANS: f"leans {side}", EQUAL: f"equal within {delta:g} dB"}
+    return words.get(verdict, verdict)
+
+
+def verdict(row: Mapping) -> str:
+    """A claim's verdict with what is needed to resolve it, or why there is none."""
+    said, needed = row["verdict"], row["more_seeds"]
+    if said in (NOT_RUN, NOT_TESTED):
+        return f"{said}: {row['reason']}" if row["reason"] else said
+    if said == LEANS:
+        said = f"leans {'towards' if row['difference'] > 0 else 'against'} it"
+    if pd.isna(needed):
+        return said if row["verdict"] not in (UNRESOLVED,) else f"{said}: one seed"
+    return f"{said}; {seeds(needed)}"
+
+
+def seeds(needed: float) -> str:
+    """How many more seeds would resolve a claim."""
+    if np.isinf(needed):
+        return f"not with {statistics.MOST_SEEDS} more seeds"
+    return f"about {needed:.0f} more seed{'s' if needed > 1 else ''}"
+
+
+def sentence(row: Mapping, better: str, worse: str, delta: float) -> str:
+    """A claim's outcome as a sentence without its full stop; `better` and `worse` are how it names the two."""
+    size = f"{abs(row['difference']):.2f} dB"
+    bounds = f"95 % interval {interval(row['low'], row['high'])}"
+    side = "better" if row["difference"] > 0 else "worse"
+    says = {
+        HOLDS: f"{better} restores {size} better than {worse} ({bounds})",
+        REVERSED: f"{better} restores {size} worse than {worse} ({bounds})",
+        EQUAL: f"{better} and {worse} restore equally well, within {delta:g} dB",
+        LEANS: f"{better} seems to restore {size} {side} than {worse} ({bounds}), but not surely",
+        NOT_TESTED: f"{better} and {worse} cannot be compared: attention that does not act is not tested",
+        NOT_RUN: f"{better} and {worse} have not been compared yet",
+    }
+    opened = (
+        f"whether {better} restores better than {worse} is open ({number(row['difference'], 2, True)} dB, {bounds})"
+    )
+    return capital(says.get(row["verdict"], opened))
+
+
+def capital(words: str) -> str:
+    """The words with a capital at their start."""
+    return words[:1].upper() + words[1:]
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def module_of(row: str) -> str:
+    """The attention module in a row's name, <model>_<task>[-<difference>]: nl, a model with attention, `none` for the
+    trunk alone or `baseline`."""
+    model, _, rest = row.partition("_")
+    if rest.partition("-")[2] in ("nl", "mhnl"):
+        return "nl"
+    return model if model in MODULES else "none" if model == "edsr" else "baseline"
+
+
+def task_of(experiment: str) -> str:
+    """The task in a row's name, <model>_<task>[-<difference>]."""
+    return experiment.partition("_")[2].partition("-")[0]
+
+
+def tasks_of(experiments: Iterable[str]) -> dict[str, list[str]]:
+    """Rows by task, both in their order; the first of each is what the others are compared with."""
+    found: dict[str, list[str]] = {}
+    for name in experiments:
+        found.setdefault(task_of(name), []).append(name)
+    return found
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown, its index as the first column."""
+    rows = [[table.index.name or "", *table.columns], ["---"] * (len(table.columns) + 1)]
+    rows += [[name, *cells] for name, *cells in table.itertuples()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

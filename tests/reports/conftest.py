@@ -1,0 +1,50 @@
+"""Made-up results of a profile in a temporary folder."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.params import Params
+from lib.reports import tables
+
+
+class MadeUp:
+    """Writes `evaluate/<row>/` of made-up numbers; `params` resolves results there."""
+
+    def __init__(self, folder, profile: str):
+        self.params = Params(profile=profile)
+        self.params.results = lambda *parts: folder.joinpath(*parts)  # type: ignore[method-assign]
+
+    def row(self, name, psnr, photographs=24, seeds=(1, 2, 3), noise=0.01, similarity=0.0, acts=None) -> None:
+        """psnr: mean over photographs; similarity: dB per unit of self-similarity; acts: dB lost for a constant."""
+        folder = self.params.results("evaluate", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        rng, x = np.random.default_rng(sum(name.encode())), np.linspace(0.5, 1, photographs)
+        pd.DataFrame(
+            {"set": "one" if i % 2 else "two", "image": f"p{i}", "seed": seed, "ssim": 0.9, "self_similarity": x[i],
+             "psnr": psnr + i / 10 + similarity * (x[i] - 0.75) + offset + noise * rng.standard_normal()}
+            for seed in seeds
+            for offset in [noise * rng.standard_normal()]
+            for i in range(photographs)
+        ).to_csv(folder / "images.csv", index=False)  # fmt: skip
+        (folder / "cost.json").write_text(json.dumps({"parameters": 1234, "multiply_adds": 2e9, "peak_bytes": 2**20}))
+        if acts is not None:
+            pd.DataFrame(
+                {"seed": seed, "module": "a", "head": 0, "variation": 1.0, "effective_keys": 5.0,
+                 "effective_share": 0.1, "same_largest": 0.1, "psnr_lost_mean": acts, "psnr_lost_zero": acts}
+                for seed in seeds
+            ).to_csv(folder / "acts.csv", index=False)  # fmt: skip
+
+    def report(self, study: str):
+        from lib.reports.study import Report
+
+        tables.gather(self.params)
+        return Report(study, self.params)
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    """A function that makes `MadeUp` results of a profile."""
+    return lambda profile="cpu": MadeUp(tmp_path, profile)

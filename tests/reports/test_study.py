@@ -1,0 +1,134 @@
+"""Reports change their words with the numbers."""
+
+import json
+
+import pytest
+
+from lib.params import ROOT, Params
+from lib.reports import answers, readme, statistics, text
+
+DAGL, EDSR = "dagl_gray_denoise_25", "edsr_gray_denoise_25"
+NL = f"{DAGL}-nl"
+
+
+@pytest.mark.parametrize(
+    ("nl", "said"),
+    [
+        (29.0, "DAGL's graph restores 1.00 dB better than plain non-local attention"),
+        (31.0, "DAGL's graph restores 1.00 dB worse than plain non-local attention"),
+        (30.0, "DAGL's graph and plain non-local attention with one head in its place restore equally well"),
+    ],
+)
+def test_the_answer_follows_the_numbers(made_up, nl, said):
+    made = made_up()
+    made.row(DAGL, 30.0, noise=0.002)
+    made.row(NL, nl, noise=0.002)
+    answer = made.report("dagl_ablation").answer().data
+    assert said in answer and "have not been compared yet" in answer
+
+
+def test_the_answer_counts_what_is_resolved_as_published(made_up):
+    made = made_up()
+    for name, psnr in ((DAGL, 30.0), (NL, 29.0), (f"{DAGL}-mhnl", 31.0), (EDSR, 30.5)):
+        made.row(name, psnr)
+    said = made.report("dagl_ablation").said()
+    assert "Of the 2 differences that the paper's Table 5 implies, 2 are resolved here and 1 is resolved" in said
+
+
+def test_an_inactive_module_is_not_tested(made_up):
+    made = made_up()
+    made.row(DAGL, 30.0, acts=0.0)
+    made.row(NL, 29.0, acts=0.3)
+    report = made.report("dagl_ablation")
+    assert "attention that does not act is not tested" in report.said()
+    assert "not tested: the attention of DAGL does not act" in report.claims().data
+    assert "| DAGL | reference |  | 31.15 | no |" in report.table().data
+
+
+def test_the_smoke_run_draws_no_conclusions(made_up):
+    made = made_up("quick")
+    made.row(DAGL, 30.0)
+    made.row(NL, 29.0)
+    report = made.report("dagl_ablation")
+    assert "draws no conclusions" in report.said() and "dB" not in report.said()
+    assert "which draws no conclusions" in report.limits().data
+
+
+def test_rows_with_other_seeds_are_refused_by_name(made_up):
+    made = made_up()
+    made.row(DAGL, 30.0)
+    made.row(NL, 29.0, seeds=(1,))
+    shown = made.report("dagl_ablation").claims().data
+    assert "not run: DAGL, single-head non-local lacks seeds 2, 3 of DAGL" in shown
+
+
+def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
+    made = made_up()
+    made.row(EDSR, 30.0)
+    made.row("panet_gray_denoise_25-common_trunk", 30.5, similarity=2.0)
+    made.row("enlca_gray_denoise_25-common_trunk", 29.5)
+    made.row("dagl_gray_denoise_25-common_trunk", 30.0, noise=0.5)
+    said = made.report("across_systems").said()
+    assert "PANet's pyramid (+0.50 dB" in said and "restores better than the same trunk without attention" in said
+    assert "ENLCA (-0.50 dB" in said and "restores worse" in said
+    assert "DAGL's graph may be better or worse" in said
+    assert "PANet's pyramid on gray denoising, sigma 25 grows from +0." in said and "themselves least" in said
+
+
+@pytest.mark.parametrize("study", sorted(answers.ANSWERS))
+def test_every_study_has_an_answer_when_all_its_rows_are_run(made_up, study):
+    made = made_up()
+    for place, name in enumerate(made.params.study(study).experiments):
+        made.row(name, 30.0 + place / 10, seeds=(1, 2, 3) if name in made.params.experiments else (1,))
+    said = made.report(study).said()
+    assert said.endswith(".") and "nan" not in said and len(said.split()) < 150
+    assert not any(name in said for name in made.params.study(study).experiments if "_" in name)
+
+
+def test_tables_have_at_most_six_columns_and_titles_for_names(made_up):
+    made = made_up()
+    made.row("bicubic_sr_x2", 28.0, seeds=(1,))
+    made.row("edsr_sr_x2", 30.0)
+    made.row("edsr_sr_x2-nl", 30.2)
+    report = made.report("across_systems")
+    for shown in (report.table(), report.claims(), report.per_set(), report.beside_published(), report.compared()):
+        tables = [line for line in shown.data.splitlines() if line.startswith("|")]
+        assert all(line.count("|") <= 7 for line in tables) and "_sr_x2" not in shown.data
+    assert "| EDSR trunk, non-local | better |" in report.table().data
+    assert (report.out / "rows.md").read_text().strip() == report.table().data
+
+
+def test_the_readme_counts_verdicts_of_the_largest_profile(made_up):
+    made = made_up()
+    made.row(DAGL, 30.0)
+    made.row(NL, 29.0)
+    made.report("dagl_ablation").answer()
+    shown = readme.counts([made.params])
+    title = made.params.study("dagl_ablation").title
+    assert f"[{title}](results/cpu/report/dagl_ablation/report_dagl_ablation.ipynb) | cpu | 1 holds, 7 not run" in shown
+
+
+def test_the_readme_shows_answer_figure_and_table(made_up):
+    made = made_up()
+    made.row(DAGL, 30.0)
+    made.row(NL, 29.0)
+    report = made.report("dagl_ablation")
+    shown = readme.results(["dagl_ablation"], [made.params])
+    assert readme.counts([made.params]) in shown and report.said() in shown and report.table().data in shown
+    assert "(results/cpu/report/dagl_ablation/differences.png)" in shown
+    assert "Fewer than 10 claims" in readme.trust(made.params)
+    assert "### " + report.study.title in readme.verdicts(made.params).data
+
+
+def test_titles_of_reports_are_those_of_their_studies():
+    for name, study in Params().studies.items():
+        first = json.loads((ROOT / "notebooks" / f"report_{name}.ipynb").read_text())["cells"][0]
+        assert "".join(first["source"]).splitlines()[0] == f"# {study.title}"
+
+
+def test_numbers_are_read_as_a_person_writes_them():
+    assert text.number(-0.001, 2, signed=True) == "+0.00" and text.number(float("nan")) == ""
+    assert text.interval(-0.1, 0.25) == "-0.10 to +0.25" and text.listed(["a", "b", "c"]) == "a, b and c"
+    assert text.seeds(1) == "about 1 more seed" and text.seeds(float("inf")) == "not with 50 more seeds"
+    assert text.relation(statistics.LEANS, -0.1, 0.05) == "leans worse"
+    assert text.module_of("dagl_gray_denoise_25-nl") == "nl" and text.module_of("nlm_gray_denoise_25") == "baseline"
