@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
     verb = verbs.add_parser("compare", help="list how results differ from the committed ones, in dB")
     verb.add_argument("revision", nargs="?", default="HEAD")
+    verb = verbs.add_parser("verdicts", help="print every claim with its verdict, and what would resolve it")
+    verb.add_argument("--profile", help="of this profile (default: the one in force)")
+    verb.add_argument("--seeds", type=int, metavar="N", help="plan which rows to train, up to N seeds each")
     verb = verbs.add_parser("pack", help="pack what another machine needs to train and measure experiments")
     verb.add_argument("experiments", nargs="+")
     verb.add_argument("--into", type=Path, required=True, metavar="FILE.tar")
@@ -68,6 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
             if given.verb == "pack":
                 return transfer.pack(given.experiments, given.into, given.profile)
             return transfer.bring_back(given.source, given.profile, given.jobs)
+        if given.verb == "verdicts":
+            from .reports import plan
+
+            return plan.show(given.profile, given.seeds)
         if given.verb in ("repro", "compare"):
             from .pipeline import repro as pipeline  # needs pandas, which a stage's own process does not
 

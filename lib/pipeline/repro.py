@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 
 from ..params import ROOT, Params, check
-from ..reports import tables
 from .runner import PROTOCOL, StageError
 
 #: A profile's pins: the lock of its stages and the hash of its images. The root holds those of the profile in force.
@@ -136,42 +135,24 @@ def write_readme() -> None:
     _, mark, after = rest.partition(README_MARKS[1])
     if not mark:
         raise PipelineError(f"{path.name}: the marks {' and '.join(README_MARKS)} are missing")
+    from ..reports import readme  # here: draws figures, whose library takes seconds to import
+
     studies = [*Params().studies]
-    shown = [_verdicts(), *map(_answer, dict.fromkeys((studies[-1], studies[0], PROTOCOL)))]
+    shown = [readme.results((studies[-1], studies[0])), _published_numbers()]
     new = "\n\n".join([before + README_MARKS[0], *shown, mark + after])
     if new != text:
         path.write_text(new)
 
 
-def _largest_run(study: str) -> Params:
-    """The largest profile in which a study was run, the one in force where it was run in none."""
-    found = (Params(profile=name) for name in reversed(Params().profiles))
-    return next((params for params in found if params.results("report", study, "rows.md").exists()), Params())
-
-
-def _verdicts() -> str:
-    """How many claims of each study got which verdict, each study a link to its report."""
-    rows = {}
-    for name, study in Params().studies.items():
-        params = _largest_run(name)
-        file = params.results("report", name, "verdicts.csv")
-        report = file.with_name(f"report_{name}.ipynb").relative_to(ROOT)
-        verdicts = pd.read_csv(file).verdict if file.exists() else pd.Series([tables.NOT_RUN] * len(study.claims))
-        found = verdicts.value_counts()
-        counts = [int(found.get(kind, 0)) for kind in tables.VERDICTS]
-        rows[f"[{name.replace('_', ' ')}]({report})"] = [params.profile, *counts]
-    columns = ["profile", *(f"claims: {kind}" for kind in tables.VERDICTS)]
-    return tables.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("study"))
-
-
-def _answer(study: str) -> str:
-    params = _largest_run(study)
-    folder = params.results("report", study)
-    if not (folder / "rows.md").exists():
-        return f"**{study}**: {tables.NOT_RUN}"
-    figure = f"![{study}]({(folder / 'differences.png').relative_to(ROOT)})"
-    title = f"### {study.replace('_', ' ')} (profile `{params.profile}`)"
-    return "\n\n".join([title, (folder / "rows.md").read_text().strip(), figure])
+def _published_numbers() -> str:
+    """The table and the figure of the study of published numbers in the largest profile in which it was run."""
+    for profile in reversed(Params().profiles):
+        folder = ROOT / "results" / profile / "report" / PROTOCOL
+        if (folder / "rows.md").exists():
+            figure = f"![{PROTOCOL}]({(folder / 'differences.png').relative_to(ROOT)})"
+            title = f"### {PROTOCOL.replace('_', ' ')} (profile `{profile}`)"
+            return "\n\n".join([title, (folder / "rows.md").read_text().strip(), figure])
+    return f"**{PROTOCOL}**: not run"
 
 
 def dvc(*arguments: str) -> int:
