@@ -126,7 +126,11 @@ def acts(experiment: Row, networks: Mapping[int, nn.Module], items: Sequence[set
         if chosen:
             tables.append(health.over_photographs(of_photographs).assign(seed=seed))
     columns = ["seed", *health.COLUMNS]
-    return (pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)).astype({"head": "Int64"}).round(4)
+    return (
+        (pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns))
+        .astype({"head": "Int64"})
+        .round(4)
+    )
 
 
 def field_curve(experiment: Row, networks: Mapping[int, nn.Module], items: Sequence[sets.Item]) -> pd.DataFrame:
