@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import gzip
-import itertools
 import re
 import warnings
 import zipfile
@@ -26,234 +25,208 @@ from lib.official import OfficialError
 
 Shapes = dict[str, tuple[int, ...]]
 
-# The shapes of the released networks, in the order of their state dicts.
+# The tensors of the released networks: names and shapes, one kind a line.
 
 
-def layer(name: str, *shape: int) -> Shapes:
-    """Weight and bias of a convolution or a linear layer."""
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-def mean_shift(name: str) -> Shapes:
-    return layer(name, 3, 3, 1, 1)
-
-
-def residual_block(name: str, width: int, slope: bool = False) -> Shapes:
-    return {
-        **layer(f"{name}.body.0", width, width, 3, 3),
-        **({f"{name}.body.1.weight": (1,)} if slope else {}),
-        **layer(f"{name}.body.2", width, width, 3, 3),
-    }
-
-
-def head_of_dagl(name: str, width: int) -> Shapes:
-    return {
-        **layer(f"{name}.g", 16, width, 3, 3),
-        **layer(f"{name}.W", width, 16, 1, 1),
-        **layer(f"{name}.theta", 16, width, 1, 1),
-        **layer(f"{name}.fc1.0", 196, 784),
-        **layer(f"{name}.fc2.0", 196, 784),
-        **layer(f"{name}.thr_conv", 1, width, 7, 7),
-        **layer(f"{name}.bias_conv", 1, width, 7, 7),
-    }
-
-
-def dagl(colors: int = 1, blocks: int = 16, width: int = 64) -> Shapes:
-    shapes = {**mean_shift("add_mean"), **layer("head.0", width, colors, 3, 3)}
-    middle = blocks // 2
-    for i in range(blocks + 1):
-        if i != middle:
-            shapes |= residual_block(f"body.{i}", width, slope=True)
-            continue
-        for group, block in itertools.product((1, 2), range(4)):
-            shapes |= residual_block(f"body.{i}.RBS{group}.{block}", width, slope=True)
-        for stage in (1, 2, 3):
-            for head in (1, 2, 3, 4):
-                shapes |= head_of_dagl(f"body.{i}.c{stage}_{head}", width)
-            shapes |= layer(f"body.{i}.c{stage}_c", width, 64, 1, 1)
-    return shapes | layer(f"body.{blocks + 1}", width, width, 3, 3) | layer("tail.0", colors, width, 3, 3)
-
-
-def pyramid_attention(name: str, width: int, reduction: int) -> Shapes:
-    shapes = {f"{name}.escape_NaN": (1,)}
-    for part, outputs in (
-        ("conv_match_L_base", width // reduction),
-        ("conv_match", width // reduction),
-        ("conv_assembly", width),
-    ):
-        shapes |= layer(f"{name}.{part}.0", outputs, width, 1, 1) | {f"{name}.{part}.1.weight": (1,)}
+def tensors(lines: str) -> Shapes:
+    """From lines `name shape`: [a..b,c] in a name stands for each of these, an asterisk for a weight and its bias."""
+    shapes = {}
+    for name, *numbers in filter(None, map(str.split, lines.splitlines())):
+        shape = tuple(map(int, numbers))
+        for one in expanded(name):
+            shapes |= {f"{one[:-1]}.weight": shape, f"{one[:-1]}.bias": shape[:1]} if one[-1] == "*" else {one: shape}
     return shapes
 
 
-def panet(colors: int = 3, blocks: int = 80, width: int = 64) -> Shapes:
-    shapes = mean_shift("sub_mean") | mean_shift("add_mean") | layer("head.0", width, colors, 3, 3)
-    for i in range(blocks + 1):
-        is_attention = i == blocks // 2
-        shapes |= (
-            pyramid_attention(f"body.{i}", width, 2) if is_attention else residual_block(f"body.{i}", width, slope=True)
-        )
-    return shapes | layer(f"body.{blocks + 1}", width, width, 3, 3) | layer("tail.0", colors, width, 3, 3)
+def expanded(name: str) -> list[str]:
+    if not (found := re.search(r"\[(.*?)\]", name)):
+        return [name]
+    choices: list = []
+    for part in found[1].split(","):
+        first, _, last = part.partition("..")
+        choices += range(int(first), int(last) + 1) if last else [part]
+    return [one for choice in choices for one in expanded(f"{name[: found.start()]}{choice}{name[found.end() :]}")]
 
 
-def upsampling_tail(scale: int, width: int) -> Shapes:
-    if scale == 4:
-        layers = layer("tail.0.0", 4 * width, width, 3, 3) | layer("tail.0.2", 4 * width, width, 3, 3)
-    else:
-        layers = layer("tail.0.0", scale**2 * width, width, 3, 3)
-    return layers | layer("tail.1", 3, width, 3, 3)
+def dagl(colors: int = 1, blocks: int = 16, w: int = 64) -> Shapes:
+    middle = blocks // 2
+    residual = f"body.[0..{middle - 1},{middle + 1}..{blocks}].body"
+    head = f"body.{middle}.c[1..3]_[1..4]"
+    return tensors(f"""
+        add_mean* 3 3 1 1
+        head.0* {w} {colors} 3 3
+        {residual}.[0,2]* {w} {w} 3 3
+        {residual}.1.weight 1
+        body.{middle}.RBS[1,2].[0..3].body.[0,2]* {w} {w} 3 3
+        body.{middle}.RBS[1,2].[0..3].body.1.weight 1
+        {head}.g* 16 {w} 3 3
+        {head}.W* {w} 16 1 1
+        {head}.theta* 16 {w} 1 1
+        {head}.[fc1,fc2].0* 196 784
+        {head}.[thr_conv,bias_conv]* 1 {w} 7 7
+        body.{middle}.c[1..3]_c* {w} 64 1 1
+        body.{blocks + 1}* {w} {w} 3 3
+        tail.0* {colors} {w} 3 3
+    """)
 
 
-def pa_edsr(scale: int, blocks: int = 32, width: int = 256) -> Shapes:
-    shapes = pyramid_attention("msa", width, 8)
-    shapes |= mean_shift("sub_mean") | mean_shift("add_mean") | layer("head.0", width, 3, 3, 3)
-    for i in range(blocks + 1):
-        is_attention = i == blocks // 2
-        shapes |= pyramid_attention(f"body.{i}", width, 8) if is_attention else residual_block(f"body.{i}", width)
-    return shapes | layer(f"body.{blocks + 1}", width, width, 3, 3) | upsampling_tail(scale, width)
+def pyramid_attention(place: str, w: int, reduction: int) -> str:
+    return f"""{place}.escape_NaN 1
+        {place}.[conv_match_L_base,conv_match].0* {w // reduction} {w} 1 1
+        {place}.conv_assembly.0* {w} {w} 1 1
+        {place}.[conv_match_L_base,conv_match,conv_assembly].1.weight 1"""
 
 
-def enlcn(scale: int, blocks: int = 32, width: int = 256) -> Shapes:
-    shapes = mean_shift("sub_mean") | mean_shift("add_mean") | layer("head.0", width, 3, 3, 3)
-    index = 0
-    for block in range(blocks + 1):
-        if block % 8 == 0:
-            shapes |= layer(f"body.{index}.conv_match1.0", width // 4, width, 1, 1)
-            shapes |= layer(f"body.{index}.conv_match2.0", width // 4, width, 1, 1)
-            shapes |= layer(f"body.{index}.conv_assembly.0", width, width, 1, 1)
-            shapes |= {f"body.{index}.attn_fn.projection_matrix": (128, width // 4)}
-            index += 1
-        if block < blocks:
-            shapes |= residual_block(f"body.{index}", width)
-            index += 1
-    return shapes | layer(f"body.{index}", width, width, 3, 3) | upsampling_tail(scale, width)
+def panet(colors: int = 3, blocks: int = 80, w: int = 64) -> Shapes:
+    middle = blocks // 2
+    residual = f"body.[0..{middle - 1},{middle + 1}..{blocks}].body"
+    return tensors(f"""
+        [sub,add]_mean* 3 3 1 1
+        head.0* {w} {colors} 3 3
+        {residual}.[0,2]* {w} {w} 3 3
+        {residual}.1.weight 1
+        {pyramid_attention(f"body.{middle}", w, 2)}
+        body.{blocks + 1}* {w} {w} 3 3
+        tail.0* {colors} {w} 3 3
+    """)
 
 
-def vgg19(name: str) -> Shapes:
-    return (
-        mean_shift(f"{name}.sub_mean") | layer(f"{name}.model.0", 64, 3, 3, 3) | layer(f"{name}.model.2", 64, 64, 3, 3)
-    )
+def edsr(scale: int, w: int, residual: str, last: int) -> str:
+    """What PA-EDSR and ENLCN have of EDSR; `residual` are the indices of the residual blocks."""
+    return f"""
+        [sub,add]_mean* 3 3 1 1
+        head.0* {w} 3 3 3
+        body.[{residual}].body.[0,2]* {w} {w} 3 3
+        body.{last}* {w} {w} 3 3
+        tail.0.{"[0,2]" if scale == 4 else 0}* {(9 if scale == 3 else 4) * w} {w} 3 3
+        tail.1* 3 {w} 3 3"""
 
 
-def ignn_network(scale: int, blocks: int = 32, width: int = 256) -> Shapes:
-    graph_scale = 3 if scale == 3 else 2
-    shapes = mean_shift("sub_mean") | mean_shift("add_mean") | vgg19("vggnet") | vgg19("graph.embedcnn")
-    shapes |= layer("head.0", width, 3, 3, 3)
-    for i in range(blocks // 2):
-        shapes |= residual_block(f"body1.{i}", width)
-    for i, kernel in enumerate((5, 3, 3)):
-        shapes |= layer(f"gcn.knn_downsample.{i}.0", width, width, kernel, kernel)
-    for branch in ("lr", "hr"):
-        for part in ("0.0", "1.body.0", "1.body.2"):
-            shapes |= layer(f"gcn.weightnet_{branch}.{part}", 64, 64, 1, 1)
-        shapes |= layer(f"gcn.weightnet_{branch}.2.0", 1, 64, 1, 1)
-    for i in range(blocks // 2):
-        shapes |= residual_block(f"body2.{i}", width)
-    shapes |= layer(f"body2.{blocks // 2}.0", width, width, 3, 3)
-    for part in ("fuse_b", "fuse_up"):
-        shapes |= layer(f"{part}.0.0", width, 2 * width, 3, 3) | layer(f"{part}.1.0", width, width, 3, 3)
-    shapes |= layer("upsample.0", graph_scale**2 * width, width, 3, 3)
-    if scale == 4:
-        shapes |= layer("tail.0.0", 4 * width, width, 3, 3)
-    return shapes | layer("tail.1.0" if scale == 4 else "tail.0.0", 3, width, 3, 3)
+def pa_edsr(scale: int, blocks: int = 32, w: int = 256) -> Shapes:
+    middle = blocks // 2
+    return tensors(f"""
+        {pyramid_attention(f"[msa,body.{middle}]", w, 8)}
+        {edsr(scale, w, f"0..{middle - 1},{middle + 1}..{blocks}", blocks + 1)}
+    """)
 
 
-def residual_of_lir(name: str, width: int) -> Shapes:
-    return {
-        f"{name}.alpha": (1, width, 1, 1),
-        f"{name}.conv_1.weight": (2 * width, width, 1, 1),
-        f"{name}.conv_2.weight": (2 * width, 1, 3, 3),
-        **layer(f"{name}.layernorm", 2 * width),
-        f"{name}.conv_3.weight": (width, 2 * width, 1, 1),
-    }
+def enlcn(scale: int, blocks: int = 32, w: int = 256) -> Shapes:
+    last = blocks + blocks // 8 + 1
+    modules = range(0, last, 9)
+    return tensors(f"""
+        body.[{",".join(map(str, modules))}].conv_match[1,2].0* {w // 4} {w} 1 1
+        body.[{",".join(map(str, modules))}].conv_assembly.0* {w} {w} 1 1
+        body.[{",".join(map(str, modules))}].attn_fn.projection_matrix 128 {w // 4}
+        {edsr(scale, w, ",".join(str(i) for i in range(last) if i not in modules), last)}
+    """)
 
 
-def attention_block(name: str, width: int, patch: int, inner: int) -> Shapes:
-    pixels = patch**2
-    return {
-        **residual_of_lir(f"{name}.resblock", width),
-        f"{name}.pa.beta": (1, width, 1, 1),
-        f"{name}.pa.down.weight": (inner, width, 1, 1),
-        **layer(f"{name}.pa.mlp.0", pixels, inner * pixels),
-        **layer(f"{name}.pa.mlp.1", pixels),
-        **layer(f"{name}.pa.mlp.3", 1, pixels),
-        f"{name}.sg.gamma": (1, width, 1, 1),
-        **layer(f"{name}.sg.norm", width),
-        **layer(f"{name}.sg.conv", 2 * width, width, 1, 1),
-        **residual_of_lir(f"{name}.rescablock", width),
-        **layer(f"{name}.rescablock.ca.attention.1", width // 16, width, 1, 1),
-        **layer(f"{name}.rescablock.ca.attention.3", width, width // 16, 1, 1),
-    }
+def ignn_network(scale: int, blocks: int = 32, w: int = 256) -> Shapes:
+    half, pixels = blocks // 2, 9 if scale == 3 else 4
+    return tensors(f"""
+        [,vggnet.,graph.embedcnn.]sub_mean* 3 3 1 1
+        add_mean* 3 3 1 1
+        [vggnet,graph.embedcnn].model.0* 64 3 3 3
+        [vggnet,graph.embedcnn].model.2* 64 64 3 3
+        head.0* {w} 3 3 3
+        [body1,body2].[0..{half - 1}].body.[0,2]* {w} {w} 3 3
+        gcn.knn_downsample.0.0* {w} {w} 5 5
+        gcn.knn_downsample.[1,2].0* {w} {w} 3 3
+        gcn.weightnet_[lr,hr].[0.0,1.body.0,1.body.2]* 64 64 1 1
+        gcn.weightnet_[lr,hr].2.0* 1 64 1 1
+        body2.{half}.0* {w} {w} 3 3
+        [fuse_b,fuse_up].0.0* {w} {2 * w} 3 3
+        [fuse_b,fuse_up].1.0* {w} {w} 3 3
+        upsample.0* {pixels * w} {w} 3 3
+        {f"tail.0.0* {4 * w} {w} 3 3" if scale == 4 else ""}
+        tail.{1 if scale == 4 else 0}.0* 3 {w} 3 3
+    """)
 
 
 #: The fixed operators that a file written on a CPU holds; Sobel_y is never among them.
 KERNELS = ("Sobel_x", "Laplacian", "Edge", "Sobel_xy", "Sobel_yx", "Roberts_x", "Roberts_y")
 
 
-def lir(kernels: bool = False, blocks: tuple[int, ...] = (3, 3, 3, 3, 4), width: int = 48) -> Shapes:
-    shapes: Shapes = {"Conv_head.conv.weight": (width, 3, 3, 3), "Conv_head.act.weight": (1,)}
+def lir_block(place: str, w: int, pixels: int, inner: int) -> str:
+    return f"""
+        {place}.[resblock,rescablock].alpha 1 {w} 1 1
+        {place}.[resblock,rescablock].conv_1.weight {2 * w} {w} 1 1
+        {place}.[resblock,rescablock].conv_2.weight {2 * w} 1 3 3
+        {place}.[resblock,rescablock].layernorm* {2 * w}
+        {place}.[resblock,rescablock].conv_3.weight {w} {2 * w} 1 1
+        {place}.[pa.beta,sg.gamma] 1 {w} 1 1
+        {place}.pa.down.weight {inner} {w} 1 1
+        {place}.pa.mlp.0* {pixels} {inner * pixels}
+        {place}.pa.mlp.1* {pixels}
+        {place}.pa.mlp.3* 1 {pixels}
+        {place}.sg.norm* {w}
+        {place}.sg.conv* {2 * w} {w} 1 1
+        {place}.rescablock.ca.attention.1* {w // 16} {w} 1 1
+        {place}.rescablock.ca.attention.3* {w} {w // 16} 1 1"""
+
+
+def lir(kernels: bool = False, blocks: tuple[int, ...] = (3, 3, 3, 3, 4), w: int = 48) -> Shapes:
+    levels = ""
     for level, (count, patch, ratio) in enumerate(zip(blocks, (8, 8, 4, 8, 8), (16, 8, 8, 8, 16), strict=True), 1):
-        inner = width // ratio
-        for name in (f"EAA{level}.{i}" for i in range(count)):
-            shapes |= attention_block(f"{name}.stage1.0", width, patch, inner)
-            shapes |= {f"{name}.stage1.1.weight": (width, width, 3, 3)}
-            for stage in (2, 3, 4, 5):
-                channels, factor, side = (2 * width, 2, patch) if stage == 5 else (width, 1, patch // 2)
-                part = f"{name}.stage{stage}"
-                shapes |= {f"{part}.0.alpha": (9,), f"{part}.0.beta": (1,)}
-                if kernels:
-                    shapes |= {f"{part}.0.{kernel}": (channels, 1, 3, 3) for kernel in KERNELS}
-                shapes |= attention_block(f"{part}.1", channels, side, factor * inner)
-            shapes |= {
-                f"{name}.stage2.2.weight": (width, width, 3, 3),
-                f"{name}.stage4.2.weight": (width, width, 4, 4),
-                f"{name}.stage5.2.weight": (2 * width, width, 4, 4),
-                f"{name}.transpose.weight": (width, width, 4, 4),
-            }
-    for i in (1, 2):
-        shapes |= {f"downsample{i}.0.weight": (width // 4, width, 3, 3)}
-        shapes |= {f"upsample{i}.0.weight": (4 * width, width, 3, 3)}
-    return shapes | {
-        "down.conv.weight": (width, 2 * width, 3, 3),
-        "down.act.weight": (1,),
-        "transpose1.weight": (width, width, 4, 4),
-        "transpose2.weight": (width, 3, 4, 4),
-        "Conv_tail.conv.weight": (3, width, 3, 3),
-        "Conv_tail.act.weight": (1,),
-    }
+        block = f"EAA{level}.[0..{count - 1}]"
+        operators = "alpha 9", "beta 1", *(f"{name} CHANNELS 1 3 3" for name in KERNELS if kernels)
+        levels += f"""
+            {lir_block(f"{block}.stage1.0", w, patch**2, w // ratio)}
+            {lir_block(f"{block}.stage[2..4].1", w, patch**2 // 4, w // ratio)}
+            {lir_block(f"{block}.stage5.1", 2 * w, patch**2, 2 * w // ratio)}
+            {chr(10).join(f"{block}.stage[2..4].0.{line}".replace("CHANNELS", str(w)) for line in operators)}
+            {chr(10).join(f"{block}.stage5.0.{line}".replace("CHANNELS", str(2 * w)) for line in operators)}
+            {block}.[stage1.1,stage2.2].weight {w} {w} 3 3
+            {block}.[stage4.2,transpose].weight {w} {w} 4 4
+            {block}.stage5.2.weight {2 * w} {w} 4 4"""
+    return tensors(f"""{levels}
+        downsample[1,2].0.weight {w // 4} {w} 3 3
+        upsample[1,2].0.weight {4 * w} {w} 3 3
+        down.conv.weight {w} {2 * w} 3 3
+        [down,Conv_head,Conv_tail].act.weight 1
+        transpose1.weight {w} {w} 4 4
+        transpose2.weight {w} 3 4 4
+        Conv_head.conv.weight {w} 3 3 3
+        Conv_tail.conv.weight 3 {w} 3 3
+    """)
 
 
-def dncnn(colors: int = 1, depth: int = 17, width: int = 64) -> Shapes:
-    sides = [colors, *[width] * (depth - 1), colors]
-    return {
-        key: shape
-        for i, (inputs, outputs) in enumerate(itertools.pairwise(sides))
-        for key, shape in layer(f"model.{2 * i}", outputs, inputs, 3, 3).items()
-    }
+def dncnn(colors: int = 1, depth: int = 17, w: int = 64) -> Shapes:
+    return tensors(f"""
+        model.0* {w} {colors} 3 3
+        model.[{",".join(str(2 * i) for i in range(1, depth - 1))}]* {w} {w} 3 3
+        model.{2 * depth - 2}* {colors} {w} 3 3
+    """)
 
 
-def imdn(scale: int, blocks: int = 6, width: int = 64) -> Shapes:
-    aside = width // 4
-    rest, shapes = width - aside, layer("fea_conv", width, 3, 3, 3)
-    for name in (f"IMDB{i}" for i in range(1, blocks + 1)):
-        shapes |= layer(f"{name}.c1", width, width, 3, 3) | layer(f"{name}.c2", width, rest, 3, 3)
-        shapes |= layer(f"{name}.c3", width, rest, 3, 3) | layer(f"{name}.c4", aside, rest, 3, 3)
-        shapes |= layer(f"{name}.cca.conv_du.0", width // 16, width, 1, 1)
-        shapes |= layer(f"{name}.cca.conv_du.2", width, width // 16, 1, 1) | layer(f"{name}.c5", width, width, 1, 1)
-    shapes |= layer("c.0", width, blocks * width, 1, 1) | layer("LR_conv", width, width, 3, 3)
-    return shapes | layer("upsampler.0", 3 * scale**2, width, 3, 3)
+def imdn(scale: int, blocks: int = 6, w: int = 64) -> Shapes:
+    return tensors(f"""
+        fea_conv* {w} 3 3 3
+        IMDB[1..{blocks}].c1* {w} {w} 3 3
+        IMDB[1..{blocks}].[c2,c3]* {w} {w - w // 4} 3 3
+        IMDB[1..{blocks}].c4* {w // 4} {w - w // 4} 3 3
+        IMDB[1..{blocks}].cca.conv_du.0* {w // 16} {w} 1 1
+        IMDB[1..{blocks}].cca.conv_du.2* {w} {w // 16} 1 1
+        IMDB[1..{blocks}].c5* {w} {w} 1 1
+        c.0* {w} {blocks * w} 1 1
+        LR_conv* {w} {w} 3 3
+        upsampler.0* {3 * scale**2} {w} 3 3
+    """)
 
 
-def carn_m(width: int = 64) -> Shapes:
-    shapes = mean_shift("sub_mean.shifter") | mean_shift("add_mean.shifter") | layer("entry", width, 3, 3, 3)
-    for name in ("b1.", "b2.", "b3.", ""):
-        if name:
-            for i, inputs, kernel in ((0, width // 4, 3), (2, width // 4, 3), (4, width, 1)):
-                shapes |= layer(f"{name}b1.body.{i}", width, inputs, kernel, kernel)
-        for k in (1, 2, 3):
-            shapes |= layer(f"{name}c{k}.body.0", width, (k + 1) * width, 1, 1)
-    for name, factor in (("2.body.0", 2), ("3.body.0", 3), ("4.body.0", 2), ("4.body.3", 2)):
-        shapes |= layer(f"upsample.up{name}", factor**2 * width, width // 4, 3, 3)
-    return shapes | layer("exit", 3, width, 3, 3)
+def carn_m(w: int = 64) -> Shapes:
+    return tensors(f"""
+        [sub,add]_mean.shifter* 3 3 1 1
+        entry* {w} 3 3 3
+        b[1..3].b1.body.[0,2]* {w} {w // 4} 3 3
+        b[1..3].b1.body.4* {w} {w} 1 1
+        [b1.,b2.,b3.,]c1.body.0* {w} {2 * w} 1 1
+        [b1.,b2.,b3.,]c2.body.0* {w} {3 * w} 1 1
+        [b1.,b2.,b3.,]c3.body.0* {w} {4 * w} 1 1
+        upsample.[up2.body.0,up4.body.0,up4.body.3]* {4 * w} {w // 4} 3 3
+        upsample.up3.body.0* {9 * w} {w // 4} 3 3
+        exit* 3 {w} 3 3
+    """)
 
 
 def same_tensor(system: str, name: str) -> str:
@@ -376,66 +349,68 @@ def test_the_released_networks_are_recognised(case):
 
 
 @pytest.mark.parametrize("case", SMALL)
-def test_every_number_of_a_state_dict_is_used_once(case):
-    system, shapes = SMALL[case]
-    state = numbered(system, shapes)
-    model, options, tensors = official.translate(system, state, **options_of(system))
-    ours = [t.flatten() for name, t in tensors.items() if not is_constant(system, name)]
-    released = [t.flatten() for name, t in state.items() if not is_constant(system, name)]
-    assert torch.equal(torch.cat(ours).unique(), torch.cat(released).unique())
-    with torch.device("meta"):
-        network = models.build(model, **options)
-    # once: as many as the network has, where a tensor that stands under several names counts once
-    ignored = [p for name, p in network.named_parameters() if is_constant(system, name)]
-    used = sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in ignored)
-    used += sum(b.numel() for name, b in network.named_buffers() if name.endswith("projection_matrix"))
-    assert len(torch.cat(ours).unique()) == used
-
-
-@pytest.mark.parametrize(
-    ("case", "pairs"),
-    [
-        ("DAGL", {"body.1.RBS2.3.body.0.weight": "body.1.blocks.1.3.body.0.weight"}),
-        ("PANet", {"body.2.conv_match_L_base.0.weight": "body.2.theta.0.weight"}),
-        (
-            "PANet",
-            {"body.2.conv_match.0.weight": "body.2.g.0.weight", "body.2.conv_assembly.1.weight": "body.2.f.1.weight"},
-        ),
-        ("ENLCN x2", {"body.0.conv_match1.0.bias": "body.0.theta.bias", "body.0.conv_match2.0.bias": "body.0.g.bias"}),
-        ("IGNN x2", {"gcn.weightnet_lr.0.0.bias": "aggregation.edges_lr.0.bias"}),
-        ("IGNN x2", {"gcn.knn_downsample.1.0.weight": "aggregation.den.2.weight"}),
-        ("LIR", {"EAA1.0.stage2.1.resblock.conv_1.weight": "levels.0.0.stage2.1.block.expand.weight"}),
-        ("LIR", {"EAA1.0.stage2.1.rescablock.conv_3.weight": "levels.0.0.stage2.1.channel_block.reduce.weight"}),
-        ("IMDN x3", {"IMDB2.c2.weight": "blocks.1.distil.1.weight", "IMDB2.c3.weight": "blocks.1.distil.2.weight"}),
-        ("CARN-M x2", {"b2.c3.body.0.bias": "body.steps.1.mix.2.bias", "c3.body.0.bias": "body.mix.2.bias"}),
-        ("ENLCN x4", {"tail.0.2.weight": "upsampler.2.weight", "body.10.body.0.bias": "body.10.body.0.bias"}),
-        ("IGNN x4", {"fuse_b.0.0.weight": "fuse_lr.0.weight", "fuse_up.1.0.weight": "fuse_hr.2.weight"}),
-        ("IGNN x4", {"upsample.0.weight": "upsampler.0.weight", "tail.0.0.weight": "tail.0.weight"}),
-        ("LIR", {"upsample1.0.weight": "up.0.0.weight", "downsample2.0.weight": "down.1.0.weight"}),
-        ("LIR", {"EAA5.1.stage1.1.weight": "levels.4.1.stage1.1.weight", "down.act.weight": "fuse.1.weight"}),
-    ],
-)
-def test_tensors_of_one_shape_are_told_apart(case, pairs):
+def test_every_number_of_a_state_dict_is_used(case):
     system, shapes = SMALL[case]
     state = numbered(system, shapes)
     tensors = official.translate(system, state, **options_of(system))[2]
-    for released, own in pairs.items():
-        assert torch.equal(tensors[own], state[released])
+    numbers = [
+        torch.cat([t.flatten() for name, t in of.items() if not is_constant(system, name)]) for of in (tensors, state)
+    ]
+    assert torch.equal(numbers[0].unique(), numbers[1].unique())
 
 
-def test_heads_of_dagl_are_stacked():
+#: Released name -> ours, where another tensor has the same shape.
+TOLD_APART = {
+    "DAGL": {"body.1.RBS2.3.body.0.weight": "body.1.blocks.1.3.body.0.weight"},
+    "PANet": {
+        "body.2.conv_match_L_base.0.weight": "body.2.theta.0.weight",
+        "body.2.conv_match.0.weight": "body.2.g.0.weight",
+        "body.2.conv_assembly.1.weight": "body.2.f.1.weight",
+    },
+    "ENLCN x4": {
+        "body.0.conv_match1.0.bias": "body.0.theta.bias",
+        "body.0.conv_match2.0.bias": "body.0.g.bias",
+        "body.10.body.0.bias": "body.10.body.0.bias",
+        "tail.0.2.weight": "upsampler.2.weight",
+    },
+    "IGNN x4": {
+        "gcn.weightnet_lr.0.0.bias": "aggregation.edges_lr.0.bias",
+        "gcn.knn_downsample.1.0.weight": "aggregation.den.2.weight",
+        "fuse_b.0.0.weight": "fuse_lr.0.weight",
+        "fuse_up.1.0.weight": "fuse_hr.2.weight",
+        "upsample.0.weight": "upsampler.0.weight",
+        "tail.0.0.weight": "tail.0.weight",
+    },
+    "LIR": {
+        "EAA1.0.stage2.1.resblock.conv_1.weight": "levels.0.0.stage2.1.block.expand.weight",
+        "EAA1.0.stage2.1.rescablock.conv_3.weight": "levels.0.0.stage2.1.channel_block.reduce.weight",
+        "EAA5.1.stage1.1.weight": "levels.4.1.stage1.1.weight",
+        "upsample1.0.weight": "up.0.0.weight",
+        "downsample2.0.weight": "down.1.0.weight",
+        "down.act.weight": "fuse.1.weight",
+    },
+    "IMDN x3": {"IMDB2.c2.weight": "blocks.1.distil.1.weight", "IMDB2.c3.weight": "blocks.1.distil.2.weight"},
+    "CARN-M x2": {"b2.c3.body.0.bias": "body.steps.1.mix.2.bias", "c3.body.0.bias": "body.mix.2.bias"},
+}
+
+
+@pytest.mark.parametrize("case", TOLD_APART)
+def test_tensors_of_one_shape_are_told_apart(case):
+    system, shapes = SMALL[case]
+    state = numbered(system, shapes)
+    tensors = official.translate(system, state, **options_of(system))[2]
+    assert all(torch.equal(tensors[own], state[released]) for released, own in TOLD_APART[case].items())
+
+
+@pytest.mark.parametrize(
+    ("ours", "parts"),
+    [("edge", "g"), ("node", "theta"), ("query", "fc1.0"), ("key", "fc2.0"), ("threshold", "thr_conv bias_conv")],
+)
+def test_heads_of_dagl_are_stacked(ours, parts):
     """Head after head; of the thresholds all gammas, then all betas."""
     state = numbered("dagl", SMALL["DAGL"][1])
-    tensors = official.translate("dagl", state)[2]
-    for ours, parts in {
-        "edge": ["g"],
-        "node": ["theta"],
-        "query": ["fc1.0"],
-        "key": ["fc2.0"],
-        "threshold": ["thr_conv", "bias_conv"],
-    }.items():
-        stacked = [state[f"body.1.c3_{head}.{part}.bias"] for part in parts for head in (1, 2, 3, 4)]
-        assert torch.equal(tensors[f"body.1.stages.2.{ours}.bias"], torch.cat(stacked))
+    stacked = torch.cat([state[f"body.1.c3_{head}.{part}.bias"] for part in parts.split() for head in (1, 2, 3, 4)])
+    assert torch.equal(official.translate("dagl", state)[2][f"body.1.stages.2.{ours}.bias"], stacked)
 
 
 @pytest.mark.parametrize("case", SMALL)
@@ -448,7 +423,7 @@ def test_a_loaded_network_restores_images(case):
     assert not network.training
     own, wanted = network.state_dict(), official.translate(system, state, **options_of(system))[2]
     assert all(torch.equal(own[name], wanted[name]) for name in wanted)
-    colors = {"dagl": 3, "panet": 1}.get(system, 3)
+    colors = 1 if system == "panet" else 3
     scale = int(case[-1]) if case[-2] == "x" else 1
     with torch.no_grad():
         restored = network(torch.rand(1, colors, 14, 12))
@@ -498,26 +473,26 @@ def test_one_tensor_under_several_names_has_one_value(case):
 
 @pytest.mark.parametrize("case", ["DAGL", "PANet"])
 def test_the_slope_of_the_trunk_stays_one_parameter(case):
-    system, shapes = SMALL[case]
-    network = official.load(system, random(system, shapes))
+    network = official.load(SMALL[case][0], random(*SMALL[case]))
     slopes = [m for block in network.body for m in getattr(block, "body", ()) if isinstance(m, torch.nn.PReLU)]
-    assert len(slopes) > 1
-    assert len({id(slope.weight) for slope in slopes}) == 1
+    assert len(slopes) > 1 and len({id(slope.weight) for slope in slopes}) == 1
 
 
-def test_constants_that_differ_are_reported():
+@pytest.mark.parametrize(
+    ("system", "shapes", "value_range"),
+    [("pa_edsr", pa_edsr(2, 2, 16), 1), ("enlcn", enlcn(2, 2, 16), 1), ("ignn", ignn_network(2, 2, 8), 255)],
+)
+def test_constants_that_differ_are_reported(system, shapes, value_range):
+    state = random(system, shapes)
+    for sign, name in ((-1, "sub_mean"), (1, "add_mean")):
+        state[f"{name}.weight"] = torch.eye(3).view(3, 3, 1, 1)
+        state[f"{name}.bias"] = sign * value_range * torch.tensor(DIV2K_MEAN)
+    state |= {name: torch.tensor([1e-4]) for name in shapes if name.endswith("escape_NaN")}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for system, value_range in (("pa_edsr", 1), ("enlcn", 1), ("ignn", 255)):
-            shapes = {"pa_edsr": pa_edsr(2, 2, 16), "enlcn": enlcn(2, 2, 16), "ignn": ignn_network(2, 2, 8)}[system]
-            state = random(system, shapes)
-            for sign, name in ((-1, "sub_mean"), (1, "add_mean")):
-                state[f"{name}.weight"] = torch.eye(3).view(3, 3, 1, 1)
-                state[f"{name}.bias"] = sign * value_range * torch.tensor([0.4488, 0.4371, 0.4040])
-            state |= {name: torch.tensor([1e-4]) for name in shapes if name.endswith("escape_NaN")}
-            official.translate(system, state, **options_of(system))
-            with pytest.raises(UserWarning, match=f"{system}: sub_mean.bias not read"):
-                official.translate(system, state | {"sub_mean.bias": -state["sub_mean.bias"]})
+        official.translate(system, state)
+        with pytest.raises(UserWarning, match=f"{system}: sub_mean.bias not read"):
+            official.translate(system, state | {"sub_mean.bias": -state["sub_mean.bias"]})
 
 
 def test_a_fixed_operator_is_known_by_its_values():
