@@ -14,6 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("check", help="check params.yaml: names, options, types")
+    verbs.add_parser("schema", help="write params.schema.json, by which editors complete params.yaml")
     verb = verbs.add_parser("run", help="execute one stage's notebook (called by DVC)")
     verb.add_argument("stage", choices=runner.PARAMETER)
     verb.add_argument("key", nargs="?", help="experiment or study")
@@ -82,6 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
             return pipeline.repro(given.profile, given.study, given.jobs)
         if given.verb == "compare":
             return pipeline.compare(given.revision)
+        if given.verb == "schema":
+            from .params import completion
+
+            completion.FILE.write_text(completion.text())
+            return 0
         params = parameters.Params()
         if given.verb == "check":
             parameters.check(params)

@@ -1,0 +1,21 @@
+"""params.schema.json: what editors complete and mark in params.yaml; `python -m lib schema` writes it."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import TypeAdapter
+
+from ..degradations import DEGRADATIONS
+from .resolve import ROOT
+from .schema import ParamsFile
+
+FILE = ROOT / "params.schema.json"
+
+
+def text() -> str:
+    """The JSON schema of params.yaml, with the names of degradations; not of models, which a folder adds."""
+    schema = TypeAdapter(ParamsFile).json_schema()
+    degradation = schema["$defs"]["TaskEntry"]["properties"]["degradation"]
+    degradation |= {"properties": {"name": {"enum": [*DEGRADATIONS]}}, "required": ["name"]}
+    return json.dumps(schema, indent=1) + "\n"
