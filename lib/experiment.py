@@ -44,8 +44,7 @@ def target(item: sets.Item, task: Task, crop: int | None = None) -> Tensor:
 
     Gray tasks turn colour into gray by the task's rule; sides are cut to the multiple that the degradation needs.
     """
-    pixels = _channels(sets.open_image(item.target), task)
-    return _tensor(_central(pixels, crop, task.degradation.multiple))
+    return _tensor(_planes(item, task, crop))
 
 
 def degraded(item: sets.Item, task: Task, clean: Tensor, crop: int | None = None) -> Tensor:
@@ -56,13 +55,28 @@ def degraded(item: sets.Item, task: Task, clean: Tensor, crop: int | None = None
 
 
 def crops(task: Task, items: Sequence[sets.Item], side: int, device: str) -> Crops:
-    """The training images of a task in memory, ready to be cropped."""
-    clean = [target(item, task) for item in items]
-    inputs = None
-    if not task.degradation.fresh:
-        inputs = [degraded(item, task, image)[0] for item, image in zip(items, clean, strict=True)]
-    pixels = [(image[0] * 255).round().byte() for image in clean]
-    return Crops(pixels, inputs, task.degradation, side, device)
+    """The training images of a task in memory, ready to be cropped; pairs keep the degraded photograph they came with.
+
+    Raises SetError for an image smaller than a crop, and where only some of the images are pairs although the task
+    degrades every crop anew.
+    """
+    paired = [item.input is not None for item in items]
+    if task.degradation.fresh and any(paired) and not all(paired):
+        single = items[paired.index(False)]
+        raise sets.SetError(f"task {task.name}: set {single.set} has no degraded photographs, other training sets do; "
+                            "train on pairs alone or on photographs alone")  # fmt: skip
+
+    def pixels(item: sets.Item) -> Tensor:
+        image = torch.from_numpy(_planes(item, task).copy())
+        if min(image.shape[1:]) < side:
+            height, width = image.shape[1:]
+            raise sets.SetError(f"set {item.set}: {item.name} has {height} x {width} pixels (rows x columns), fewer "
+                                f"than the training crop of {task.name}, {side}; leave it out")  # fmt: skip
+        return image
+
+    anew = task.degradation.fresh and not any(paired)
+    inputs = None if anew else (degraded(item, task, target(item, task))[0] for item in items)
+    return Crops(map(pixels, items), inputs, task.degradation, side, device)
 
 
 #: Side of the central crop of a validation photograph, in pixels of the target: a multiple of every scale.
@@ -95,21 +109,28 @@ def trained(row: Experiment | Baseline, folder: Path) -> dict[int, Network]:
     return networks
 
 
+def _planes(item: sets.Item, task: Task, crop: int | None = None) -> np.ndarray:
+    """The photograph of `target` as 8-bit pixels, (colors, rows, columns)."""
+    return _central(_channels(sets.open_image(item.target), task), crop, task.degradation.multiple)
+
+
 def _channels(pixels: np.ndarray, task: Task) -> np.ndarray:
+    """The image with the task's channels, which come first."""
     if task.colors == 1 and pixels.ndim == 3:
-        return sets.to_gray(pixels, task.gray)
-    return np.repeat(pixels[:, :, None], 3, axis=2) if task.colors == 3 and pixels.ndim == 2 else pixels
+        pixels = sets.to_gray(pixels, task.gray)
+    if pixels.ndim == 2:
+        return np.repeat(pixels[None], task.colors, axis=0)
+    return np.moveaxis(pixels, 2, 0)
 
 
 def _central(pixels: np.ndarray, crop: int | None, multiple: int) -> np.ndarray:
     """Central crop of side `crop` where one is asked for, with sides that are multiples of `multiple`."""
-    height, width = (min(side, crop or side) // multiple * multiple for side in pixels.shape[:2])
+    height, width = (min(side, crop or side) // multiple * multiple for side in pixels.shape[1:])
     if crop is None:
-        return pixels[:height, :width]
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width]
+        return pixels[:, :height, :width]
+    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+    return pixels[:, top : top + height, left : left + width]
 
 
-def _tensor(pixels: np.ndarray) -> Tensor:
-    planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+def _tensor(planes: np.ndarray) -> Tensor:
     return torch.from_numpy(planes.astype(np.float32))[None] / 255

@@ -11,7 +11,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,15 @@ class Crops:
     """Random aligned crops of a set of images, drawn and flipped by one gather each for the input and the target.
 
     targets: uint8 images ``(C, H, W)``; inputs: their degraded versions, uint8 or float32 in [0, 1], or None where the
-    degradation is drawn anew for each crop. All pixels live in one flat tensor on `device`.
+    degradation is drawn anew for each crop. All pixels live in one flat tensor on `device`; of what the two iterate,
+    one image at a time is in memory besides.
     crop: side of a crop of the target; the input's is crop / scale.
     """
 
     def __init__(
         self,
-        targets: Sequence[Tensor],
-        inputs: Sequence[Tensor] | None,
+        targets: Iterable[Tensor],
+        inputs: Iterable[Tensor] | None,
         degradation: Degradation,
         crop: int,
         device: torch.device | str = "cpu",
@@ -64,14 +65,16 @@ class Crops:
         if crop % self.scale:
             raise TrainingError(f"crop {crop} is not a multiple of the scale {self.scale}")
         self.side = crop // self.scale
-        small = [tuple(t.shape[1:]) for t in targets if min(t.shape[1:]) < crop]
+        self.targets = _Flat(targets, device)
+        shapes = self.targets.shapes
+        small = [tuple(shape[1:]) for shape in shapes.tolist() if min(shape[1:]) < crop]
         if small:
             raise TrainingError(f"a training image of {small[0]} pixels is smaller than the crop {crop}")
-        self.colors = targets[0].shape[0]
-        sizes = torch.tensor([[t.shape[1] // self.scale, t.shape[2] // self.scale] for t in targets])
-        self.sizes = sizes  # in input pixels
-        self.targets = _Flat(targets, device)
+        self.colors = self.targets.colors
+        self.sizes = shapes[:, 1:] // self.scale  # in input pixels
         self.inputs = _Flat(inputs, device) if inputs is not None else None
+        if self.inputs and not torch.equal(self.inputs.shapes[:, 1:], self.sizes):
+            raise TrainingError(f"degraded training images must have 1/{self.scale} of the sides of their targets")
 
     def draw(self, batch: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Degraded and clean crops ``(batch, C, h, w)``, float32 in [0, 1], of training step `step`."""
@@ -90,12 +93,17 @@ class Crops:
 class _Flat:
     """Images of any sizes as one flat tensor, cropped by index arithmetic."""
 
-    def __init__(self, images: Sequence[Tensor], device: torch.device | str):
-        self.pixels = torch.cat([image.flatten() for image in images]).to(device)
-        starts = torch.tensor([0] + [image.numel() for image in images[:-1]]).cumsum(0)
-        shapes = torch.tensor([image.shape for image in images])
-        self.starts, self.strides, self.areas = starts, shapes[:, 2], shapes[:, 1] * shapes[:, 2]
-        self.colors, self.device = images[0].shape[0], device
+    def __init__(self, images: Iterable[Tensor], device: torch.device | str):
+        pixels, shapes, dtype = bytearray(), [], torch.uint8
+        for image in images:
+            pixels += image.flatten().numpy().data  # grows in place, where torch.cat holds all of it twice
+            shapes.append(image.shape)
+            dtype = image.dtype
+        self.pixels = torch.frombuffer(pixels, dtype=dtype).to(device)
+        self.shapes = torch.tensor(shapes)
+        self.starts = torch.tensor([0, *self.shapes.prod(1)[:-1]]).cumsum(0)
+        self.strides, self.areas = self.shapes[:, 2], self.shapes[:, 1] * self.shapes[:, 2]
+        self.colors, self.device = shapes[0][0], device
 
     def gather(self, image: Tensor, corner: Tensor, flips: Tensor, side: int) -> Tensor:
         """Crops ``(B, C, side, side)``, flipped in rows and columns and then transposed where `flips` says so."""

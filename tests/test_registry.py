@@ -121,7 +121,7 @@ def test_no_scene_of_the_sample_is_on_both_sides(sample):
     sides = {name: side for side in ("train", "test") for name in (e.name for e in KNOWN.entries[f"sample/{side}"])}
     assert sides["motorcycle_left"] == sides["motorcycle_right"]
     train, test = ([sets.open_image(sample / t.path) for t in KNOWN.files([f"sample/{s}"])] for s in ("train", "test"))
-    assert sets.near_duplicates(train, test) == []
+    assert registry.near_duplicates(train, test) == []
 
 
 def test_describe_has_a_row_per_set_with_its_terms_in_full(sample):
@@ -206,7 +206,7 @@ def test_the_registry_agrees_with_the_mirrors(mirror):
 def test_no_photograph_is_in_training_and_test_but_those_left_out(benchmark):
     train, test = KNOWN.files(TRAIN), KNOWN.files(TEST)
     images = [[sets.open_image(benchmark / entry.path) for entry in side] for side in (train, test)]
-    found = [(train[i], test[j]) for i, j, _ in sets.near_duplicates(*images)]
+    found = [(train[i], test[j]) for i, j, _ in registry.near_duplicates(*images)]
     assert len(found) == 76  # 75 pairs of Rain100L and Set5's woman: the search does find what is there
     assert [f"{a} and {b}" for a, b in found if b.set not in a.overlaps] == []
 

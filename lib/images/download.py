@@ -289,6 +289,13 @@ def decode(source: Path, what: str, channels: int | None = None) -> np.ndarray:
     return np.repeat(array[..., None], 3, axis=2) if channels == 3 and array.ndim == 2 else array
 
 
+def thumbnail(array: np.ndarray, side: int = 64) -> np.ndarray:
+    """The image scaled down to at most `side` pixels a side, uint8."""
+    image = Image.fromarray(np.ascontiguousarray(array))
+    image.thumbnail((side, side), Image.Resampling.BOX)
+    return np.asarray(image)
+
+
 def _refuse(image: Image.Image, what: str) -> None:
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
         raise SetError(f"{what}: it has {image.n_frames} frames; save the one you want")

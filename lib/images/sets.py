@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 #: What brings a missing or damaged image back.
 REMEDY = "run `make repro`, which fetches it again"
@@ -76,36 +74,37 @@ def is_image(array: np.ndarray) -> bool:
 
 def pixels_sha256(array: np.ndarray) -> str:
     """sha256 of the pixels: uint8, rows x columns [x channels], C order."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def read(manifest: Path | str) -> list[Item]:
+def read(manifest: Path, may_be_empty: bool = False) -> list[Item]:
     """The images that a manifest lists, in its order.
 
-    Raises SetError when the manifest is missing, lists nothing, lists an image twice, or a file is not there.
+    Raises SetError when the manifest is missing or damaged, lists nothing (unless it `may_be_empty`) or lists an image
+    twice, and when the file of an image is missing.
     """
-    manifest = Path(manifest)
     try:
         with manifest.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            columns, *rows = list(csv.reader(file)) or [[]]
     except FileNotFoundError:
         raise SetError(f"{manifest} does not exist; run `make repro`, which writes it") from None
-    if not rows:
+    if tuple(columns) != COLUMNS:
+        raise SetError(f"{manifest} has the columns {', '.join(columns)}, not {', '.join(COLUMNS)}; {REMEDY}")
+    if not rows and not may_be_empty:
         raise SetError(f"{manifest} lists no image; name a set with images for this task in params.yaml")
-    if tuple(rows[0]) != COLUMNS:
-        raise SetError(f"{manifest} has the columns {', '.join(rows[0])}, not {', '.join(COLUMNS)}; {REMEDY}")
-    root, seen, items = manifest.parent.parent, set(), []
+    root, items = manifest.parent.parent, {}
     for row in rows:
-        key = row["set"], row["name"]
-        if key in seen:
-            raise SetError(f"{manifest} lists {row['name']} of set {row['set']} twice")
-        seen.add(key)
-        paths = {kind: root / row[kind] if row[kind] else None for kind in ("target", "input")}
-        for path in filter(None, paths.values()):
+        if len(row) != len(COLUMNS):
+            raise SetError(f"{manifest} is truncated at {','.join(row)!r}; {REMEDY}")
+        name, image, target, degraded, *hashes = row
+        if (name, image) in items:
+            raise SetError(f"{manifest} lists {image} of set {name} twice")
+        item = Item(name, image, root / target, root / degraded if degraded else None, *hashes)
+        for path in filter(None, (item.target, item.input)):
             if not path.is_file():
-                raise SetError(f"set {row['set']}: {path} does not exist; {REMEDY}")
-        items.append(Item(**{**row, **paths}))
-    return items
+                raise SetError(f"set {name}: {path} does not exist; {REMEDY}")
+        items[name, image] = item
+    return list(items.values())
 
 
 def to_gray(array: np.ndarray, rule: str) -> np.ndarray:
@@ -122,44 +121,3 @@ def to_gray(array: np.ndarray, rule: str) -> np.ndarray:
         red, green, blue = np.moveaxis(array, -1, 0).astype(np.int32)
         return ((9798 * red + 19235 * green + 3735 * blue + 16384) >> 15).astype(np.uint8)
     return np.floor(array @ np.array(MATLAB_GRAY) + 0.5).astype(np.uint8)  # MATLAB rounds halves up
-
-
-def thumbnail(array: np.ndarray, side: int = 64) -> np.ndarray:
-    """The image scaled down to at most `side` pixels a side, uint8."""
-    image = Image.fromarray(np.ascontiguousarray(array))
-    image.thumbnail((side, side), Image.Resampling.BOX)
-    return np.asarray(image)
-
-
-def near_duplicates(
-    train: Sequence[np.ndarray], test: Sequence[np.ndarray], threshold: float = 0.95
-) -> list[tuple[int, int, float]]:
-    """Pairs (index in `train`, index in `test`, correlation) of images that show the same picture.
-
-    Compared are 16 x 16 gray versions, less their mean: the whole of both images, at any resolution, and the test
-    image with the top-left crop of its size, the way Rain100 was cut from BSDS500. A part taken from elsewhere in the
-    photograph is not found. On the benchmark sets every pair above 0.95 is the same photograph.
-    """
-    found: dict[tuple[int, int], float] = {}
-    train, test = [_gray(image) for image in train], [_gray(image) for image in test]
-    whole = np.stack([_signature(image) for image in train])
-    for size in sorted({image.shape[:2] for image in test}):
-        at = [i for i, image in enumerate(test) if image.shape[:2] == size]
-        there = np.stack([_signature(test[i]) for i in at])
-        corners = [image[: size[0], : size[1]] for image in train]
-        corner = np.stack([_signature(c) if c.shape == size else whole[i] for i, c in enumerate(corners)])
-        score = np.maximum(whole @ there.T, corner @ there.T)
-        for i, j in np.argwhere(score > threshold):
-            found[int(i), at[j]] = float(score[i, j])
-    return [(i, j, score) for (i, j), score in sorted(found.items())]
-
-
-def _gray(array: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(np.ascontiguousarray(array)).convert("L"))
-
-
-def _signature(gray: np.ndarray) -> np.ndarray:
-    small = Image.fromarray(np.ascontiguousarray(gray)).resize((16, 16), Image.Resampling.BOX)
-    values = np.asarray(small, dtype=np.float64).ravel()
-    values -= values.mean()
-    return values / max(np.linalg.norm(values), 1e-9)
