@@ -185,6 +185,25 @@ def heat(values: np.ndarray, label: str, photograph: np.ndarray | None = None) -
     return figure
 
 
+def fields(panels: Mapping[str, Mapping[str, tuple[str, pd.Series]]]) -> Figure:
+    """Change of PSNR (dB) from the smallest field to larger ones: a panel per title, a line per label with its row's
+    name and its PSNR by the side of the field."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.0), squeeze=False, sharey=True)
+    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
+        used: dict[str, int] = {}
+        axis.axhline(0, color="0.4", linewidth=1)
+        for label, (row, psnr) in rows.items():
+            module = module_of(row)
+            marker = MARKERS[used.setdefault(module, 0) % len(MARKERS)]
+            used[module] += 1
+            change = psnr - psnr.iloc[0]
+            axis.plot(psnr.index, change, marker=marker, color=COLORS[module], label=label)
+        axis.set(title=title, xlabel="side of the field (input pixels)")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, fontsize=8)
+    axes[0, 0].set_ylabel("change of PSNR (dB)")
+    return figure
+
+
 def against_similarity(panels: Mapping[str, tuple[str, pd.DataFrame, tuple[float, float, float] | None]]) -> Figure:
     """Per-photograph gain (dB) against self-similarity, a panel per title with the gaining row's name, its `gains`, and
     the slope of a line with the ends of its interval (dotted), or None."""

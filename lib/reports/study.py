@@ -41,6 +41,7 @@ class Report:
         self.acts = pd.read_csv(source / "acts.csv", index_col=0, keep_default_na=False).acts
         self.verdicts = pd.read_csv(source / "verdicts.csv", dtype={"reason": str, "source": str})
         self.verdicts = self.verdicts.fillna({"reason": "", "source": ""})
+        self.fields = pd.read_csv(source / "field.csv")
         self.not_run = pd.read_csv(source / "not_run.csv", index_col=0)
         fitted = pd.read_csv(source / "prior.csv", index_col=0)
         self.priors = {metric: statistics.Prior(*fitted.loc[metric]) for metric in fitted.index}
@@ -108,22 +109,30 @@ class Report:
     # -- tables --------------------------------------------------------------------------------------------------------
 
     def compared(self) -> Markdown:
-        """The options of each task's reference, and those in which the other rows differ from it."""
+        """The options of each task's reference, and those in which the other rows differ from it; titles are links to
+        the rows' own notebooks."""
         parts = []
         for task, names in self._by_task():
             full = self._resolved[names[0]].options
             differing = {
-                self.labels[name]: in_words(
+                self._linked(name): in_words(
                     {key: value for key, value in self._resolved[name].options.items() if full.get(key) != value}
                 )
                 for name in names[1:]
             }
-            head = f"**{task}**: {self.labels[names[0]]}, {in_words(full)}"
+            head = f"**{task}**: {self._linked(names[0])}, {in_words(full)}"
             parts += [
                 head,
                 text.markdown(pd.Series(differing, name="options that differ").rename_axis("row").to_frame()),
             ]
         return Markdown("\n\n".join(parts))
+
+    def _linked(self, name: str) -> str:
+        """A row's title, as a link to the notebook of its evaluation where there is one."""
+        notebook = self.params.results("evaluate", name, "evaluate.ipynb")
+        return (
+            f"[{self.labels[name]}](../../evaluate/{name}/evaluate.ipynb)" if notebook.exists() else self.labels[name]
+        )
 
     def table(self) -> Markdown:
         """The main table, a part per task; kept in `rows.md` too."""
@@ -295,6 +304,18 @@ class Report:
             "Gain on each photograph against its self-similarity, a panel per claim; the trends are in the table below."
         )
         return self.show(plots.against_similarity(panels), "self_similarity", alt)
+
+    def field(self) -> Image | Markdown:
+        """PSNR against the field that attention sees, the mean over seeds, relative to the smallest field."""
+        if self.fields.empty:
+            return Markdown("The evaluations of this profile did not record it.")
+        means = self.fields.groupby(["experiment", "side"]).psnr.mean()
+        panels = {
+            task: {self.labels[name]: (name, means[name]) for name in names if name in means.index.get_level_values(0)}
+            for task, names in self._by_task()
+        }
+        alt = "Change of PSNR against the side of the field for every row with attention."
+        return self.show(plots.fields({task: rows for task, rows in panels.items() if rows}), "field", alt)
 
     def influence(self, task: str) -> Image | Markdown:
         """Where the modules of the rows of a task look, by one measure for all kinds of attention."""

@@ -64,7 +64,7 @@ def gather(params: Params) -> pd.DataFrame:
     images.csv: a row per photograph and seed; costs.csv, rows.csv: a row per row of the study, rows.csv with its
     difference to the first of its task; verdicts.csv: the study's claims; acts.csv: whether the attention of rows acts;
     mechanism.csv: what `evaluate` shows of attention, by content; not_run.csv: why rows have no numbers; prior.csv: the
-    variance over seeds of all claims of the profile.
+    variance over seeds of all claims of the profile; field.csv: PSNR against the field that attention sees.
     """
     evaluated, gathered, counts = params.results("evaluate"), read(params), []
     priors = pd.DataFrame({metric: asdict(prior) for metric, prior in gathered.priors.items()}).T
@@ -79,6 +79,7 @@ def gather(params: Params) -> pd.DataFrame:
         collect_mechanisms(evaluated, study.experiments).to_csv(folder / "mechanism.csv", index=False)
         collect_reasons(evaluated, study.experiments).to_csv(folder / "not_run.csv", index=False)
         priors.to_csv(folder / "prior.csv")
+        collect_fields(evaluated, study.experiments).to_csv(folder / "field.csv", index=False)
         run = images.experiment.nunique()
         missing = len(study.experiments) - run
         counts.append({"study": name, "rows run": run, "rows not run": missing, "images measured": len(images)})
@@ -125,6 +126,17 @@ def collect_acts(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
             rows[name] = ("", True) if table.empty else (health.describe(table), health.tested(table))
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["acts", "tested"])
     return found.rename_axis("experiment").astype({"tested": bool})
+
+
+def collect_fields(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
+    """PSNR (dB) against the side of the field (input pixels) of rows with attention: experiment, seed, side, psnr."""
+    found = [
+        pd.read_csv(evaluated / name / "field.csv").assign(experiment=name)
+        for name in experiments
+        if (evaluated / name / "field.csv").exists()
+    ]
+    columns = ["experiment", "seed", "side", "psnr"]
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
 def collect_reasons(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:

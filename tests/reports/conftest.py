@@ -37,6 +37,11 @@ class MadeUp:
                 for seed in seeds
             ).to_csv(folder / "acts.csv", index=False)  # fmt: skip
 
+    def field(self, name: str, psnr: dict[int, float]) -> None:
+        """psnr: by the side of the field, of one seed."""
+        rows = [{"seed": 1, "side": side, "psnr": value} for side, value in psnr.items()]
+        pd.DataFrame(rows).to_csv(self.params.results("evaluate", name, "field.csv"), index=False)
+
     def report(self, study: str):
         from lib.reports.study import Report
 

@@ -106,6 +106,12 @@ def test_gains_have_a_panel_each_and_a_line_where_there_is_a_trend():
     np.testing.assert_allclose(left.lines[2].get_ydata(), [0, 1])
 
 
+def test_fields_start_at_no_change():
+    drawn = plots.fields({"t": {"PANet": ("panet_t", pd.Series([30.0, 30.5], [24, 48]))}})
+    assert drawn.axes[0].lines[1].get_xydata().tolist() == [[24, 0], [48, 0.5]]
+    assert drawn.axes[0].lines[1].get_color() == plots.COLORS["panet"]
+
+
 def test_cost_has_one_look_per_title_in_all_panels():
     rows = pd.DataFrame(
         {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "parameters": [1, 2, 4]}, ["edsr_a", "panet_a", "panet_b"]

@@ -45,6 +45,14 @@ def test_an_inactive_module_is_not_tested(made_up):
     assert "| DAGL | reference |  | 31.15 | no |" in report.table().data
 
 
+def test_the_field_is_drawn_where_it_was_recorded(made_up):
+    made = made_up()
+    made.row(DAGL, 30.0)
+    assert "did not record" in made.report("dagl_ablation").field().data
+    made.field(DAGL, {24: 30.0, 48: 30.2})
+    assert made.report("dagl_ablation").field().data[:4] == b"\x89PNG"
+
+
 def test_the_smoke_run_draws_no_conclusions(made_up):
     made = made_up("quick")
     made.row(DAGL, 30.0)
@@ -94,6 +102,9 @@ def test_tables_have_at_most_six_columns_and_titles_for_names(made_up):
     for shown in (report.table(), report.claims(), report.per_set(), report.beside_published(), report.compared()):
         tables = [line for line in shown.data.splitlines() if line.startswith("|")]
         assert all(line.count("|") <= 7 for line in tables) and "_sr_x2" not in shown.data
+    made.params.results("evaluate", "edsr_sr_x2-nl", "evaluate.ipynb").touch()
+    link = "| [EDSR trunk, non-local](../../evaluate/edsr_sr_x2-nl/evaluate.ipynb) | attention: nl |"
+    assert link in report.compared().data
     assert "| EDSR trunk, non-local | better |" in report.table().data
     assert (report.out / "rows.md").read_text().strip() == report.table().data
 
