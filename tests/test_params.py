@@ -57,7 +57,7 @@ def test_an_experiment_is_resolved_for_its_profile(tmp_path):
     assert run.task.train == ("sample/train",) and run.task.degradation.sigma == 25
     assert run.task.convention.channel == "gray" and run.task.title == "denoising, sigma 25"
     assert run.seeds == (1, 2, 3) and run.difference == "nl" and run.title == "DAGL, single-head non-local"
-    assert run.recipe.schedule.at == (0.154, 0.308) and run.recipe.clip is run.start is None
+    assert run.recipe.schedule.at == (0.154, 0.308) and run.recipe.clip is None
     assert run.precision == "float32" and run.budget.steps == 950
 
 
@@ -208,9 +208,6 @@ FAULTS = [
     ("factor: 0.5", "factor: 0", "recipes.dagl.schedule.factor is 0; it must be above 0"),
     *(("clip: 0.01", f"clip: {clip}", f"recipes.common.clip is {clip}; it must be above 0") for clip in (0, -1)),
     ("clip: 0.01", "clip: none", "recipes.common.clip is 'none'; it must be a number"),
-    ("clip: 0.01", "attention: {lr: 0}", "recipes.common.attention.lr is 0; it must be above 0"),
-    ("clip: 0.01", "attention: {warmup: 0.1}",
-     "unknown key 'warmup' in recipes.common.attention; did you mean 'warm_up'?"),
     # budgets, seeds, sizes
     *((old, f"{key}: {value}", f"{BUDGET}.{key} is {shown or value}; it must be {must}")
       for old, key, value, shown, must in (
@@ -268,7 +265,7 @@ FAULTS = [
     ("test: [sample/test]", "test: [sampel/test]", "profiles.quick.sets.test: unknown set 'sampel/test'; did you mean"),
     ("sets: [sample/test]", "sets: [sample/test, wieghts]",
      "profiles.quick.published_numbers.sets: unknown set 'wieghts'"),
-    # what a row needs and starts from
+    # what a row needs
     ("needs: own/vgg19", "needs: own/../vgg19", "experiments.ignn_sr_x2-vgg19_embedding.needs is 'own/../vgg19"),
     ('"package:bm3d"', '"package:bm3d; touch X"', "baselines.bm3d_gray_denoise_25.needs is 'package:bm3d; touch X'"),
     ('"package:bm3d"', '"pakage:bm3d"',
@@ -278,9 +275,6 @@ FAULTS = [
     (*added("baselines",
      "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: own/a, options: {depth: 3}}"),
      "baselines.dncnn_jpeg_10: a checkpoint leaves no `options`"),
-    ("title: EDSR trunk, ", "title: a, start: nothing, ", f"unknown experiment 'nothing' in {EDSR}.start; known: "),
-    ("title: EDSR trunk, ", "title: a, start: edsr_gray_denoise_25, ",
-     f"{EDSR}.start is 'edsr_gray_denoise_25', which its"),
     # studies
     ("      - bm3d_gray_denoise_25\n", "      - bm3d_gray_denoise_25\n" * 2,
      "studies.dagl_ablation.experiments is ["),

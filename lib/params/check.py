@@ -117,8 +117,6 @@ def _of_sizes(params: Params, row: Experiment | Baseline, patch: int) -> Iterato
         yield f"{where} is {crop}, {crop // scale} input pixels; {attended}"
     elif smallest and crop > smallest:
         yield f"{where} is {crop}; the smallest training photograph has a side of {smallest} pixels"
-    if row.start is not None and (lacking := sorted({*row.seeds} - {*params.experiment(row.start).seeds})):
-        yield f"experiments.{row.name}: {row.start!r}, from which it starts, has no seed {lacking[0]}"
 
 
 def _smallest(task: Task) -> int | None:

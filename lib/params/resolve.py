@@ -57,13 +57,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Row):
-    """A network variant that is trained. start: the experiment whose trained weights it starts from."""
+    """A network variant that is trained."""
 
     seeds: tuple[int, ...]
     recipe: Recipe
     budget: Budget
     precision: str = "float32"
-    start: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +159,6 @@ class Params:
             recipe=self.contents.recipes[entry.recipe],
             budget=budget,
             precision=settings.precision,
-            start=entry.start,
         )
 
     def baseline(self, name: str) -> Baseline:
@@ -322,23 +320,10 @@ def _of_rows(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry])
             continue
         if row.recipe not in file.recipes:
             yield unknown("recipe", row.recipe, file.recipes, where)
-        if row.start is not None and row.start not in file.experiments:
-            yield unknown("experiment", row.start, file.experiments, f"{where}.start")
-        elif name in _starts(file, row.start):
-            yield f"{where}.start is {row.start!r}, which itself starts from {name!r}"
         for key, profile in file.profiles.items() if row.size else ():
             sizes = [size for size, value in profile.models.get(row.model, {}).items() if isinstance(value, dict)]
             if row.size not in sizes:
                 yield unknown("size", row.size, sizes, f"profiles.{key}.models.{row.model}, which {name!r} asks for")
-
-
-def _starts(file: ParamsFile, name: str | None) -> list[str]:
-    """The experiments that training `name` goes back to, itself first."""
-    found: list[str] = []
-    while name in file.experiments and name not in found:
-        found.append(name)
-        name = file.experiments[name].start
-    return found
 
 
 def _of_studies(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry]) -> Iterator[str]:
@@ -364,7 +349,7 @@ def _of_studies(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntr
 def fingerprint(experiment: Experiment, *more: str) -> str:
     """Twelve hex digits that change with anything that training the experiment depends on; `more` adds code hashes."""
     budget = {key: value for key, value in asdict(experiment.budget).items() if key != "seeds"}
-    trained = (asdict(experiment.recipe), budget, experiment.precision, experiment.start)
+    trained = (asdict(experiment.recipe), budget, experiment.precision)
     parts = (experiment.model, experiment.options, experiment.task.for_training(), experiment.task.train)
     return hashlib.sha256(repr((*parts, *trained, *more)).encode()).hexdigest()[:12]
 
@@ -376,7 +361,7 @@ def table(row: Row) -> str:
     rows["degradation"] = degradation.options()
     rows |= {"convention": task.convention.describe(), "train": task.train, "test": task.test}
     if isinstance(row, Experiment):
-        rows |= {"seeds": row.seeds, "precision": row.precision, "start": row.start or "initialised anew"}
+        rows |= {"seeds": row.seeds, "precision": row.precision}
         rows |= {f"recipe: {key}": value for key, value in asdict(row.recipe).items() if value is not None}
         rows |= {f"training: {key}": value for key, value in asdict(row.budget).items() if key != "seeds"}
     elif isinstance(row, Baseline) and row.checkpoint:

@@ -103,15 +103,6 @@ Schedule = Annotated[Cosine | Step, Field(discriminator="name")]
 
 
 @dataclass(frozen=True, config=_STRICT)
-class AttentionGroup:
-    """How the matching parts of attention modules are trained: `lr` times the learning rate of all else, which they
-    reach after a rise over the fraction `warm_up` of the run."""
-
-    lr: Positive = 1.0
-    warm_up: Fraction = 0.0
-
-
-@dataclass(frozen=True, config=_STRICT)
 class Recipe:
     """How networks are trained; times are fractions of the run. clip: largest norm of the gradient, None for no
     clipping."""
@@ -120,7 +111,6 @@ class Recipe:
     optimiser: Optimiser
     schedule: Schedule
     clip: Positive | None = None
-    attention: AttentionGroup | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -241,8 +231,8 @@ class BaselineEntry:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExperimentEntry:
-    """A network variant on a task. size: options of that name in the profile in place of the model's; start: experiment
-    whose trained weights it starts from; needs: file, or package:<name>, without which it is not run."""
+    """A network variant on a task. size: options of that name in the profile in place of the model's;
+    needs: file, or package:<name>, without which it is not run."""
 
     title: Title
     model: Name
@@ -250,7 +240,6 @@ class ExperimentEntry:
     recipe: Name
     options: dict[str, Any] = Field(default_factory=dict)
     size: Name | None = None
-    start: Name | None = None
     needs: Needs | None = None
 
 
