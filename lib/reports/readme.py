@@ -76,9 +76,10 @@ def trust(params: Params) -> str:
     found = simulation.components(_differences(params))
     if len(found) < statistics.MIN_CLAIMS:
         return f"Fewer than {statistics.MIN_CLAIMS} claims with several seeds have been run in this profile."
-    table = simulation.table(found, REPETITIONS)
+    table = simulation.table(found, REPETITIONS, claims=len(found))
     return text.markdown(table.map(lambda share: f"{share:.0%}")) + (
-        f"\n\n{REPETITIONS} simulated profiles of {simulation.CLAIMS} claims; a study has {simulation.FAMILY} of them."
+        f"\n\n{REPETITIONS} simulated profiles of {len(found)} claims, as many as were run; a study has "
+        f"{simulation.FAMILY} of them."
     )
 
 

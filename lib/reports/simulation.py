@@ -10,7 +10,8 @@ from scipy import stats
 
 from . import statistics
 
-#: Claims of a profile, which share the moderated variance, and of the study whose family-wise error is measured.
+#: Claims of a profile that has been run whole, which share the moderated variance, and of the study whose family-wise
+#: error is measured.
 CLAIMS, FAMILY = 50, 10
 
 COMPONENTS = ["seed", "photograph", "residual"]
@@ -29,9 +30,15 @@ def components(tables: Iterable[np.ndarray]) -> pd.DataFrame:
 
 
 def simulate(
-    drawn_from: pd.DataFrame, seeds: int, effect: float, repetitions: int, photographs: int = 180, start: int = 0
+    drawn_from: pd.DataFrame,
+    seeds: int,
+    effect: float,
+    repetitions: int,
+    photographs: int = 180,
+    claims: int = CLAIMS,
+    start: int = 0,
 ) -> pd.Series:
-    """Made-up profiles of `CLAIMS` claims with the true difference `effect` (dB) and variance components that are drawn
+    """Made-up profiles of `claims` claims with the true difference `effect` (dB) and variance components that are drawn
     from those of real claims.
 
     Returns shares of the claims, of which the first `FAMILY` are a study: coverage of the interval, old_coverage of an
@@ -41,11 +48,11 @@ def simulate(
     rng = np.random.default_rng(start)
     found = []
     for _ in range(repetitions):
-        chosen = drawn_from.iloc[rng.integers(len(drawn_from), size=CLAIMS)]
+        chosen = drawn_from.iloc[rng.integers(len(drawn_from), size=claims)]
         seed, photograph, rest = np.sqrt(chosen[COMPONENTS].to_numpy()).T[:, :, None, None]
-        tables = effect + seed * rng.standard_normal((CLAIMS, 1, seeds))
-        tables = tables + photograph * rng.standard_normal((CLAIMS, photographs, 1))
-        tables = tables + rest * rng.standard_normal((CLAIMS, photographs, seeds))
+        tables = effect + seed * rng.standard_normal((claims, 1, seeds))
+        tables = tables + photograph * rng.standard_normal((claims, photographs, 1))
+        tables = tables + rest * rng.standard_normal((claims, photographs, seeds))
         differences = statistics.summarise(tables)
         estimates = statistics.estimate(differences, statistics.fit_prior(differences))
         low, high = estimates.interval()
@@ -64,12 +71,14 @@ def simulate(
     return pd.DataFrame(found).astype(float).mean()
 
 
-def table(drawn_from: pd.DataFrame, repetitions: int, photographs: int = 180, effect: float = 0.2) -> pd.DataFrame:
+def table(
+    drawn_from: pd.DataFrame, repetitions: int, photographs: int = 180, claims: int = CLAIMS, effect: float = 0.2
+) -> pd.DataFrame:
     """Coverage, family-wise error and power of the rule at an effect (dB), per number of seeds of a look."""
     rows = {}
     for seeds in statistics.LOOKS:
-        null = simulate(drawn_from, seeds, 0.0, repetitions, photographs)
-        real = simulate(drawn_from, seeds, effect, repetitions, photographs, start=1)
+        null = simulate(drawn_from, seeds, 0.0, repetitions, photographs, claims)
+        real = simulate(drawn_from, seeds, effect, repetitions, photographs, claims, start=1)
         rows[seeds] = {
             "coverage of the interval": (null.coverage + real.coverage) / 2,
             "with seeds taken for fixed": (null.old_coverage + real.old_coverage) / 2,
