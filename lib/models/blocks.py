@@ -65,6 +65,13 @@ def independent_draws(place: int | str) -> Iterator[None]:
         yield
 
 
+def positive(**options: float | None) -> None:
+    """Raise ValueError unless all options that are given are above zero."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} {value} is not above 0")
+
+
 def conv(inputs: int, outputs: int, kernel: int = 3, bias: bool = True) -> nn.Conv2d:
     """Convolution that keeps the size: zero padding k//2, stride 1."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
@@ -154,6 +161,11 @@ class Trunk(Network):
         mean_shift: bool = False,
     ):
         super().__init__()
+        positive(width=width, res_scale=res_scale)
+        if colors not in (1, 3):
+            raise ValueError(f"colors {colors} is not 1 or 3")
+        if blocks < 0:
+            raise ValueError(f"blocks {blocks} is negative")
         if any(not 0 <= p <= blocks for p in positions):
             raise ValueError(f"positions {list(positions)} do not all lie in 0..{blocks}, the number of blocks")
         self.scale = scale

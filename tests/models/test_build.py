@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from lib import models
 from lib.models import ModelError, build, check_options
 
-NETWORKS = ["bicubic", "bm3d", "dagl", "dncnn", "edsr", "enlca", "ignn", "input", "lir", "nlm", "panet"]
+NETWORKS = [
+    "bicubic",
+    "bm3d",
+    "carn_m",
+    "dagl",
+    "dncnn",
+    "edsr",
+    "enlca",
+    "ignn",
+    "imdn",
+    "input",
+    "lir",
+    "nlm",
+    "panet",
+]
 
 
 def test_a_folder_is_a_network():
@@ -83,3 +98,29 @@ def test_options_are_known_by_following_them_on_their_way_down(monkeypatch):
         build("outer", heads="2")
     with pytest.raises(ModelError, match="unknown option 'head' of model 'outer'; known: common_trunk, heads, width"):
         build("outer", head=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *[("edsr", {key: value}) for key, value in {"width": 0, "blocks": -1, "colors": 2, "scale": 5}.items()],
+        ("edsr", {"res_scale": float("nan")}),
+        *[("dagl", {key: -1}) for key in ("heads", "stages", "stage_blocks", "patch", "stride", "max_scores")],
+        ("dagl", {"patch": 4}),
+        ("dagl", {"stride": 99}),
+        *[("enlca", {key: -1}) for key in ("k", "features", "redraw", "contrastive_start", "every", "max_scores")],
+        *[("ignn", {key: -1}) for key in ("neighbours", "window", "max_scores")],
+        ("ignn", {"common_trunk": True, "graph_scale": 0}),
+        ("panet", {"scales": [1, 0]}),
+        ("panet", {"positions": "foo"}),
+        *[("dncnn", {key: 0}) for key in ("depth", "width")],
+        *[("nlm", {key: -1}) for key in ("sigma", "patch_size", "patch_distance", "h")],
+        ("nlm", {"patch_size": 4}),
+        *[("imdn", {key: 1}) for key in ("scale", "width")],
+        *[("carn_m", {key: -1}) for key in ("scale", "width", "groups")],
+    ],
+)
+def test_out_of_range_is_refused_in_one_line(name, options):
+    with torch.device("meta"), pytest.raises(ModelError, match=f"^model '{name}': ") as error:
+        build(name, **options)
+    assert "\n" not in str(error.value)

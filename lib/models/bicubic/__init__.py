@@ -5,19 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...degradations import resize
-from .. import ModelError, blocks
+from .. import blocks
 
 
 class Bicubic(blocks.Network):
     """Enlarges ``(B, colors, H, W)`` to ``(B, colors, scale*H, scale*W)``, neither clamped nor rounded.
 
-    Raises ModelError for a scale that is not a whole number above 1.
+    Raises ValueError for a scale of 1 or less.
     """
 
     def __init__(self, scale: int = 2):
         super().__init__()
-        if not isinstance(scale, int) or scale < 2:
-            raise ModelError(f"model 'bicubic' has no scale {scale!r}; it must be a whole number above 1")
+        if scale < 2:
+            raise ValueError(f"scale {scale} is not a whole number above 1")
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:

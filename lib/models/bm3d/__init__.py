@@ -30,8 +30,7 @@ class BM3D(blocks.Network):
             raise NotInstalledError(
                 "model 'bm3d' needs the package bm3d (non-commercial licence): pip install bm3d==4.0.3"
             ) from None
-        if not sigma > 0:
-            raise ModelError(f"model 'bm3d' has no sigma {sigma!r}; it must be above 0")
+        blocks.positive(sigma=sigma)
         self.sigma, self._package = sigma, bm3d
 
     def forward(self, x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import MAX_SCORES, NON_LOCAL, Attention, ResBlock, Trunk, conv, independent_draws
+from ..blocks import MAX_SCORES, NON_LOCAL, Attention, ResBlock, Trunk, conv, independent_draws, positive
 from .embed_patches import embed_patches
 from .graph_attention import graph_attention
 
@@ -84,6 +84,7 @@ class MGFAM(Attention):
         max_scores: int = MAX_SCORES,
     ):
         super().__init__()
+        positive(heads=heads, max_scores=max_scores)
         if patch % 2 == 0:
             raise ValueError(f"patch {patch} is not odd")
         if not 1 <= stride <= patch // 2 + 1:
@@ -93,8 +94,8 @@ class MGFAM(Attention):
         if weights not in ("official", "paper"):
             raise ValueError(f"weights {weights!r} is not one of official, paper")
         self.neighbours = NEIGHBOURS if no_threshold is True else int(no_threshold or 0)
-        if self.neighbours < 0 or max_scores < 1:
-            raise ValueError(f"no_threshold {no_threshold} or max_scores {max_scores} is negative")
+        if self.neighbours < 0:
+            raise ValueError(f"no_threshold {no_threshold} is negative")
         self.heads, self.patch, self.stride, self.max_scores = heads, patch, stride, max_scores
         self.weights = "equal" if no_graph_attention else weights
         inner, embedded = heads * HEAD, heads * 4 * patch**2
@@ -208,8 +209,7 @@ class DAGL(Trunk):
             raise ValueError(f"attention {attention!r} is not one of {', '.join(makers)}")
         if attention != "graph" and (graph.get("no_threshold") or graph.get("no_graph_attention")):
             raise ValueError(f"no_threshold and no_graph_attention belong to attention 'graph', not to {attention!r}")
-        if stages < 1:
-            raise ValueError(f"stages {stages} is not at least 1")
+        positive(stages=stages, stage_blocks=stage_blocks)
         super().__init__(
             colors,
             width,

@@ -24,6 +24,9 @@ class DnCNN(blocks.Network):
 
     def __init__(self, colors: int = 1, width: int = 64, depth: int = 17, image_skip: bool = False):
         super().__init__()
+        blocks.positive(width=width)
+        if depth < 2:
+            raise ValueError(f"depth {depth} is not at least 2, the first and the last convolution")
         sides = [colors, *[width] * (depth - 1), colors]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sides):

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import Attention, Trunk, conv
+from ..blocks import Attention, Trunk, conv, positive
 from .ranked_scores import ranked_scores
 from .softmax_attention import softmax_attention
 
@@ -87,6 +87,9 @@ class ENLCA(Attention):
         max_scores: int | None = None,
     ):
         super().__init__()
+        positive(k=k, features=features, redraw=redraw, branch_scale=branch_scale, max_scores=max_scores)
+        if not 0 <= contrastive_start <= 1:
+            raise ValueError(f"contrastive_start {contrastive_start} does not lie in 0..1, the fraction of a run")
         inner = width // 4
         self.theta, self.g, self.f = conv(width, inner, 1), conv(width, inner, 1), conv(width, width, 1)
         self.k, self.orthogonal, self.redraw, self.exact, self.branch_scale = k, orthogonal, redraw, exact, branch_scale
@@ -162,6 +165,7 @@ class ENLCN(Trunk):
         **attention,
     ):
         attention = {"branch_scale": res_scale, **attention}
+        positive(every=every)
         super().__init__(
             colors,
             width,

@@ -42,6 +42,7 @@ from ..blocks import (
     conv,
     enlarge,
     independent_draws,
+    positive,
 )
 from .difference_maps import difference_maps
 from .embedding import Embedding, embedded_by_themselves
@@ -84,6 +85,7 @@ class GraphAggregation(Attention):
         max_scores: int = MAX_SCORES,
     ):
         super().__init__()
+        positive(scale=scale, max_scores=max_scores)
         if neighbours < 1 or window**2 < neighbours:
             raise ValueError(f"neighbours {neighbours} must lie in 1..{window**2}, the patches of a window")
         self.scale, self.neighbours, self.window = scale, neighbours, window

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..blocks import Network, conv
+from ..blocks import Network, conv, positive
 
 
 class IMDB(nn.Module):
@@ -51,8 +51,7 @@ class IMDN(Network):
             raise ValueError(f"scale {scale} is not one of 2, 3, 4")
         if width < 16 or width % 16:
             raise ValueError(f"width {width} is not a multiple of 16")
-        if blocks < 1:
-            raise ValueError(f"blocks {blocks} is not at least 1")
+        positive(blocks=blocks)
         self.head = conv(3, width)
         self.blocks = nn.ModuleList(IMDB(width) for _ in range(blocks))
         self.fuse = nn.Sequential(conv(blocks * width, width, 1), nn.LeakyReLU(0.05), conv(width, width))

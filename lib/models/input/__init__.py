@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import ModelError, blocks
+from .. import blocks
 
 
 class Input(blocks.Network):
     """Returns its input, ``(B, colors, H, W)`` -> the same.
 
-    Raises ModelError for a scale other than 1: an enlarged input is `bicubic`.
+    Raises ValueError for a scale other than 1: an enlarged input is `bicubic`.
     """
 
     def __init__(self, scale: int = 1):
         super().__init__()
         if scale != 1:
-            raise ModelError(f"model 'input' has no scale {scale}: name model 'bicubic' for super-resolution")
+            raise ValueError(f"scale {scale} is not 1: name model 'bicubic' for super-resolution")
 
     def forward(self, x: Tensor) -> Tensor:
         return x

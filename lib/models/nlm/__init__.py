@@ -14,7 +14,7 @@ import torch
 from skimage.restoration import denoise_nl_means
 from torch import Tensor
 
-from .. import ModelError, blocks
+from .. import blocks
 
 #: h / sigma for gray and for colour images.
 STRENGTH = {1: 0.65, 3: 0.5}
@@ -34,9 +34,10 @@ class NLM(blocks.Network):
     ):
         super().__init__()
         if colors not in STRENGTH:
-            raise ModelError(f"model 'nlm' has no colors {colors!r}; it must be 1 or 3")
-        if not sigma > 0:
-            raise ModelError(f"model 'nlm' has no sigma {sigma!r}; it must be above 0")
+            raise ValueError(f"colors {colors} is not 1 or 3")
+        blocks.positive(sigma=sigma, patch_size=patch_size, patch_distance=patch_distance, h=h)
+        if patch_size % 2 == 0:
+            raise ValueError(f"patch_size {patch_size} is not odd")
         self.sigma, self.h = sigma, STRENGTH[colors] * sigma if h is None else h
         self.patch_size, self.patch_distance = patch_size, patch_distance
 
