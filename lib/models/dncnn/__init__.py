@@ -33,8 +33,8 @@ class DnCNN(blocks.Network):
             layers += [blocks.conv(inputs, outputs), nn.ReLU(inplace=True)]
         self.model = nn.Sequential(*layers[:-1])
         if image_skip:
-            nn.init.zeros_(self.model[-1].weight)
-            nn.init.zeros_(self.model[-1].bias)
+            for tensor in self.model[-1].parameters():
+                nn.init.zeros_(tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         return x - self.model(x)
