@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from . import params as parameters
-from .pipeline import runner
+from .pipeline import resolve, runner
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("check", help="check params.yaml: names, options, types")
     verbs.add_parser("schema", help="write params.schema.json, by which editors complete params.yaml")
+    verbs.add_parser("resolve", help="check it and write what each stage is given (called by DVC)")
     verb = verbs.add_parser("run", help="execute one stage's notebook (called by DVC)")
     verb.add_argument("stage", choices=runner.PARAMETER)
     verb.add_argument("key", nargs="?", help="experiment or study")
@@ -92,11 +93,17 @@ def main(arguments: list[str] | None = None) -> int:
         if given.verb == "check":
             parameters.check(params)
             print(f"params.yaml: {len(params.experiments)} experiments, {len(params.studies)} studies, no fault")
+        elif given.verb == "resolve":
+            resolve.write(params)
         else:
             runner.run(params, given.stage, given.key)
     except (parameters.ParamsError, runner.StageError) as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if given.verb != "run":  # a stage's process is interrupted together with the one that says so
+            print(f"interrupted; `python -m lib {given.verb}` goes on from what is done", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,24 +1,22 @@
 """Trained networks that come with the project, and restoring images of one's own.
 
-Chosen networks lie in git, under results/<profile>/networks, which DVC takes for a remote: `python -m lib keep` fills
-it, `python -m lib pull` brings them, bit for bit, to where a training leaves them, so that DVC takes it as done.
+Chosen networks lie in git, as results/<profile>/networks/<experiment>/seed_<seed>.safetensors: `python -m lib keep`
+puts them there, `python -m lib pull` brings them to where a training leaves them, so that DVC takes it as done. Weights
+are used only if they are those that the profile's dvc.lock states.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from PIL import Image, ImageOps, UnidentifiedImageError
 from ruamel.yaml import YAML
 
@@ -30,49 +28,31 @@ from ..params import ROOT, Baseline, Experiment, Params, missing
 from ..tasks import Task
 from ..training import TrainingError, write_whole
 from . import repro as pipeline
+from . import resolve
 from .runner import StageError
 
 #: Endings of the files that a restored image is written to.
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 
-#: What DVC calls the folder, a remote for as long as it is filled or read.
-REMOTE = "networks"
-
 
 def keep(names: Sequence[str], profile: str | None = None) -> None:
     """Have git hold the trained networks `names` of a profile, all their seeds, in place of those it held.
 
-    Raises StageError for a baseline and for an experiment whose weights are not there, not those that dvc.lock vouches
-    for, or not in DVC's cache; what git held then stays.
+    Raises StageError for a baseline and for an experiment whose weights are not those that dvc.lock states; what git
+    held then stays.
     """
     params, names = Params(profile=profile), [*dict.fromkeys(names)]
     for name in names:
-        run = params.row(name)
-        if isinstance(run, Baseline):
+        if isinstance(params.row(name), Baseline):
             raise StageError(f"{name}: is not trained; there is nothing to keep")
-        for seed in run.seeds:
-            _check_trained(params, replace(run, seeds=(seed,)))
-    pipeline.switch(params.profile)
+        _check_trained(params, name)
     folder = _folder(params)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        filled, old = Path(temporary) / "new", Path(temporary) / "old"
-        targets = [f"train@{name}" for name in names]
-        try:
-            with _repository(filled) as repository:
-                changed = repository.status(targets=targets)
-                if not changed:
-                    repository.push(targets=targets, remote=REMOTE, jobs=1)
-        except DvcException as error:
-            raise StageError(f"dvc push failed: {str(error).splitlines()[0]}") from None
-        if changed:
-            raise StageError(
-                f"{', '.join(changed)}: out of date; `make repro` brings the weights and dvc.lock together"
-            )
-        if lacking := {*names} - {*_complete(params, filled)}:
-            raise StageError(f"{', '.join(sorted(lacking))}: DVC's cache lacks the weights; train it again")
-        if folder.exists():
-            folder.rename(old)
-        filled.rename(folder)
+    filled = folder.with_name("networks.part")
+    shutil.rmtree(filled, ignore_errors=True)
+    for name in names:
+        shutil.copytree(params.results("weights", name), filled / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    filled.rename(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     print(f"{folder.relative_to(ROOT)}: {len(names)} network(s), {size:.1f} MB; commit them")
 
@@ -81,33 +61,68 @@ def pull(names: Sequence[str], profile: str | None = None) -> None:
     """Make `profile` the one in force and bring its networks `names`, all that are kept where none is named, to
     results/<profile>/weights.
 
-    Raises StageError, before anything is changed, for one that is not kept in the version that the profile's lock
-    vouches for, and where other weights are in the way.
+    Raises StageError, before anything is changed, for one that is not kept as the profile's lock states it, and where
+    other weights are in the way.
     """
     params = Params(profile=profile)
-    there = kept(params)
     for name in names:
         params.row(name)
-        if name not in there:
-            known = ", ".join(there) or "none"
-            raise StageError(f"{name}: profile {params.profile} keeps no network of this version; it keeps {known}")
-    chosen = [*dict.fromkeys(names or there)]
+        _check_kept(params, name)
+    chosen = [*dict.fromkeys(names or kept(params))]
     if not chosen:
         raise StageError(f"profile {params.profile} keeps no networks; `make repro` trains them")
-    pipeline.switch(params.profile)
     place = params.results("weights").relative_to(ROOT)
-    try:
-        with _repository(_folder(params)) as repository:
-            repository.pull(targets=[f"train@{name}" for name in chosen], remote=REMOTE, jobs=1)
-    except DvcException as error:
-        reason = str(error).splitlines()[0].partition(" Use ")[0]
-        raise StageError(f"{place}: {reason} Move or delete there what is not to be kept") from None
+    for name in chosen:
+        _check_kept(params, name)
+        there = params.results("weights", name)
+        if there.exists() and _listing(there)[1] != _stated(params, name):
+            raise StageError(f"{place / name}: holds other weights; move or delete them first")
+    with pipeline.alone():
+        pipeline.switch(params.profile)
+        for name in chosen:
+            _cache(_folder(params) / name)
+        if status := pipeline.dvc("checkout", "--quiet", *(f"train@{name}" for name in chosen)):
+            raise StageError(f"{place}: dvc checkout failed with status {status}")
     print(f"{place}: {', '.join(chosen)}")
 
 
 def kept(params: Params) -> list[str]:
-    """The experiments whose networks git holds in the version that the profile's lock vouches for."""
-    return _complete(params, _folder(params))
+    """The experiments whose networks git holds in the version that the profile's lock states."""
+    names = [name for name in params.experiments if (_folder(params) / name).is_dir()]
+    return [name for name in names if _listing(_folder(params) / name)[1] == _stated(params, name)]
+
+
+def _check_kept(params: Params, name: str) -> None:
+    folder = _folder(params) / name
+    if not folder.is_dir():
+        raise StageError(f"{name}: profile {params.profile} keeps no such network; it keeps "
+                         f"{', '.join(kept(params)) or 'none'}")  # fmt: skip
+    if _listing(folder)[1] != _stated(params, name):
+        place = folder.relative_to(ROOT)
+        raise StageError(f"{place}: is not what the lock of profile {params.profile} states; `git checkout {place}` "
+                         "brings it back, or `make repro` trains it anew")  # fmt: skip
+
+
+def _listing(folder: Path) -> tuple[str, str]:
+    """What DVC writes down of a folder's files, and the hash of that, by which its locks name the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    entries = [{"md5": _md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
+    listing = json.dumps(entries, sort_keys=True)
+    return listing, f"{hashlib.md5(listing.encode()).hexdigest()}.dir"
+
+
+def _cache(folder: Path) -> None:
+    """Put a folder's files into DVC's cache, in its published layout: files/md5/<2 digits>/<30 digits>."""
+    listing, digest = _listing(folder)
+    cache = ROOT / ".dvc" / "cache" / "files" / "md5"
+    for path in filter(Path.is_file, folder.rglob("*")):
+        md5 = _md5(path)
+        write_whole(cache / md5[:2] / md5[2:], partial(shutil.copyfile, path))
+    write_whole(cache / digest[:2] / digest[2:], lambda path: path.write_text(listing))
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
 def restore_file(image: Path, by: str, into: Path, profile: str | None = None, self_ensemble: bool = False) -> None:
@@ -129,9 +144,7 @@ def restore_file(image: Path, by: str, into: Path, profile: str | None = None, s
     if reason := missing(run):
         raise StageError(f"{by}: {reason}")
     if isinstance(run, Experiment):
-        _check_trained(params, run)
-        if differs := _differences(params, by):
-            raise StageError(f"{by}: its weights were trained with another {differs}; `make repro` trains it anew")
+        _check_trained(params, by)
     try:
         [network] = experiments.trained(run, params.results("weights", by)).values()
         how = run.evaluation
@@ -148,13 +161,6 @@ def _folder(params: Params) -> Path:
     return params.results("networks")
 
 
-@contextmanager
-def _repository(folder: Path) -> Iterator[Repo]:
-    """The project as DVC sees it, with `folder` as its remote."""
-    with Repo(str(ROOT), config={"remote": {REMOTE: {"url": str(folder)}}}) as repository:
-        yield repository
-
-
 def _lock(params: Params) -> dict[str, dict]:
     """The stages of the profile's lock: the root's where it is in force, else that of its pins."""
     in_force = params.profile == Params().profile
@@ -162,49 +168,45 @@ def _lock(params: Params) -> dict[str, dict]:
     return YAML(typ="safe").load(path)["stages"] if path.exists() else {}
 
 
-def _complete(params: Params, folder: Path) -> list[str]:
-    """The experiments of whose locked weights every file lies in `folder`, a remote of DVC."""
-    stages, files, found = _lock(params), folder / "files" / "md5", []
-    for name in params.experiments:
-        for out in stages.get(f"train@{name}", {}).get("outs", []):
-            listing = files / out["md5"][:2] / out["md5"][2:]
-            if out["path"] == f"results/{params.profile}/weights/{name}" and listing.exists():
-                digests = [entry["md5"] for entry in json.loads(listing.read_text())]
-                found += [name] if all((files / digest[:2] / digest[2:]).exists() for digest in digests) else []
-    return found
+def _stated(params: Params, name: str) -> str | None:
+    """The hash of the experiment's weights that the profile's lock states, None where it states none."""
+    place = params.results("weights", name).relative_to(ROOT).as_posix()
+    outs = _lock(params).get(f"train@{name}", {}).get("outs", [])
+    return next((out["md5"] for out in outs if out["path"] == place), None)
 
 
 def _differences(params: Params, name: str) -> str:
-    """Which code and parameters are not those of the lock's training of `name`; images, which need not be here, are
-    left out."""
-    stage = _lock(params).get(f"train@{name}")
-    if stage is None:
-        return "dvc.lock"
-    code = [dep for dep in stage["deps"] if not dep["path"].startswith("data/")]
-    files = [dep["path"] for dep in code if hashlib.md5((ROOT / dep["path"]).read_bytes()).hexdigest() != dep["md5"]]
-    values = stage.get("params", {}).get("params.yaml", {})
-    return ", ".join(files + [key for key, value in values.items() if _value(params, key) != value])
+    """Which code and values are not those of the lock's training of `name`; images, which need not be here, are left
+    out."""
+    stage = _lock(params)[f"train@{name}"]
+    given = resolve.file_of(params, "train", name)
+    found = []
+    for dep in stage["deps"]:
+        path = ROOT / dep["path"]
+        if path == given:
+            now = hashlib.md5(resolve.text(params, "train", name).encode()).hexdigest()
+            found += ["values in params.yaml"] if now != dep["md5"] else []
+        elif not dep["path"].startswith("data/"):
+            now = None if not path.exists() else _listing(path)[1] if path.is_dir() else _md5(path)
+            found += [dep["path"]] if now != dep["md5"] else []
+    return ", ".join(found)
 
 
-def _value(params: Params, key: str) -> object:
-    """What params.yaml says at a key, None where it has no such key any more."""
-    try:
-        return params.value(key)
-    except KeyError:
-        return None
-
-
-def _check_trained(params: Params, run: Experiment) -> None:
-    """Raises StageError, saying how to get them, where the weights of the first seed of `run` are not there."""
-    path = experiments.weights_file(params.results("weights", run.name), run.seeds[0])
-    if path.exists():
-        return
-    if reason := missing(run):
-        raise StageError(f"{run.name}: {reason}")
-    verb, does = ("pull " + run.name, "brings") if run.name in kept(params) else ("repro", "trains")
-    raise StageError(
-        f"{path.relative_to(ROOT)} is not there; `python -m lib {verb} --profile {params.profile}` {does} it"
-    )
+def _check_trained(params: Params, name: str) -> None:
+    """Raises StageError, saying how to get them, unless the weights of `name` are there, those of the profile's lock,
+    and trained with the present code and values."""
+    folder = params.results("weights", name)
+    stated, place = _stated(params, name), folder.relative_to(ROOT)
+    if not any(folder.glob("*.safetensors")):
+        if reason := missing(params.experiment(name)):
+            raise StageError(f"{name}: {reason}")
+        verb, does = ("pull " + name, "brings") if name in kept(params) else ("repro", "trains")
+        raise StageError(f"{place} is not there; `python -m lib {verb} --profile {params.profile}` {does} it")
+    if stated is None or _listing(folder)[1] != stated:
+        raise StageError(f"{place}: is not what dvc.lock states; delete it and `dvc checkout train@{name}` brings it "
+                         "back, or `make repro` trains it anew")  # fmt: skip
+    if differs := _differences(params, name):
+        raise StageError(f"{name}: its weights were trained with other {differs}; `make repro` trains it anew")
 
 
 def _read(path: Path, task: Task) -> torch.Tensor:

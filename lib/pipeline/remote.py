@@ -1,15 +1,7 @@
 """Training and measuring on a machine that has neither DVC nor the notebooks' packages, for the notebooks to show here.
 
 `python -m lib pack` carries code, parameters, images and checkpoints there; here is what `python -m lib remote` does
-with them, by the calls of the notebooks `train` and `evaluate`, and how these notebooks read what came back:
-
-    elsewhere/<experiment>/
-        version.json           what the experiment was packed with (`runner.version`), per stage
-        visits.json            which machine went on from where
-        <name>-<seed>-<digest>.pt    while it trains: checkpoints, named as those of a training here
-        seed_<seed>.safetensors, log.csv    once it is trained
-        images.csv.part        while it is measured: the photographs so far
-        mechanism.npz, *_gain.npz, images.csv    once it is measured
+with them, by the calls of the notebooks `train` and `evaluate`, which then show what came back (`returned`).
 """
 
 from __future__ import annotations
@@ -30,15 +22,16 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import evaluation, insights
 from .. import experiment as experiments
 from ..images import sets
 from ..params import ROOT, Experiment, Params, fingerprint
-from ..training import Trained, train, write_whole
-from .runner import DONE, ELSEWHERE, StageError, code_digest, difference
+from ..training import train, write_whole
+from .returned import DONE, ELSEWHERE, difference, read_rows
+from .runner import StageError, code_digest
 
 #: The two photographs that notebooks show, of the first seed: side of their corner in pixels.
 SHOWN = 128
@@ -114,13 +107,14 @@ def _work(name: str, deadline: float, compact: bool) -> str:
         for path in folder.glob("*.pt") if compact else ():
             _compact(path, run.budget.steps)
         return f"{name}: out of time; `python -m lib remote {name}` goes on"
-    except Exception as error:  # one experiment's failure must not cost the others their card
+    except Exception as error:  # one experiment's failure must not cost the others their turn
         (folder / "error.txt").write_text(traceback.format_exc())
         return f"error: {name}: {str(error).splitlines()[0]} (traceback in {ELSEWHERE.name}/{name}/error.txt)"
 
 
 class _Watch:
-    """The time as `train` asks for it, which saves when it has leapt; asked once more, it raises OutOfTime."""
+    """A clock for `train`: at the deadline it jumps ahead, which makes `train` save a checkpoint; asked once more, it
+    raises OutOfTime."""
 
     def __init__(self, name: str, deadline: float):
         self.name, self.deadline, self.up, self.said = name, deadline, False, 0.0
@@ -145,7 +139,11 @@ def _train(params: Params, run: Experiment, folder: Path, watch: _Watch, device:
     digest, logs = fingerprint(run, code_digest(params, "train", run.name)), []
     for seed in run.seeds:
         checkpoint = folder / f"{run.name}-{seed}-{digest}.pt"
-        saved = torch.load(checkpoint, weights_only=True, mmap=True) if checkpoint.exists() else {"step": 0}
+        saved = (
+            torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            if checkpoint.exists()
+            else {"step": 0}
+        )
         if saved["step"] < run.budget.steps:
             rounded = ", a checkpoint with rounded moments and averages" if "rounded" in saved else ""
             _note(folder, "train", device, f"seed {seed} from step {saved['step']:,}{rounded}")
@@ -185,7 +183,7 @@ def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
     networks = experiments.trained(run, folder)
     part, rows = folder / f"{DONE['evaluate']}.part", pd.DataFrame()
     if part.exists():
-        rows = _read_rows(part)
+        rows = read_rows(part)
     done = len(rows) // len(networks)
     if done < len(items):
         _note(folder, "evaluate", device, f"from photograph {done + 1}")
@@ -213,10 +211,6 @@ def _gains(rows: pd.DataFrame) -> np.ndarray:
     """What the first seed's network gained on each photograph, in dB."""
     first = rows[rows.seed == rows.seed.iloc[0]]
     return (first.psnr - first.input_psnr).to_numpy()
-
-
-def _read_rows(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype={"set": str, "image": str}, keep_default_na=False, na_values=[""])
 
 
 def _save_arrays(arrays: Mapping[str, object], path: Path) -> None:
@@ -259,7 +253,7 @@ def lacking(run: Experiment, folder: Path) -> str | None:
     for stage, name in DONE.items():
         if not (folder / name).exists():
             return f"{name} is not there: {stage} is not done"
-    log, rows = pd.read_csv(folder / DONE["train"]), _read_rows(folder / DONE["evaluate"])
+    log, rows = pd.read_csv(folder / DONE["train"]), read_rows(folder / DONE["evaluate"])
     items = sets.read(ROOT / "data" / "test" / f"{run.task.name}.csv")
     for seed in run.seeds:
         if not experiments.weights_file(folder, seed).exists():
@@ -270,27 +264,3 @@ def lacking(run: Experiment, folder: Path) -> str | None:
         if [*zip(of_seed.set, of_seed.image, strict=True)] != [(item.set, item.name) for item in items]:
             return f"{DONE['evaluate']} has not one row per photograph for seed {seed}"
     return None
-
-
-class Returned:
-    """In the notebooks `train` and `evaluate`, in place of the functions of these names: what came back."""
-
-    def __init__(self, experiment: str):
-        self.folder = ELSEWHERE / experiment
-
-    def train(self, network, crops, recipe, budget, seed, checkpoint, **_) -> Trained:
-        log = pd.read_csv(self.folder / DONE["train"])
-        rows = log[log.seed == seed].drop(columns="seed").to_dict("records")
-        return Trained(load_file(experiments.weights_file(self.folder, seed)), rows)
-
-    def measure(self, run, networks, items, say=None) -> tuple[pd.DataFrame, list[evaluation.Restored]]:
-        """All rows, and the photographs of the smallest and of the largest gain."""
-        pictures = []
-        for name in ("smallest_gain", "largest_gain"):
-            with np.load(self.folder / f"{name}.npz") as arrays:
-                pictures.append(evaluation.Restored(**{k: v if v.ndim else v.item() for k, v in arrays.items()}))
-        return _read_rows(self.folder / DONE["evaluate"]), pictures
-
-    def mechanism(self, run, network, items) -> dict[str, np.ndarray]:
-        path = self.folder / "mechanism.npz"
-        return dict(np.load(path)) if path.exists() else {}

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
+from ruamel.yaml import YAML, YAMLError
 
 from ..params import ROOT, Params, check
-from .runner import PROTOCOL, StageError
+from .runner import PUBLISHED_NUMBERS, StageError
 
 #: A profile's pins: the lock of its stages and the hash of its images. The root holds those of the profile in force.
 PINS = ("dvc.lock", "data.dvc")
@@ -22,6 +27,9 @@ PINS = ("dvc.lock", "data.dvc")
 
 #: Experiments at a time unless asked for more; each holds about a gigabyte.
 MOST_JOBS = 8
+
+#: DVC, with another writer of dvc.lock.
+DVC = (sys.executable, "-m", "lib.pipeline.fast_dvc")
 
 #: The README shows results between these marks.
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
@@ -39,59 +47,82 @@ def repro(profile: str | None, study: str | None, jobs: int | None = None) -> in
     """
     params = Params(profile=profile)
     check(params)
-    switch(params.profile)
-    status = _study(params, study, jobs) if study else _everything(params, jobs)
-    if status == 0:
-        keep_pins(params)
-        write_readme()
+    with alone():
+        switch(params.profile)
+        status = _study(params, study, jobs) if study else _everything(params, jobs)
+        if status == 0:
+            keep_pins(params)
+            write_readme()
     return status
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Raises PipelineError, saying since when, while another process runs this project's pipeline."""
+    if not (ROOT / ".git").exists():
+        raise PipelineError(f"{ROOT}: is no git repository, which DVC needs; run `git init` there")
+    path = ROOT / ".dvc" / "tmp" / "repro.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        since = time.strftime("%H:%M on %d %B", time.localtime(path.stat().st_mtime))
+        raise PipelineError(f"the pipeline is being run in {ROOT} since {since}; wait for its end") from None
+    try:
+        os.utime(path)
+        yield
+    finally:
+        lock.release()
+
+
 def _everything(params: Params, jobs: int | None) -> int:
+    if status := dvc("repro", "--quiet", "resolve", "data.dvc"):
+        return status
     outdated = _outdated()
     if not outdated:
         print("Everything is up to date.")
         return 0
     names = [*params.experiments, *params.baselines]
-    return side_by_side([name for name in names if outdated & {*_stages(params, name)}], params, jobs) or dvc("repro")
+    status = side_by_side([name for name in names if outdated & {*_stages(params, name)}], params, jobs)
+    if status:
+        failed = sorted(_outdated() & {stage for name in names for stage in _stages(params, name)})
+        raise PipelineError(f"not done: {', '.join(failed)}; the reasons stand above")
+    return dvc("repro")
 
 
 def _stages(params: Params, name: str) -> list[str]:
-    """The stages of an experiment or baseline, in their order."""
-    last = params.stage(name)
-    return [f"train@{name}", f"{last}@{name}"] if last == "evaluate" else [f"{last}@{name}"]
+    """The stages of a row, in their order."""
+    return [f"train@{name}"] * (name in params.experiments) + [f"{params.stage(name)}@{name}"]
 
 
 def _outdated() -> set[str]:
     """The stages that DVC holds to be out of date, those aside that wait for another one."""
-    from dvc.exceptions import DvcException  # here: a second to import, which no other verb needs
-
-    from . import fast_dvc
-
-    try:
-        return fast_dvc.status(ROOT)
-    except DvcException as error:
-        raise PipelineError(f"dvc status failed: {error}") from None
+    shown = subprocess.run([*DVC, "status", "--json"], cwd=ROOT, capture_output=True, text=True, env=_environment())
+    if shown.returncode:
+        raise PipelineError(f"dvc status failed: {(shown.stderr.strip() or 'it says no reason').splitlines()[-1]}")
+    return set(json.loads(shown.stdout or "{}"))
 
 
 def side_by_side(names: Sequence[str], params: Params, jobs: int | None, *options: str) -> int:
-    """Bring experiments and baselines up to date, several at a time: DVC alone runs one stage after the other.
+    """Bring rows up to date, several at a time: DVC alone runs one stage after the other.
 
-    options: more of `dvc repro`. Returns DVC's exit status.
+    options: more of `dvc repro`. A row that fails stops no other one. Returns DVC's exit status.
     """
-    status = dvc("repro", "data.dvc") if names else 0
+    status = dvc("repro", "--quiet", "resolve", "data.dvc") if names else 0
     if status:
         return status
     jobs = min(jobs or min(os.cpu_count() or 1, MOST_JOBS), len(names))
     shares = [[stage for name in names[first::jobs] for stage in _stages(params, name)] for first in range(jobs)]
-    running = [_start("--wait-for-lock", "repro", *options, "--single-item", *share) for share in shares]
-    return max((process.wait() for process in running), default=0)
+    always = ("--wait-for-lock", "repro", "--keep-going", "--single-item")
+    running = [_start(*always, *options, *share) for share in shares]
+    return _wait(running)
 
 
 def _study(params: Params, name: str, jobs: int | None) -> int:
     """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
-    if name == PROTOCOL:
-        return dvc("repro", PROTOCOL)
+    if name == PUBLISHED_NUMBERS:
+        return dvc("repro", PUBLISHED_NUMBERS)
     experiments = params.study(name).experiments
     status = side_by_side(experiments, params, jobs)
     for stage in ("tables", f"report@{name}", "summary"):
@@ -115,11 +146,22 @@ def switch(profile: str) -> None:
 
 
 def keep_pins(params: Params) -> None:
-    """Copy the root's pins beside the results that they belong to."""
+    """Copy the root's pins beside the results that they belong to; raises PipelineError for one that is cut."""
+    for name, key in zip(PINS, ("stages", "outs"), strict=True):
+        if not _whole(ROOT / name, key):
+            kept_one = (_pins(params.profile) / name).relative_to(ROOT)
+            raise PipelineError(f"{name}: is damaged; copy {kept_one} there and run again")
     kept = _pins(params.profile)
     kept.mkdir(parents=True, exist_ok=True)
     for name in PINS:
         shutil.copyfile(ROOT / name, kept / name)
+
+
+def _whole(path: Path, key: str) -> bool:
+    try:
+        return bool(YAML(typ="safe").load(path)[key])
+    except (OSError, YAMLError, TypeError, KeyError):
+        return False
 
 
 def _pins(profile: str) -> Path:
@@ -127,8 +169,8 @@ def _pins(profile: str) -> Path:
 
 
 def write_readme() -> None:
-    """Put every study's verdicts, the table and the figure of the first and the last study, and those of published
-    numbers into the README: each of the largest profile in which the study was run."""
+    """Put every study's verdicts, the table and the figure of the first and the last study, and those of the
+    published numbers into the README: each of the largest profile in which the study was run."""
     path = ROOT / "README.md"
     text = path.read_text()
     before, _, rest = text.partition(README_MARKS[0])
@@ -157,11 +199,26 @@ def _published_numbers() -> str:
 
 def dvc(*arguments: str) -> int:
     """Run DVC in the project; returns its exit status."""
-    return _start(*arguments).wait()
+    return _wait([_start(*arguments)])
+
+
+def _wait(running: Sequence[subprocess.Popen]) -> int:
+    """The largest exit status; an interrupt, which they get too, leaves none behind."""
+    try:
+        return max((process.wait() for process in running), default=0)
+    except KeyboardInterrupt:
+        for process in running:
+            process.wait()
+        raise
 
 
 def _start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "lib.pipeline.fast_dvc", *arguments], cwd=ROOT)
+    return subprocess.Popen([*DVC, *arguments], cwd=ROOT, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    """The stages' `python` is the one that runs now, whether its environment is activated or not."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def compare(revision: str = "HEAD") -> int:

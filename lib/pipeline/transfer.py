@@ -16,7 +16,8 @@ from ..params import ROOT, Experiment, Params, fingerprint, missing
 from ..training import write_whole
 from . import remote
 from . import repro as pipeline
-from .runner import DONE, ELSEWHERE, StageError, code_digest, difference, notebook_of, version
+from .returned import DONE, ELSEWHERE, difference, version
+from .runner import StageError, code_digest, notebook_of
 
 #: What the other machine needs of the project, besides images.
 PROJECT = ("params.yaml", "dvc.yaml", "lib", *(notebook_of(stage, None).relative_to(ROOT).as_posix() for stage in DONE))

@@ -1,0 +1,124 @@
+"""What each stage is given, resolved from params.yaml and written to a file of its own, on which the stage depends.
+
+So a stage is out of date when a value that reaches it changes, and not when params.yaml says the same in another form:
+a title, a comment or another experiment retrains nothing. The files also hold what DVC cannot track itself, because it
+may be absent: files in own/ that a row names, and the model's file in lib/insights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..params import ROOT, Baseline, Experiment, Params, Row, check, missing
+
+
+def training(params: Params, run: Experiment) -> dict[str, Any]:
+    """What a training is given, beside the images; with the training that it starts from, if any."""
+    budget = asdict(run.budget)
+    del budget["seeds"]
+    return {
+        "model": run.model,
+        "options": run.options,
+        "task": _images(run),
+        "recipe": asdict(run.recipe),
+        "budget": budget,
+        "precision": run.precision,
+        "seeds": run.seeds,
+        "needs": _needed(run),
+        "start": training(params, params.experiment(run.start)) if run.start else None,
+    }
+
+
+def evaluation(run: Experiment | Baseline) -> dict[str, Any]:
+    """What an evaluation is given, beside the images and the weights."""
+    return {
+        "model": run.model,
+        "options": run.options,
+        "task": _images(run) | {"convention": asdict(run.task.convention)},
+        "evaluation": asdict(run.evaluation),
+        "seeds": run.seeds,
+        "needs": _needed(run),
+        "checkpoint": _file(run.checkpoint) if isinstance(run, Baseline) and run.checkpoint else None,
+        "insights": _insights(run.model),
+    }
+
+
+def study(params: Params, name: str) -> dict[str, Any]:
+    """What a report is given beside the tables: its study, and the values of every row."""
+    found, rows = params.study(name), {}
+    for row in map(params.row, found.experiments):
+        rows[row.name] = {"title": row.title, "task": row.task.title, **evaluation(row)}
+        if isinstance(row, Experiment):
+            rows[row.name] |= training(params, row)
+    return {**asdict(found), "delta": asdict(params.delta), "rows": rows}
+
+
+def download(params: Params) -> dict[str, Any]:
+    """What the download is given: image sets and who uses them."""
+    tasks = {name: {**task.sides, "colors": task.colors} for name, task in params.used_tasks.items()}
+    return {"sets": params.references, "published_numbers": params.published_numbers.sets, "tasks": tasks}
+
+
+def values(params: Params, stage: str, key: str | None = None) -> dict[str, Any]:
+    """What the stage is given for the row or study `key`."""
+    if stage == "train" and key:
+        return training(params, params.experiment(key))
+    if stage == "evaluate" and key:
+        return evaluation(params.row(key))
+    if stage == "report" and key:
+        return study(params, key)
+    if stage == "download":
+        return download(params)
+    if stage == "published_numbers":
+        return asdict(params.published_numbers)
+    return {name: study(params, name) for name in params.studies}
+
+
+def file_of(params: Params, stage: str, key: str | None = None) -> Path:
+    """The file that holds `values`."""
+    if stage in ("tables", "summary"):
+        stage = "studies"
+    return params.results("parameters", *([stage, f"{key}.json"] if key else [f"{stage}.json"]))
+
+
+def text(params: Params, stage: str, key: str | None = None) -> str:
+    """The content of the file that belongs to a stage now."""
+    return json.dumps(values(params, stage, key), indent=1) + "\n"
+
+
+def write(params: Params) -> None:
+    """Check params.yaml and write the files of every stage, in place of all that were there."""
+    check(params)
+    rows = [*params.experiments, *params.baselines]
+    wanted = [
+        *((stage, None) for stage in ("download", "published_numbers", "studies")),
+        *(("train", name) for name in params.experiments),
+        *(("evaluate", name) for name in rows),
+        *(("report", name) for name in params.studies),
+    ]
+    shutil.rmtree(params.results("parameters"), ignore_errors=True)
+    for stage, key in wanted:
+        path = file_of(params, stage, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(params, stage, key))
+
+
+def _images(run: Row) -> dict[str, Any]:
+    """How a row's images come about, their sets aside: the manifests hold these."""
+    degradation = run.task.degradation
+    return {"degradation": [degradation.name, asdict(degradation)], "colors": run.task.colors, "gray": run.task.gray}
+
+
+def _needed(run: Row) -> str | None:
+    """What the row needs, as it is here: a file by its hash, or why the row cannot be run."""
+    return missing(run) or _file(run.needs) if run.needs else None
+
+
+def _file(name: str) -> str | None:
+    path = ROOT / name
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
