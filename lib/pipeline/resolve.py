@@ -1,8 +1,8 @@
 """What each stage is given, resolved from params.yaml and written to a file of its own, on which the stage depends.
 
 So a stage is out of date when a value that reaches it changes, and not when params.yaml says the same in another form:
-a title, a comment or another experiment retrains nothing. The files also hold what DVC cannot track itself, because it
-may be absent: files in own/ that a row names, and the model's file in lib/insights.
+a title, a comment or another experiment retrains nothing. The files also hold the hash of what may be absent, which DVC
+cannot take for a dependency: files in own/ that a row names, and the model's file in lib/insights.
 """
 
 from __future__ import annotations
@@ -117,6 +117,13 @@ def _images(run: Row) -> dict[str, Any]:
 def _needed(run: Row) -> str | None:
     """What the row needs, as it is here: a file by its hash, or why the row cannot be run."""
     return missing(run) or _file(run.needs) if run.needs else None
+
+
+def _insights(model: str) -> str:
+    """The hash of the code in lib/insights that such a row runs: all but the files of other models."""
+    files = sorted((ROOT / "lib" / "insights").glob("*.py"))
+    used = [path for path in files if path.stem == model or not (ROOT / "lib" / "models" / path.stem).is_dir()]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()
 
 
 def _file(name: str) -> str | None:
