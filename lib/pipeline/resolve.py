@@ -14,7 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..params import ROOT, Baseline, Experiment, Params, Row, check, missing
+from ..params import ROOT, Baseline, Experiment, Params, ParamsError, Row, check, missing
+
+
+#: In the folder of the files: the hash of the params.yaml that they were resolved from.
+SOURCE = "source"
 
 
 def training(params: Params, run: Experiment) -> dict[str, Any]:
@@ -29,7 +33,8 @@ def training(params: Params, run: Experiment) -> dict[str, Any]:
         "budget": budget,
         "precision": run.precision,
         "seeds": run.seeds,
-        "needs": _needed(run),
+        "missing": missing(run),
+        "needs": _file(run.needs) if run.needs else None,
         "start": training(params, params.experiment(run.start)) if run.start else None,
     }
 
@@ -42,7 +47,8 @@ def evaluation(run: Experiment | Baseline) -> dict[str, Any]:
         "task": _images(run) | {"convention": asdict(run.task.convention)},
         "evaluation": asdict(run.evaluation),
         "seeds": run.seeds,
-        "needs": _needed(run),
+        "missing": missing(run),
+        "needs": _file(run.needs) if run.needs else None,
         "checkpoint": _file(run.checkpoint) if isinstance(run, Baseline) and run.checkpoint else None,
         "insights": _insights(run.model),
     }
@@ -91,6 +97,19 @@ def text(params: Params, stage: str, key: str | None = None) -> str:
     return json.dumps(values(params, stage, key), indent=1) + "\n"
 
 
+def given(params: Params, stage: str, key: str | None = None) -> dict[str, Any]:
+    """The values in the file of a stage; raises ParamsError where params.yaml says something else by now."""
+    file, source = file_of(params, stage, key), params.results("parameters", SOURCE)
+    found = file.read_text() if file.exists() else ""
+    unchanged = source.exists() and source.read_text() == f"{_file('params.yaml')}\n"
+    if not found or (not unchanged and found != text(params, stage, key)):  # to resolve a row imports torch: seconds
+        raise ParamsError(
+            f"{params.file}: says something else than {file.relative_to(ROOT)}, which {stage} {key or ''} is given;"
+            " `dvc repro resolve` writes it anew"
+        )
+    return json.loads(found)
+
+
 def write(params: Params) -> None:
     """Check params.yaml and write the files of every stage, in place of all that were there."""
     check(params)
@@ -102,6 +121,8 @@ def write(params: Params) -> None:
         *(("report", name) for name in params.studies),
     ]
     shutil.rmtree(params.results("parameters"), ignore_errors=True)
+    params.results("parameters").mkdir(parents=True)
+    params.results("parameters", SOURCE).write_text(f"{_file('params.yaml')}\n")
     for stage, key in wanted:
         path = file_of(params, stage, key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,11 +133,6 @@ def _images(run: Row) -> dict[str, Any]:
     """How a row's images come about, their sets aside: the manifests hold these."""
     degradation = run.task.degradation
     return {"degradation": [degradation.name, asdict(degradation)], "colors": run.task.colors, "gray": run.task.gray}
-
-
-def _needed(run: Row) -> str | None:
-    """What the row needs, as it is here: a file by its hash, or why the row cannot be run."""
-    return missing(run) or _file(run.needs) if run.needs else None
 
 
 def _insights(model: str) -> str:

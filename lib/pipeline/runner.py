@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from ..params import ROOT, Params, missing
+from ..params import ROOT, Params
 from . import resolve
 
 #: The study that compares our conventions with the literature: a stage of its own, with a report like the others.
@@ -35,7 +35,7 @@ PARAMETER = {
     PUBLISHED_NUMBERS: None,
 }
 
-#: In place of a row's results, where `missing` says why there are none.
+#: In place of a row's results, where something that it needs is not there.
 NOT_RUN = "not_run.txt"
 
 #: glibc: what a training step frees stays for the next one; to get it anew can cost a fifth of the step.
@@ -63,17 +63,15 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     target = params.results(*folder, source.name)
     if not source.exists():
         raise StageError(f"{source.relative_to(ROOT)} does not exist; a study needs a report notebook of that name")
-    given, before, began = resolve.file_of(params, stage, key), code_digest(params, stage, key), time.monotonic()
-    if not given.exists() or given.read_text() != resolve.text(params, stage, key):
-        raise StageError(f"{stage} {key or ''}: params.yaml says something else than {given.relative_to(ROOT)}, "
-                         "on which this depends; run `dvc repro resolve`")  # fmt: skip
+    given = resolve.given(params, stage, key)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if stage in ("train", "evaluate") and (reason := missing(params.row(key))):
-        return _not_run(params, stage, key, reason)
-    execute(source, target, {PARAMETER[stage]: key} if key else {})
+    if reason := given.get("missing"):
+        return _not_run(params, stage, str(key), reason)
+    before, began = code_digest(params, stage, key), time.monotonic()
+    execute(source, target, {parameter: key} if key and (parameter := PARAMETER[stage]) else {})
     now = Params(profile=params.profile)
-    if code_digest(now, stage, key) != before or given.read_text() != resolve.text(now, stage, key):
-        raise StageError(f"{stage} {key or ''}: its code or parameters changed while it ran; run it again")
+    if code_digest(now, stage, key) != before or resolve.given(now, stage, key) != given:
+        raise StageError(f"{stage} {key or ''}: its code or values changed while it ran; run it again")
     _record(params, stage, key, time.monotonic() - began)
     return target
 
@@ -153,10 +151,10 @@ def digest(path: Path) -> str:
 def dependencies(params: Params, stage: str, key: str | None) -> list[str]:
     """The dependencies of a stage as dvc.yaml lists them, filled in for `key`."""
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-    values = {"profile": params.profile, "key": key}
+    values = {"profile": params.profile, "key": str(key)}
     if stage in ("train", "evaluate"):
-        row = params.row(key)
-        values |= {"item.model": row.model, "item.task": row.task.name}
+        row = {**params.contents.experiments, **params.contents.baselines}[str(key)]
+        values |= {"item.model": row.model, "item.task": row.task}
         stage = "train" if stage == "train" else params.stage(key)
     return [re.sub(r"\$\{([\w.]+)\}", lambda m: values[m[1]], name) for name in _body(stages[stage])["deps"]]
 
