@@ -16,7 +16,6 @@ from typing import Any
 
 from ..params import ROOT, Baseline, Experiment, Params, ParamsError, Row, check, missing
 
-
 #: In the folder of the files: the hash of the params.yaml that they were resolved from.
 SOURCE = "source"
 

@@ -156,10 +156,11 @@ def dependencies(params: Params, stage: str, key: str | None) -> list[str]:
         row = {**params.contents.experiments, **params.contents.baselines}[str(key)]
         values |= {"item.model": row.model, "item.task": row.task}
         stage = "train" if stage == "train" else params.stage(key)
-    return [re.sub(r"\$\{([\w.]+)\}", lambda m: values[m[1]], name) for name in _body(stages[stage])["deps"]]
+    return [re.sub(r"\$\{([\w.]+)\}", lambda m: values[m[1]], name) for name in body(stages[stage])["deps"]]
 
 
-def _body(stage: dict) -> dict:
+def body(stage: dict) -> dict:
+    """What a stage of dvc.yaml says, for each of its rows where it has some."""
     return stage.get("do", stage)
 
 
