@@ -136,21 +136,23 @@ def _train(params: Params, run: Experiment, folder: Path, watch: _Watch, device:
     """What the notebook `train` does, with the checkpoints beside the results."""
     items = sets.read(ROOT / "data" / "train" / f"{run.task.name}.csv")
     crops = experiments.crops(run.task, items, run.budget.crop, device)
-    digest, logs = fingerprint(run, code_digest(params, "train", run.name)), []
+    validated = sets.read(ROOT / "data" / "validation" / f"{run.task.name}.csv", not run.task.validation)
+    how = {"validation": experiments.validation(run.task, validated), "precision": run.precision}
+    digest, logs, curves = fingerprint(run, code_digest(params, "train", run.name)), [], []
     for seed in run.seeds:
         checkpoint = folder / f"{run.name}-{seed}-{digest}.pt"
-        saved = (
-            torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            if checkpoint.exists()
-            else {"step": 0}
-        )
+        saved = {"step": 0}
+        if checkpoint.exists():
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if saved["step"] < run.budget.steps:
             rounded = ", a checkpoint with rounded moments and averages" if "rounded" in saved else ""
             _note(folder, "train", device, f"seed {seed} from step {saved['step']:,}{rounded}")
         network = experiments.network(run, seed)
-        trained = train(network, crops, run.recipe, run.budget, seed, checkpoint, clock=watch, say=watch.say)
+        trained = train(network, crops, run.recipe, run.budget, seed, checkpoint, clock=watch, say=watch.say, **how)
         write_whole(experiments.weights_file(folder, seed), partial(save_file, trained.weights))
         logs.append(pd.DataFrame(trained.log).assign(seed=seed))
+        curves.append(pd.DataFrame(trained.curve, columns=["step", "psnr"]).assign(seed=seed))
+    write_whole(folder / "validation.csv", partial(pd.concat(curves).to_csv, index=False))
     write_whole(folder / DONE["train"], partial(pd.concat(logs).to_csv, index=False))
     for path in folder.glob("*.pt"):
         path.unlink()
@@ -204,6 +206,9 @@ def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
     shown = evaluation.mechanism(run, _OnDevice(networks[run.seeds[0]], device), items)
     if shown:
         write_whole(folder / "mechanism.npz", partial(_save_arrays, shown))
+    tables = {"acts": evaluation.acts(run, networks, items), "field": evaluation.field_curve(run, networks, items)}
+    for name, table in tables.items():
+        write_whole(folder / f"{name}.json", partial(table.to_json, orient="split", double_precision=15))
     part.rename(folder / DONE["evaluate"])
 
 
