@@ -4,9 +4,9 @@ elsewhere/<experiment>/
     version.json           what the experiment was packed with (`version`), per stage
     visits.json            which machine went on from where
     <name>-<seed>-<digest>.pt    while it trains: checkpoints, named as those of a training here
-    seed_<seed>.safetensors, log.csv    once it is trained
+    seed_<seed>.safetensors, validation.csv, log.csv    once it is trained
     images.csv.part        while it is measured: the photographs so far
-    mechanism.npz, *_gain.npz, images.csv    once it is measured
+    mechanism.npz, *_gain.npz, acts.json, field.json, images.csv    once it is measured
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class Returned:
         from ..training import Trained
 
         log = pd.read_csv(self.folder / DONE["train"])
-        rows = log[log.seed == seed].drop(columns="seed").to_dict("records")
-        return Trained(load_file(self.folder / f"seed_{seed}.safetensors"), rows)
+        curve = pd.read_csv(self.folder / "validation.csv")
+        rows, points = (table[table.seed == seed].drop(columns="seed").to_dict("records") for table in (log, curve))
+        return Trained(load_file(self.folder / f"seed_{seed}.safetensors"), rows, points)
 
     def measured(self) -> tuple[pd.DataFrame, list[Restored]]:
         """All rows, and the photographs of the smallest and of the largest gain, as `lib.evaluation.measure`."""
@@ -82,6 +83,10 @@ class Returned:
         """What the attention does, as `lib.evaluation.mechanism`."""
         path = self.folder / "mechanism.npz"
         return dict(np.load(path)) if path.exists() else {}
+
+    def table(self, name: str) -> pd.DataFrame:
+        """What `lib.evaluation` found of the attention modules: `acts`, or `field`."""
+        return pd.read_json(self.folder / f"{name}.json", orient="split", precise_float=True)
 
 
 def read_rows(path: Path) -> pd.DataFrame:
