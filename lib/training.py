@@ -239,7 +239,10 @@ def train(
         if now - saved > save_every or step + 1 == budget.steps:
             _save(checkpoint, state, step=step + 1, log=log, curve=curve, sums=sums.cpu(), counted=counted)
             saved = now
-    weights = {key: value.detach().cpu().clone() for key, value in average.state_dict().items()}
+    weights = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in average.state_dict().items()
+    }
     return Trained(weights, log, curve)
 
 
