@@ -12,10 +12,10 @@ test: .venv/ready
 
 check: .venv/ready
 	ruff format --check . && ruff check . && nbstripout --verify notebooks/*.ipynb
-	python -m lib check
+	mypy && python -m lib check
 
 lab: .venv/ready
-	jupyter lab --notebook-dir=notebooks
+	jupyter lab
 
 # Time and memory beside the reference formulations, on this machine; PART=modules measures one part again.
 benchmark: .venv/ready

@@ -1,7 +1,8 @@
-"""DVC's files, read and written fast: the same values, the same bytes."""
+"""dvc.lock, written fast: the same bytes as DVC's, but sorted, and whole at every moment."""
 
 import io
 
+import dvc
 import pytest
 from ruamel.yaml import YAML
 
@@ -16,10 +17,17 @@ def test_a_lock_is_written_as_dvc_writes_it(path):
     assert written.getvalue() == text
 
 
-def test_values_are_those_at_their_paths():
-    document = {"profiles": {"quick": {"seeds": [1, 2]}, "gpu": {"sets": {}}}}
-    assert fast_dvc.value_at(document, "profiles.quick.seeds") == [1, 2]
-    assert fast_dvc.value_at(document, "profiles/gpu/sets", "/") == {}
-    for absent in ("profiles.cpu", "profiles.quick.seeds.first"):
-        with pytest.raises(KeyError):
-            fast_dvc.value_at(document, absent)
+def test_a_lock_is_sorted_and_takes_the_place_of_the_old_one_whole(tmp_path):
+    lock = tmp_path / "dvc.lock"
+    with fast_dvc.modify(str(lock)) as data:
+        data |= {"schema": "2.0", "stages": {"b": {"cmd": "true"}, "a": {"cmd": "true"}}}
+    text = lock.read_text()
+    assert text == "schema: '2.0'\nstages:\n  a:\n    cmd: true\n  b:\n    cmd: true\n".replace(": true", ": 'true'")
+    with pytest.raises(KeyboardInterrupt), fast_dvc.modify(str(lock)) as data:
+        data["stages"].clear()
+        raise KeyboardInterrupt
+    assert lock.read_text() == text and [*tmp_path.iterdir()] == [lock]
+
+
+def test_the_version_that_it_reaches_into_is_the_pinned_one():
+    assert dvc.__version__ == fast_dvc.TRIED_WITH

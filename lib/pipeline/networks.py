@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,8 @@ def keep(names: Sequence[str], profile: str | None = None) -> None:
         if isinstance(params.row(name), Baseline):
             raise StageError(f"{name}: is not trained; there is nothing to keep")
         _check_trained(params, name)
+        if code := _other_code(params, name):
+            raise StageError(f"{name}: its weights were trained with other code ({code}); `make repro` trains it anew")
     folder = _folder(params)
     filled = folder.with_name("networks.part")
     shutil.rmtree(filled, ignore_errors=True)
@@ -145,6 +148,8 @@ def restore_file(image: Path, by: str, into: Path, profile: str | None = None, s
         raise StageError(f"{by}: {reason}")
     if isinstance(run, Experiment):
         _check_trained(params, by)
+        if code := _other_code(params, by):
+            print(f"note: {by} was trained with other code: {code}", file=sys.stderr)
     try:
         [network] = experiments.trained(run, params.results("weights", by)).values()
         how = run.evaluation
@@ -175,26 +180,27 @@ def _stated(params: Params, name: str) -> str | None:
     return next((out["md5"] for out in outs if out["path"] == place), None)
 
 
-def _differences(params: Params, name: str) -> str:
-    """Which code and values are not those of the lock's training of `name`; images, which need not be here, are left
-    out."""
-    stage = _lock(params)[f"train@{name}"]
-    given = resolve.file_of(params, "train", name)
+def _other_code(params: Params, name: str) -> str:
+    """Which code is not that of the lock's training of `name`."""
     found = []
-    for dep in stage["deps"]:
+    for dep in _lock(params)[f"train@{name}"]["deps"]:
         path = ROOT / dep["path"]
-        if path == given:
-            now = hashlib.md5(resolve.text(params, "train", name).encode()).hexdigest()
-            found += ["values in params.yaml"] if now != dep["md5"] else []
-        elif not dep["path"].startswith("data/"):
+        if dep["path"].startswith(("lib/", "notebooks/")):
             now = None if not path.exists() else _listing(path)[1] if path.is_dir() else _md5(path)
             found += [dep["path"]] if now != dep["md5"] else []
     return ", ".join(found)
 
 
+def _other_values(params: Params, name: str) -> bool:
+    """Whether params.yaml says something else than what the lock's training of `name` was given."""
+    given = resolve.file_of(params, "train", name).relative_to(ROOT).as_posix()
+    now = hashlib.md5(resolve.text(params, "train", name).encode()).hexdigest()
+    return any(dep["path"] == given and dep["md5"] != now for dep in _lock(params)[f"train@{name}"]["deps"])
+
+
 def _check_trained(params: Params, name: str) -> None:
     """Raises StageError, saying how to get them, unless the weights of `name` are there, those of the profile's lock,
-    and trained with the present code and values."""
+    and trained with the present values."""
     folder = params.results("weights", name)
     stated, place = _stated(params, name), folder.relative_to(ROOT)
     if not any(folder.glob("*.safetensors")):
@@ -205,8 +211,10 @@ def _check_trained(params: Params, name: str) -> None:
     if stated is None or _listing(folder)[1] != stated:
         raise StageError(f"{place}: is not what dvc.lock states; delete it and `dvc checkout train@{name}` brings it "
                          "back, or `make repro` trains it anew")  # fmt: skip
-    if differs := _differences(params, name):
-        raise StageError(f"{name}: its weights were trained with other {differs}; `make repro` trains it anew")
+    if _other_values(params, name):
+        raise StageError(
+            f"{name}: its weights were trained with other values in params.yaml; `make repro` trains it anew"
+        )
 
 
 def _read(path: Path, task: Task) -> torch.Tensor:
