@@ -189,12 +189,12 @@ def write_readme() -> None:
 def _published_numbers() -> str:
     """The table and the figure of the study of published numbers in the largest profile in which it was run."""
     for profile in reversed(Params().profiles):
-        folder = ROOT / "results" / profile / "report" / PROTOCOL
+        folder = ROOT / "results" / profile / "report" / PUBLISHED_NUMBERS
         if (folder / "rows.md").exists():
-            figure = f"![{PROTOCOL}]({(folder / 'differences.png').relative_to(ROOT)})"
-            title = f"### {PROTOCOL.replace('_', ' ')} (profile `{profile}`)"
+            figure = f"![{PUBLISHED_NUMBERS}]({(folder / 'differences.png').relative_to(ROOT)})"
+            title = f"### {PUBLISHED_NUMBERS.replace('_', ' ')} (profile `{profile}`)"
             return "\n\n".join([title, (folder / "rows.md").read_text().strip(), figure])
-    return f"**{PROTOCOL}**: not run"
+    return f"**{PUBLISHED_NUMBERS}**: not run"
 
 
 def dvc(*arguments: str) -> int:
