@@ -321,7 +321,7 @@ def _unusable(path: Path, what: str, error: Exception) -> str:
     return f"{path}: {what} ({reason}); delete it to start anew"
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file that then takes the place of `path`; a failure leaves `path` as it was.
 
     Raises TrainingError, naming the file, when the disk is full or not writable.

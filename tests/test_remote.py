@@ -21,8 +21,9 @@ from lib import experiment as experiments
 from lib.images import sets
 from lib.params import Budget, Params, ParamsError
 from lib.pipeline import remote, transfer
+from lib.pipeline.returned import Returned
 from lib.pipeline.runner import StageError
-from lib.training import Crops, train
+from lib.training import Crops, read_checkpoint, train
 
 EDSR = "edsr_gray_denoise_25"
 
@@ -49,7 +50,7 @@ class Remote:
     def visit(self, name: str, readings: int) -> str:
         """A visit that ends at a reading of the clock; returns what is said of it."""
         code = (
-            "import itertools; from lib import remote; remote.time.time = itertools.count().__next__;"
+            "import itertools; from lib.pipeline import remote; remote.time.time = itertools.count().__next__;"
             "remote.unfold(remote.ROOT / 'data');"
             f"print(remote._work({name!r}, {readings}, False))"
         )
@@ -77,7 +78,7 @@ def returned(clone, tmp_path_factory) -> Path:
     assert ended.returncode == 1 and "Running stage" not in ended.stdout
     assert f"error: not finished: {EDSR}: log.csv is not there: train is not done. Kept: " in ended.stderr
     [checkpoint] = (clone.folder / "checkpoints").glob("*.pt")
-    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 4
+    assert 0 < read_checkpoint(checkpoint)["step"] < 4
 
     clone.shell(f"python -m lib pack {EDSR} --into second.tar")
     there = Remote(clone.folder / "second.tar", tmp_path_factory.mktemp("second"))
@@ -91,9 +92,9 @@ def test_results_come_back_into_the_pipeline(clone, returned):
     clone.shell(f"python -m lib import {returned}")
     assert not {f"train@{EDSR}", f"evaluate@{EDSR}"} & clone.changed()
     results = clone.folder / "results/tiny"
-    for stage, said in {"train": "Trained elsewhere", "evaluate": "Measured elsewhere"}.items():
+    for stage in ("train", "evaluate"):
         text = (results / stage / EDSR / f"{stage}.ipynb").read_text()
-        assert said in text and f"torch {torch.__version__}" in text
+        assert "computed on another machine" in text and f"torch {torch.__version__}" in text
     begins = [visit["begins"] for visit in json.loads((returned / EDSR / "visits.json").read_text())]
     assert begins == ["seed 1 from step 0", "seed 1 from step 2", "seed 2 from step 0", "from photograph 1"]
     assert (results / "evaluate" / EDSR / "cost.json").exists() and (results / "pins/dvc.lock").exists()
@@ -104,7 +105,7 @@ def test_results_come_back_into_the_pipeline(clone, returned):
     shutil.rmtree(clone.folder / "elsewhere")
     clone.shell(f"python -m lib run train {EDSR} && python -m lib run evaluate {EDSR}")
     assert len(before) == 4 and {path: path.read_bytes() for path in files} == before
-    assert "elsewhere" not in (results / "train" / EDSR / "train.ipynb").read_text()
+    assert "trained on this machine" in (results / "train" / EDSR / "train.ipynb").read_text()
 
 
 def test_results_of_another_version_are_refused(clone, returned, tmp_path):
@@ -113,7 +114,7 @@ def test_results_of_another_version_are_refused(clone, returned, tmp_path):
     file.write_text(
         file.read_text().replace('"data/test/gray_denoise_25.csv": "', '"data/test/gray_denoise_25.csv": "0')
     )
-    edits = [("lib/training.py", '"""Training', '"""The training'), ("params.yaml", "lr: 1.0e-3", "lr: 2.0e-3")]
+    edits = [("lib/training.py", '"""', '"""A '), ("params.yaml", "lr: 1.0e-3", "lr: 2.0e-3")]
     for name, old, new in edits:
         clone.edit(name, old, new)
     ended = clone.shell(f"python -m lib import {tmp_path / 'theirs'}", check=False)
@@ -122,7 +123,7 @@ def test_results_of_another_version_are_refused(clone, returned, tmp_path):
     [error] = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert ended.returncode == 1 and "Running stage" not in ended.stdout
     assert error == (
-        f"error: {EDSR}: data/test/gray_denoise_25.csv, lib/training.py, profiles.tiny.training.gray_denoise_25 differ"
+        f"error: {EDSR}: budget, data/test/gray_denoise_25.csv, lib/training.py differ"
         " from what was packed; go back to that, or pack and run it again"
     )
 
@@ -163,14 +164,15 @@ def test_an_interrupted_measuring_gives_what_the_notebook_measures(tmp_path, mon
 
     items, networks = sets.read(manifest), experiments.trained(run, tmp_path)
     expected, photographs = evaluation.measure(run, networks, items)
-    returned = remote.Returned("x")
-    returned.folder = tmp_path
-    found, shown = returned.measure(run, networks, items)
+    returned = Returned(tmp_path)
+    found, shown = returned.measured()
     assert found.to_csv() == expected.to_csv()
+    assert returned.table("field").to_csv() == evaluation.field_curve(run, networks, items).to_csv()
+    assert returned.table("acts").to_csv() == evaluation.acts(run, networks, items).to_csv()
     for one, other in zip(photographs, shown, strict=True):
         assert one.image == other.image and np.array_equal(one.restored, other.restored)
     attended = evaluation.mechanism(run, networks[1], items)
-    assert {key: value.tolist() for key, value in returned.mechanism(run, networks[1], items).items()} == {
+    assert {key: value.tolist() for key, value in returned.mechanism().items()} == {
         key: value.tolist() for key, value in attended.items()
     }
 
@@ -185,7 +187,7 @@ def test_a_compact_checkpoint_goes_on_and_the_log_marks_the_joint(tmp_path, monk
     with monkeypatch.context() as patched, pytest.raises(remote.OutOfTime):
         patched.setattr(remote.time, "time", itertools.count().__next__)
         train(networks[0], crops, recipe, budget, 1, path, clock=remote._Watch("x", 3))
-    left = torch.load(path, weights_only=True)["step"]
+    left = read_checkpoint(path)["step"]
     remote._compact(path, budget.steps)
     trained = train(networks[1], crops, recipe, budget, 1, path, clock=time.monotonic)
     assert [row["step"] for row in trained.log if "joint" in row] == [left]

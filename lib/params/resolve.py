@@ -144,7 +144,7 @@ class Params:
 
     def experiment(self, name: str) -> Experiment:
         """The experiment `name`, resolved; raises ParamsError for an unknown name, or one without a budget."""
-        entry, settings = self._entry(name), self.settings
+        entry, settings = self.entry(name), self.settings
         if not isinstance(entry, ExperimentEntry):
             raise ParamsError(f"{self.file}: {name!r} is a baseline, which is not trained")
         budget = settings.training.get(entry.task)
@@ -163,7 +163,7 @@ class Params:
 
     def baseline(self, name: str) -> Baseline:
         """The baseline `name`, resolved; raises ParamsError for an unknown name."""
-        entry = self._entry(name)
+        entry = self.entry(name)
         if not isinstance(entry, BaselineEntry):
             raise ParamsError(f"{self.file}: {name!r} is an experiment, not a baseline")
         return Baseline(**self._common(name, entry), evaluation=self.settings.evaluation, checkpoint=entry.checkpoint)
@@ -171,7 +171,7 @@ class Params:
     def options(self, name: str) -> dict[str, Any]:
         """The options of a row's network: the profile's for its model and size, beneath its own; none for a public
         checkpoint, which says itself what its network is."""
-        return options(self._entry(name), self.settings)
+        return options(self.entry(name), self.settings)
 
     def task(self, name: str) -> Task:
         """The task `name`, built once; raises ParamsError for one that cannot be built."""
@@ -222,7 +222,8 @@ class Params:
         """A path under results/<profile>/."""
         return ROOT.joinpath("results", self.profile, *parts)
 
-    def _entry(self, name: str) -> ExperimentEntry | BaselineEntry:
+    def entry(self, name: str) -> ExperimentEntry | BaselineEntry:
+        """What the file says of a row; raises ParamsError for an unknown name."""
         if name not in self.rows:
             raise ParamsError(f"{self.file}: {unknown('row', name, self.rows, 'experiments and baselines')}")
         return self.rows[name]

@@ -29,7 +29,8 @@ TRIED_WITH = "3.67.1"
 def write_lock(data: dict[str, Any], stream: TextIO) -> None:
     """Write the content of a dvc.lock as DVC writes it."""
     yaml = YAML(typ="safe")
-    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 2**31 - 1  # a long path stays on its line
     yaml.representer.add_representer(OrderedDict, yaml.representer.represent_dict.__func__)
     yaml.dump(data, stream)

@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from .. import evaluation, insights
 from .. import experiment as experiments
 from ..images import sets
 from ..params import ROOT, Experiment, Params, fingerprint
-from ..training import train, write_whole
+from ..training import read_checkpoint, train, write_checkpoint, write_whole
 from .returned import DONE, ELSEWHERE, difference, read_rows
 from .runner import StageError, code_digest
 
@@ -137,18 +138,17 @@ def _train(params: Params, run: Experiment, folder: Path, watch: _Watch, device:
     items = sets.read(ROOT / "data" / "train" / f"{run.task.name}.csv")
     crops = experiments.crops(run.task, items, run.budget.crop, device)
     validated = sets.read(ROOT / "data" / "validation" / f"{run.task.name}.csv", not run.task.validation)
-    how = {"validation": experiments.validation(run.task, validated), "precision": run.precision}
+    validation = experiments.validation(run.task, validated)
     digest, logs, curves = fingerprint(run, code_digest(params, "train", run.name)), [], []
     for seed in run.seeds:
         checkpoint = folder / f"{run.name}-{seed}-{digest}.pt"
-        saved = {"step": 0}
-        if checkpoint.exists():
-            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(checkpoint) if checkpoint.exists() else {"step": 0}
         if saved["step"] < run.budget.steps:
             rounded = ", a checkpoint with rounded moments and averages" if "rounded" in saved else ""
             _note(folder, "train", device, f"seed {seed} from step {saved['step']:,}{rounded}")
         network = experiments.network(run, seed)
-        trained = train(network, crops, run.recipe, run.budget, seed, checkpoint, clock=watch, say=watch.say, **how)
+        trained = train(network, crops, run.recipe, run.budget, seed, checkpoint, validation=validation,
+                        precision=run.precision, clock=watch, say=watch.say)  # fmt: skip
         write_whole(experiments.weights_file(folder, seed), partial(save_file, trained.weights))
         logs.append(pd.DataFrame(trained.log).assign(seed=seed))
         curves.append(pd.DataFrame(trained.curve, columns=["step", "psnr"]).assign(seed=seed))
@@ -164,7 +164,7 @@ def _compact(path: Path, steps: int) -> None:
     The row of the log at which that happened says so in a column `joint`. Where all `steps` are done, only the averaged
     weights remain, as they are.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(path)
     if saved["step"] == steps:
         saved["network"], saved["optimiser"]["state"] = saved["average"], {}
     else:
@@ -175,7 +175,7 @@ def _compact(path: Path, steps: int) -> None:
         saved["rounded"] = True
         if saved["log"]:
             saved["log"][-1]["joint"] = saved["step"]
-    write_whole(path, partial(torch.save, saved))
+    write_checkpoint(path, saved)
 
 
 def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
@@ -218,9 +218,9 @@ def _gains(rows: pd.DataFrame) -> np.ndarray:
     return (first.psnr - first.input_psnr).to_numpy()
 
 
-def _save_arrays(arrays: Mapping[str, object], path: Path) -> None:
+def _save_arrays(arrays: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _on_device(function: Callable, device: str, image: Tensor):

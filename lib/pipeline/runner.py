@@ -89,7 +89,7 @@ def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
 def execute(source: Path, target: Path, parameters: dict[str, str]) -> None:
     """Execute a notebook with `parameters` into `target`, with live output; raises StageError when it fails."""
     # jsonschema would import it, optionally; it builds a grammar as it loads, which takes twice as long as torch.
-    sys.modules.setdefault("rfc3987_syntax", None)
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill  # slow to import, and not needed to check parameters
     from papermill.exceptions import PapermillExecutionError
 
@@ -153,9 +153,9 @@ def dependencies(params: Params, stage: str, key: str | None) -> list[str]:
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     values = {"profile": params.profile, "key": str(key)}
     if stage in ("train", "evaluate"):
-        row = {**params.contents.experiments, **params.contents.baselines}[str(key)]
+        row = params.entry(str(key))
         values |= {"item.model": row.model, "item.task": row.task}
-        stage = "train" if stage == "train" else params.stage(key)
+        stage = "train" if stage == "train" else params.stage(str(key))
     return [re.sub(r"\$\{([\w.]+)\}", lambda m: values[m[1]], name) for name in body(stages[stage])["deps"]]
 
 

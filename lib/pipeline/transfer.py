@@ -9,11 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ..images import sets
 from ..params import ROOT, Experiment, Params, fingerprint, missing
-from ..training import write_whole
+from ..training import read_checkpoint, write_checkpoint, write_whole
 from . import remote
 from . import repro as pipeline
 from .returned import DONE, ELSEWHERE, difference, version
@@ -159,6 +157,5 @@ def _keep(name: str, source: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
     for path in target.glob("*.pt"):
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # a card's would not load without one
-        write_whole(ROOT / "checkpoints" / path.name, lambda temporary, saved=saved: torch.save(saved, temporary))
+        write_checkpoint(ROOT / "checkpoints" / path.name, read_checkpoint(path))  # refuses a damaged one
         path.unlink()
