@@ -20,8 +20,8 @@ from ..params import ROOT, Baseline, Experiment, Params, ParamsError, Row, check
 SOURCE = "source"
 
 
-def training(params: Params, run: Experiment) -> dict[str, Any]:
-    """What a training is given, beside the images; with the training that it starts from, if any."""
+def training(run: Experiment) -> dict[str, Any]:
+    """What a training is given, beside the images."""
     budget = asdict(run.budget)
     del budget["seeds"]
     return {
@@ -34,7 +34,6 @@ def training(params: Params, run: Experiment) -> dict[str, Any]:
         "seeds": run.seeds,
         "missing": missing(run),
         "needs": _file(run.needs) if run.needs else None,
-        "start": training(params, params.experiment(run.start)) if run.start else None,
     }
 
 
@@ -59,7 +58,7 @@ def study(params: Params, name: str) -> dict[str, Any]:
     for row in map(params.row, found.experiments):
         rows[row.name] = {"title": row.title, "task": row.task.title, **evaluation(row)}
         if isinstance(row, Experiment):
-            rows[row.name] |= training(params, row)
+            rows[row.name] |= training(row)
     return {**asdict(found), "delta": asdict(params.delta), "rows": rows}
 
 
@@ -72,7 +71,7 @@ def download(params: Params) -> dict[str, Any]:
 def values(params: Params, stage: str, key: str | None = None) -> dict[str, Any]:
     """What the stage is given for the row or study `key`."""
     if stage == "train" and key:
-        return training(params, params.experiment(key))
+        return training(params.experiment(key))
     if stage == "evaluate" and key:
         return evaluation(params.row(key))
     if stage == "report" and key:

@@ -86,7 +86,7 @@ class Returned:
 
     def table(self, name: str) -> pd.DataFrame:
         """What `lib.evaluation` found of the attention modules: `acts`, or `field`."""
-        return pd.read_json(self.folder / f"{name}.json", orient="split", precise_float=True)
+        return pd.read_json(self.folder / f"{name}.json", orient="split", precise_float=True, dtype=False)
 
 
 def read_rows(path: Path) -> pd.DataFrame:
