@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lib.models import blocks, dagl, enlca, ignn, lir, panet, plain
 from lib.models.dagl.graph_attention import coverage
+from lib.models.panet.block_attention import SMALLEST_NORM, unfold
 
 from .reference import nonlocal_ as nonlocal_reference
-from .reference import panet as panet_reference
 
 Outputs = tuple[Tensor, ...]
 Function = Callable[..., Outputs]
@@ -70,11 +70,10 @@ def _output(function: Callable[..., Tensor]) -> Function:
 
 def pyramid_short(module: panet.PyramidAttention, x: Tensor) -> Tensor:
     """Unfolded blocks, all images at once, through fused attention."""
-    unfold = partial(F.unfold, kernel_size=module.patch, padding=module.patch // 2)
-    levels = module.pyramid(x)
-    keys, values = (torch.cat([unfold(layer(z)) for z in levels], 2).mT for layer in (module.g, module.f))
-    keys = keys / keys.norm(dim=2, keepdim=True).clamp_min(panet.SMALLEST_NORM)
-    queries = unfold(module.theta(x)).mT
+    pyramid = module.pyramid(x)
+    embedded = [module.theta(x)], map(module.g, pyramid), map(module.f, pyramid)
+    queries, keys, values = (unfold(levels, module.patch).mT for levels in embedded)
+    keys = keys / keys.norm(dim=2, keepdim=True).clamp_min(SMALLEST_NORM)
     missing = values.shape[2] - keys.shape[2]  # fused attention wants one number of channels
     queries, keys = (F.pad(t, (0, missing)) for t in (queries, keys))
     pasted = attend(queries, keys, values, module.softmax_scale).mT
@@ -159,7 +158,7 @@ CASES = {
         lambda: panet.PyramidAttention(64, 2),
         {
             "ours": _output(nn.Module.__call__),
-            "reference": _output(panet_reference.reference),
+            "reference": _output(by_definition(nn.Module.__call__)),
             "short": _output(pyramid_short),
         },
         (2, 64, 64, 64),
@@ -225,7 +224,7 @@ def call(function: Function, module: nn.Module, inputs: Sequence[Tensor], mode: 
 
 #: Class of a module -> what its forward pass is in the reference formulation.
 REFERENCES: dict[type[nn.Module], Callable[..., Tensor]] = {
-    panet.PyramidAttention: panet_reference.reference,
+    panet.PyramidAttention: by_definition(panet.PyramidAttention.forward),
     blocks.NonLocal: nonlocal_reference.reference,
     dagl.MGFAM: by_definition(dagl.MGFAM.forward),
     enlca.ENLCA: by_definition(enlca.ENLCA.forward),

@@ -88,46 +88,48 @@ def test_every_network_trains_under_autocast(case):
     assert torch.isfinite(loss) and all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
-def test_without_a_working_triton_there_are_no_kernels():
-    panet._runs_kernels.cache_clear()
-    if importlib.util.find_spec("triton"):  # it has no way to start a kernel on a CPU but its interpreter
-        with pytest.warns(UserWarning, match="Triton does not work here"):
-            assert not panet._runs_kernels(torch.device("cpu"))
-    else:
-        assert not panet._runs_kernels(torch.device("cpu"))
+@needs_triton
+def test_a_triton_that_does_not_work_is_not_used():
+    """It has no way to start a kernel on a CPU but its interpreter."""
+    from lib.models.panet import box_kernel
+
+    box_kernel.works.cache_clear()
+    with pytest.warns(UserWarning, match="Triton does not work here"):
+        assert not box_kernel.works(torch.device("cpu"))
 
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("height", "width", "max_scores", "late", "halo"),
+    ("height", "width", "max_scores", "delay", "margin"),
     [(3, 4, 2**20, 0, 0), (5, 4, 12 * 60, 1, 0), (4, 3, 3 * 48, 1, 0), (2, 6, 4 * 60, 1, 1)],
     ids=["one block", "rows", "one row a block", "strips"],
 )
-def test_fused_boxes_are_those_of_additions(height, width, max_scores, late, halo):
+def test_the_kernels_box_sums_are_those_of_additions(height, width, max_scores, delay, margin):
     """In a process of its own: Triton decides by the environment, once, whether it interprets."""
     code = f"""
+import importlib
 import torch
-from lib.models import panet
+from lib.models.panet import PyramidAttention, box_kernel
+attention = importlib.import_module("lib.models.panet.block_attention")
+assert box_kernel.works(torch.device("cpu"))
 torch.manual_seed(0)
-panet.TILE, panet.NEIGHBOURS = 32, 2
-module = panet.PyramidAttention(4, scales=(1, 0.7), max_scores={max_scores}).double()
+box_kernel.TILE, box_kernel.NEIGHBOURS = 32, 2
+module = PyramidAttention(4, scales=(1, 0.7), max_scores={max_scores}).double()
 x = torch.randn(1, 4, {height}, {width}, dtype=torch.float64)
 found = []
-for fused in (False, True):
-    panet._fuses = lambda query: fused
+for kernel in (None, box_kernel):
+    attention.kernel_for = lambda device: kernel
     module.zero_grad()
     y = module(x.requires_grad_())
     x.grad = None
     (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
     found.append([y.detach(), x.grad, *(p.grad.clone() for p in module.parameters())])
-sizes = [({height} + 1, {width} + 1), (int(0.7 * {height}) + 1, int(0.7 * {width}) + 1)]
-sweep = panet._Sweep(x, sizes, {max_scores})
-assert panet._runs_kernels(torch.device("cpu"))
-print(sweep.fused, sweep.late, sweep.halo, max(float((a - b).norm() / b.norm()) for a, b in zip(*found)))
+tiling = attention._Tiling(x, [z.shape[2:] for z in module.pyramid(x)], {max_scores})
+print(tiling.delay, tiling.margin, max(float((a - b).norm() / b.norm()) for a, b in zip(*found)))
 """
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     *kinds, difference = ran.stdout.split()
-    assert kinds == ["True", str(late), str(halo)] and float(difference) < 1e-12
+    assert kinds == [str(delay), str(margin)] and float(difference) < 1e-12

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from oracles import assert_matches, fill, wave
+from oracles import assert_equals_its_definition, assert_matches, fill, wave
 
-from benchmarks.reference.panet import reference
 from lib.inference import cost
-from lib.models import build
-from lib.models.panet import CACHED_SCORES, CPU_PIXELS, UNUSED, PANet, PyramidAttention, _Sweep
+from lib.models import build, plain
+from lib.models.panet import UNUSED, PANet, PyramidAttention
+from lib.models.panet.block_attention import CACHED_SCORES, CPU_QUERIES, _Tiling, block_attention
+
+SCALES = (1, 0.9, 0.8, 0.7, 0.6)
 
 CASES = {
     "64 channels": (
@@ -43,7 +44,8 @@ def test_agrees_with_the_released_module(case, max_scores):
     module = PyramidAttention(**options, max_scores=max_scores)
     fill(official(module))
     assert_matches(module(wave(*shape)), *row)
-    assert_matches(reference(module, wave(*shape)), *row)
+    with plain():
+        assert_matches(module(wave(*shape)), *row)
 
 
 def randomised(module, scale=0.3):
@@ -52,31 +54,28 @@ def randomised(module, scale=0.3):
     return module
 
 
-def outputs_and_gradients(function, module, x, direction):
-    module.zero_grad()
-    x = x.clone().requires_grad_()
-    y = function(x)
-    (y * direction).sum().backward()
-    return [y.detach(), x.grad] + [p.grad.clone() for p in module.parameters()]
+def smaller(size, scales=SCALES):
+    return [[int(side * s) for side in size] for s in scales]
 
 
-@pytest.mark.parametrize("max_scores", [2**23, 40_000, 9_000, 1])
-@pytest.mark.parametrize("patch", [1, 3])
-@pytest.mark.parametrize(
-    ("size", "scales"),
-    [((17, 13), (1, 0.9, 0.8, 0.7, 0.6)), ((5, 8), (1,)), ((9, 31), (0.7,)), ((8, 6), (0.5, 1, 1))],
-)
-def test_equals_the_full_score_matrix(size, scales, patch, max_scores):
+def assert_equals_blocks(size, scales, patch, max_scores):
+    """Of two images, 4 channels of keys and 8 of values."""
     torch.manual_seed(0)
-    module = randomised(PyramidAttention(8, scales=scales, patch=patch, max_scores=max_scores))
-    x, direction = torch.randn(2, 8, *size), torch.randn(2, 8, *size)
-    ours = outputs_and_gradients(module, module, x, direction)
-    plain = outputs_and_gradients(lambda x: reference(module, x), module, x, direction)
-    assert (ours[0] - plain[0]).norm() <= 1e-5 * plain[0].norm()
-    largest = max(g.norm() for g in plain[2:])
-    for a, b in zip(ours[1:], plain[1:], strict=True):
-        # The softmax sees only differences: some biases' gradients are nearly zero and consist of rounding.
-        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6 * largest
+    sizes = smaller(size, scales)
+    keys, values = ([torch.randn(2, channels, *side) for side in sizes] for channels in (4, 8))
+
+    def attention(query, *levels):
+        return block_attention(query, levels[: len(sizes)], levels[len(sizes) :], patch, 2.0, max_scores)
+
+    assert_equals_its_definition(attention, torch.randn(2, 4, *size), *keys, *values)
+
+
+@pytest.mark.parametrize(("patch", "max_scores"), [(1, None), (3, None), (3, 40_000), (3, 9_000), (3, 1)])
+@pytest.mark.parametrize(
+    ("size", "scales"), [((17, 13), SCALES), ((5, 8), (1,)), ((9, 31), (0.7,)), ((8, 6), (0.5, 1, 1))]
+)
+def test_block_attention_is_that_of_unfolded_blocks(size, scales, patch, max_scores):
+    assert_equals_blocks(size, scales, patch, max_scores)
 
 
 @pytest.fixture
@@ -90,17 +89,10 @@ def threads():
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_parts_for_the_threads_change_nothing(threads, count, max_scores):
     threads(count)
-    torch.manual_seed(0)
-    module = randomised(PyramidAttention(8, scales=(1, 0.5), max_scores=max_scores))
-    x, direction = torch.randn(2, 8, 7, 69), torch.randn(2, 8, 7, 69)
-    sweep = _Sweep(x, [(8, 70), (4, 35)], max_scores)
-    assert sweep.parts == min(count, 4 if max_scores == 2**23 else 2)
-    assert sweep.halo == (max_scores < 2**23)
-    ours = outputs_and_gradients(module, module, x, direction)
-    plain = outputs_and_gradients(lambda x: reference(module, x), module, x, direction)
-    largest = max(g.norm() for g in plain[2:])
-    for a, b in zip(ours, plain, strict=True):
-        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6 * largest
+    tiling = _Tiling(torch.empty(1, 4, 7, 69), [(7, 69), (3, 34)], max_scores)
+    assert tiling.parts == min(count, 4 if max_scores == 2**23 else 2)
+    assert tiling.margin == (max_scores < 2**23)
+    assert_equals_blocks((7, 69), (1, 0.5), 3, max_scores)
 
 
 @pytest.mark.parametrize("max_scores", [2**23, 300])
@@ -112,11 +104,9 @@ def test_gradients_are_those_of_the_function(max_scores):
 
 
 def test_blocks_of_one_row_two_and_more_are_among_those_tested():
-    sizes = [(int(17 * s) + 1, int(13 * s) + 1) for s in (1, 0.9, 0.8, 0.7, 0.6)]
-    sweeps = {limit: _Sweep(torch.empty(1, 4, 17, 13), sizes, limit) for limit in (2**23, 40_000, 9_000)}
-    assert {limit: sweep.rows for limit, sweep in sweeps.items()} == {2**23: 17, 40_000: 3, 9_000: 1}
-    assert {limit: sweep.late for limit, sweep in sweeps.items()} == {2**23: 0, 40_000: 1, 9_000: 1}
-    assert _Sweep(torch.empty(1, 4, 9, 31), [(7, 22)], 9_000).rows == 2
+    tilings = [_Tiling(torch.empty(1, 4, 17, 13), smaller((17, 13)), limit) for limit in (2**23, 40_000, 9_000)]
+    assert [(tiling.rows, tiling.delay) for tiling in tilings] == [(17, 0), (3, 1), (1, 1)]
+    assert _Tiling(torch.empty(1, 4, 9, 31), [(6, 21)], 9_000).rows == 2
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
@@ -131,14 +121,13 @@ def test_nothing_is_read_before_it_is_written(uninitialised_is_nan, max_scores):
     assert all(p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_blocks_hold_no_more_scores_than_allowed():
-    sizes = [(65, 65), (33, 33)]
-    for limit in (1, 10**5, 10**6, 2**23):
-        sweep = _Sweep(torch.empty(1, 4, 64, 64), sizes, limit)
-        held = sweep.rows * sweep.parts * sweep.side * sweep.listed
-        assert held <= max(limit, 3 * sweep.listed)
-        assert held <= max(CACHED_SCORES, CPU_PIXELS * sweep.listed)
-    assert sweep.columns == 64
+@pytest.mark.parametrize("limit", [1, 10**5, 10**6, 2**23])
+def test_blocks_hold_no_more_scores_than_allowed(limit):
+    tiling = _Tiling(torch.empty(1, 4, 64, 64), [(64, 64), (32, 32)], limit)
+    held = tiling.rows * tiling.parts * tiling.part_width * tiling.keys
+    assert held <= max(limit, 3 * tiling.keys)
+    assert held <= max(CACHED_SCORES, CPU_QUERIES * tiling.keys)
+    assert limit < 2**23 or tiling.columns == 64
 
 
 def test_a_key_of_zeros_gives_finite_gradients():
@@ -199,31 +188,6 @@ def test_every_tensor_learns(options):
     assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("patch", [1, 3])
-def test_mechanism_shows_the_weights_of_the_forward_pass(patch):
-    torch.manual_seed(4)
-    scales = (1, 0.8, 0.6)
-    network = randomised(PANet(width=8, blocks=2, patch=patch, scales=scales), 0.3)
-    image = torch.rand(1, 3, 7, 9)
-    points = [(row, column) for row in range(7) for column in range(9)]
-    shown = network.mechanism(image, points)
-    assert {key: value.shape[1:] for key, value in shown.items()} == {
-        "mass": (3,),
-        "map_1": (63, 7, 9),
-        "map_0.8": (63, 5, 7),
-        "map_0.6": (63, 4, 5),
-    }
-    maps = torch.cat([shown[f"map_{s:g}"][0].flatten(1) for s in scales], 1)
-    torch.testing.assert_close(maps.sum(1), torch.ones(63))
-    mass = torch.stack([shown[f"map_{s:g}"][0].sum((1, 2)).mean() for s in scales])
-    torch.testing.assert_close(shown["mass"][0], mass)
-    [(module, features)] = network.attended(image)
-    levels = [module.f(z) for z in module.pyramid(features)]
-    values = torch.cat([F.unfold(z, patch, padding=patch // 2)[0] for z in levels], 1)
-    pasted = F.fold((values @ maps.T)[None], (7, 9), patch, padding=patch // 2) / (4 if patch == 3 else 1)
-    torch.testing.assert_close(pasted + features, module(features), rtol=1e-4, atol=1e-5)
-
-
 def test_in_the_common_trunk():
     network = build("panet", common_trunk=True, width=8, blocks=2, scales=(1, 0.5), patch=1)
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8)
@@ -238,7 +202,18 @@ def test_wrong_options_are_named(options, named):
         PANet(width=8, blocks=2, **options)
 
 
+@pytest.mark.parametrize("common_trunk", [False, True])
+@pytest.mark.parametrize(("size", "message"), [((1, 5), "needs at least 2"), ((2, 2), None)])
+def test_an_image_too_small_for_the_pyramid_is_an_error(size, message, common_trunk):
+    network = build("panet", width=8, blocks=2, common_trunk=common_trunk)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            network(torch.rand(1, 3, *size))
+    else:
+        assert network(torch.rand(1, 3, *size)).shape == (1, 3, *size)
+
+
 def test_pixel_wise_scores_never_exist_all_at_once():
     network = build("panet", width=16, blocks=2, patch=1)
-    keys = sum(int(48 * scale) ** 2 for scale in network.scales)
+    keys = sum(int(48 * scale) ** 2 for scale in SCALES)
     assert cost(network, 3, 48)["peak_bytes"] < 4 * 48**2 * keys / 10  # of the matrix in float32

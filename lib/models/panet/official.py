@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..released import FIRST_AND_LAST, WITH_UPSAMPLER, System, enlarging_options, plain_options, shifts
-from . import SMALLEST_NORM
+from .block_attention import SMALLEST_NORM
 
 PYRAMID = ((r"\.theta\.", ".conv_match_L_base."), (r"\.g\.", ".conv_match."), (r"\.f\.", ".conv_assembly."))
 
