@@ -195,7 +195,13 @@ def test_in_the_common_trunk():
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"patch": 2}, "patch 2"), ({"scales": [1.2]}, "scales"), ({"positions": "end"}, "positions")],
+    [
+        ({"patch": 2}, "patch 2"),
+        ({"scales": [1.2]}, "scales"),
+        ({"positions": "end"}, "positions"),
+        ({"reduction": 16}, "reduction 16"),
+        ({"softmax_scale": 0}, "softmax_scale 0"),
+    ],
 )
 def test_wrong_options_are_named(options, named):
     with pytest.raises(ValueError, match=named):

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..blocks import Attention, Trunk, conv
+from ..blocks import Attention, Trunk, conv, positive
 from .block_attention import block_attention
 from .resize import resize
 
@@ -41,7 +41,7 @@ class PyramidAttention(Attention):
 
     The smallest input has ceil(1 / min(scales)) pixels on each side (2 x 2 for the published scales).
 
-    Raises ValueError for a patch other than 1 or 3, for a scale outside (0, 1], and for a smaller input.
+    Raises ValueError for an option outside its range and for a smaller input.
     """
 
     def __init__(
@@ -59,6 +59,9 @@ class PyramidAttention(Attention):
             raise ValueError(f"patch {patch} is not one of 1, 3")
         if not scales or not all(0 < s <= 1 for s in scales):
             raise ValueError(f"scales {list(scales)} do not all lie in (0, 1]")
+        positive(reduction=reduction, softmax_scale=softmax_scale, max_scores=max_scores)
+        if reduction > width:
+            raise ValueError(f"reduction {reduction} leaves no channel of {width}")
         self.theta = _embedding(width, width // reduction)
         self.g = _embedding(width, width // reduction)
         self.f = _embedding(width, width)
@@ -117,12 +120,13 @@ class PANet(Trunk):
         **attention: Any,
     ):
         enlarges = scale > 1
-        blocks = blocks or (32 if enlarges else 80)
+        width = (256 if enlarges else 64) if width is None else width
+        blocks = (32 if enlarges else 80) if blocks is None else blocks
         if enlarges:
             attention = {"reduction": 8, "identity_scale": 0.1, **attention}
         super().__init__(
             colors,
-            width or (256 if enlarges else 64),
+            width,
             blocks,
             scale=scale,
             activation=nn.ReLU if enlarges else nn.PReLU,
