@@ -12,9 +12,8 @@ class Site:
     """Serves `files` (path -> bytes); `faults[path]` is a list of what goes wrong with the next requests, in order.
 
     A fault is a status (503, or (503, headers)), ("cut", n): the connection ends after n bytes, ("stall", n, seconds),
-    ("slow", bytes, seconds): so many bytes at a time, "no range": all of it from the start, "no length": no
-    Content-Length, ("cut no length", n), or ("body", bytes): another content, whole. `log` holds (path, first byte
-    asked for).
+    ("slow", n, seconds): n bytes at a time, "no range": all of it from the start, "no length": no Content-Length, or
+    ("cut no length", n). `log` holds (path, first byte asked for).
     """
 
     def __init__(self):
@@ -42,53 +41,33 @@ class Site:
         self._server.shutdown()
         self._server.server_close()
 
-    def _answer(self, request) -> None:
-        path = request.path
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
         start = int((request.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        self.log.append((path, start))
-        fault = self.faults[path].pop(0) if self.faults.get(path) else None
-        kind, *values = fault if isinstance(fault, tuple) else (fault,)
-        content = self.files.get(path)
+        self.log.append((request.path, start))
+        content, faults = self.files.get(request.path), self.faults.get(request.path)
+        kind, *values = fault if isinstance(fault := faults.pop(0) if faults else "", tuple) else (fault,)
         if isinstance(kind, int) or content is None:
-            return self._send(request, kind or 404, values[0] if values else {}, b"<html>sorry</html>")
-        if kind == "body":
-            content, start = values[0], 0
-        if kind == "no range":
-            start = 0
-        if start >= len(content) and start:
-            return self._send(request, 416, {"Content-Range": f"bytes */{len(content)}"}, b"")
-        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        status, body = 206 if start else 200, content[start:]
-        if kind in ("no length", "cut no length"):
-            request.close_connection = True
-            return self._send(request, status, headers, body[: values[0]] if values else body, length=None)
-        self._head(request, status, headers, len(body))
-        if kind == "cut":
-            request.wfile.write(body[: values[0]])
-            request.close_connection = True
-        elif kind == "stall":
-            request.wfile.write(body[: values[0]])
-            request.wfile.flush()
-            time.sleep(values[1])
-            request.close_connection = True
-        elif kind == "slow":
-            for at in range(0, len(body), values[0]):
-                request.wfile.write(body[at : at + values[0]])
-                request.wfile.flush()
-                time.sleep(values[1])
+            status, headers, body = kind or 404, values[0] if values else {}, b"<html>sorry</html>"
+        elif start and kind != "no range":
+            status, headers, body = 206, {"Content-Range": f"bytes {start}-{len(content) - 1}/"}, content[start:]
         else:
-            request.wfile.write(body)
-        return None
-
-    def _send(self, request, status: int, headers: dict, body: bytes, length: int | None = 0) -> None:
-        self._head(request, status, headers, None if length is None else len(body))
-        request.wfile.write(body)
-
-    @staticmethod
-    def _head(request, status: int, headers: dict, length: int | None) -> None:
+            status, headers, body = 200, {}, content
+        if status == 206 and not body:
+            status = 416
+        if "no length" in str(kind) or kind in ("cut", "stall"):
+            request.close_connection = True
         request.send_response(status)
         for key, value in headers.items():
             request.send_header(key, value)
-        if length is not None:
-            request.send_header("Content-Length", str(length))
+        if "no length" not in str(kind):
+            request.send_header("Content-Length", str(len(body)))
         request.end_headers()
+        if kind in ("cut", "cut no length", "stall"):
+            body = body[: values[0]]
+        piece = values[0] if kind == "slow" else max(len(body), 1)
+        for at in range(0, len(body), piece):
+            request.wfile.write(body[at : at + piece])
+            request.wfile.flush()
+            time.sleep(values[1] if kind == "slow" else 0)
+        if kind == "stall":
+            time.sleep(values[1])

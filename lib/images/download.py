@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import csv
 import importlib.resources
-import io
 import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -35,31 +35,32 @@ IGNORED = (".txt", ".md", ".db", ".ini")  # what people and file managers put be
 PACKAGE = "package:"
 MODES = ("L", "RGB", "P", "LA", "PA", "RGBA")
 ERRORS_SHOWN = 10
+LARGEST = 1 << 25  # bytes per image of an archive whose size is not known
 
 
 class Progress:
     """How far a download is; its text is one line for a terminal."""
 
-    def __init__(self, callback: Callable[[Progress], None] | None = None):
+    def __init__(self, callback: Callable[[Progress], None] = lambda progress: None):
         self.files = self.total_files = self.bytes = self.total_bytes = 0
-        self._callback, self._lock, self._sizes = callback, threading.Lock(), {}
+        self._callback, self._lock = callback, threading.Lock()
+        self._sizes: dict[object, int] = {}
 
     def __str__(self) -> str:
         return f"{self.files}/{self.total_files} images, {self.bytes / 1e6:.1f}/{self.total_bytes / 1e6:.1f} MB"
 
     def expect(self, files: int, size: int = 0) -> None:
-        """Count so many files and bytes more as still to come."""
+        """Count `files` and `size` bytes more as still to come."""
         self.total_files += files
         self.total_bytes += size
 
     def report(self, key: object, done: int, files: int = 0) -> None:
-        """Of `key` there are now `done` bytes, and so many files more are complete."""
+        """Of `key` there are now `done` bytes, and `files` more are complete."""
         with self._lock:
             self.bytes += done - self._sizes.get(key, 0)
             self._sizes[key] = done
             self.files += files
-            if self._callback:
-                self._callback(self)
+            self._callback(self)
 
 
 def download(
@@ -67,10 +68,10 @@ def download(
     downloads: Path,
     cache: Path,
     *,
-    own: Path | None = None,
+    own: Path = Path("own"),
     mirror: str | None = None,
     registry: Registry | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
     workers: int = 8,
     fetcher: Fetcher | None = None,
 ) -> list[str]:
@@ -85,23 +86,22 @@ def download(
     registry, references = registry or published(), list(dict.fromkeys(references))
     registry.check(references)
     job = _Job(downloads, cache, fetcher or Fetcher(cache), registry, Progress(progress))
-    job.mirror = _Mirror(mirror, job) if mirror else None
+    job.mirror = _Mirror(mirror, cache, job.fetcher) if mirror else None
     entries = registry.files(references)
     job.progress.expect(len(entries), sum(entry.bytes for entry in entries))
     # one download at a time into one folder, whose last step removes what does not belong there
-    with job.fetcher.lock("downloads", downloads), ThreadPoolExecutor(workers) as pool:
-        remarks: list[str] = []
+    with job.fetcher.lock("downloads", downloads):
         # the user's part first: what only the user can mend is said before hours of transfer
-        others = {r: job.find(r, own, remarks) for r in references if not registry.lists(r)}
-        _each(pool, job.bring, entries)
+        others = {r: job.find(r, own) for r in references if not registry.lists(r)}
+        _each(workers, job.bring, entries)
         for reference, files in others.items():
-            _each(pool, job.convert, files)
+            _each(workers, job.convert, files)
             job.check(reference, {target for _, target in files})
         kept = {downloads / entry.path for entry in entries}
         kept.update(target for files in others.values() for _, target in files)
         roots = {"images", *(listed[0].path.parts[0] for listed in registry.entries.values())}
         _prune({downloads / root for root in roots}, kept)
-    return remarks
+    return job.remarks
 
 
 class _Job:
@@ -111,6 +111,7 @@ class _Job:
         self.downloads, self.cache, self.fetcher = downloads, cache, fetcher
         self.registry, self.progress = registry, progress
         self.mirror: _Mirror | None = None
+        self.remarks: list[str] = []
 
     def bring(self, entry: Entry) -> None:
         """Make the decoded image (or the plain file) of a row of the registry be in the downloads."""
@@ -128,20 +129,19 @@ class _Job:
         """A file that should hold the image, and in words where it is from."""
         if entry.url.startswith(PACKAGE):
             return _in_package(entry), "the installed package"
-        cached = self.cache / "files" / f"{entry.sha256}{_suffix(entry.url)}"
-        if cached.exists() and file_sha256(cached) == entry.sha256:
-            return cached, "the published file"
-        if self.mirror and (found := self.mirror.find(entry)):
+        cached = self.cache / "files" / f"{entry.sha256}{Path(urlsplit(entry.url).path).suffix}"
+        right = cached.exists() and file_sha256(cached) == entry.sha256
+        if not right and self.mirror and (found := self.mirror.find(entry)):
             return found, "the mirror's file"
-        report = partial(self.progress.report, entry.path)
-        self.fetcher.fetch(entry.url, cached, str(entry), entry.sha256, entry.bytes, report)
+        if not right:
+            report = partial(self.progress.report, entry.path)
+            self.fetcher.fetch(entry.url, cached, str(entry), entry.sha256, entry.bytes, report=report)
         return cached, "the published file"
 
     def _pixels(self, source: Path, entry: Entry, origin: str) -> np.ndarray:
         try:
             array = decode(source, f"{entry}: {origin}", entry.channels)
-            got = pixels_sha256(array)
-            if got != entry.pixels_sha256:
+            if (got := pixels_sha256(array)) != entry.pixels_sha256:
                 hashes = f"sha256 {got}, expected {entry.pixels_sha256}"
                 if file_sha256(source) != entry.sha256:
                     raise SetError(f"{entry}: {origin} {source.name} holds other pixels: {hashes}")
@@ -155,48 +155,45 @@ class _Job:
             raise
         return array
 
-    def find(self, reference: str, own: Path | None, remarks: list[str]) -> list[tuple[Path, Path]]:
+    def find(self, reference: str, own: Path) -> list[tuple[Path, Path]]:
         """Image files of a set that the registry does not list, each with the place of its decoded form."""
-        manual = self.registry.manual.get(reference)
-        folder = (own or Path("own")) / reference.removeprefix(OWN)
+        manual, what = self.registry.manual.get(reference), f"set {reference}"
+        folder = own / reference.removeprefix(OWN)
         if manual and manual.archive and not folder.is_dir():
-            folder = self._unpacked(manual, remarks)
+            folder = self._unpacked(manual)
         if not folder.is_dir():
             if not manual:
-                raise SetError(f"set {reference}: there is no folder {folder}; put its images there (or pairs: in its "
-                               "folders input and target, under the same names)")  # fmt: skip
-            raise SetError(f"set {reference}: get it from {manual.where} and put into {folder}"
+                raise SetError(f"{what}: there is no folder {folder}; put its images there (or pairs: in its folders "
+                               "input and target, under the same names)")  # fmt: skip
+            raise SetError(f"{what}: get it from {manual.where} and put into {folder}"
                            f"{' (folders input and target)' if manual.pairs else ''}: {manual.prepare}")  # fmt: skip
-        paired = (folder / "target").is_dir() or (folder / "input").is_dir()
+        paired = any((folder / part).is_dir() for part in ("target", "input"))
         parts = ("target", "input") if paired else ("",)
-        listings = [_listing(folder / part, reference) for part in parts]
-        if paired and listings[0].keys() != listings[1].keys():
-            odd = sorted(listings[0].keys() ^ listings[1].keys())[0]
-            raise SetError(f"set {reference}: {odd!r} is not in both {folder / 'target'} and {folder / 'input'}")
+        listings = [_listing(folder / part, what) for part in parts]
+        if odd := sorted(listings[0].keys() ^ listings[-1].keys()):
+            raise SetError(f"{what}: {odd[0]!r} is not in both {folder / 'target'} and {folder / 'input'}")
         if manual and (paired, len(listings[0])) != (manual.pairs, manual.images):
             form = "pairs in the folders input and target" if manual.pairs else "images"
-            raise SetError(f"set {reference}: {folder} has {len(listings[0])} of its {manual.images} {form}")
+            raise SetError(f"{what}: {folder} has {len(listings[0])} of its {manual.images} {form}")
         images = self.downloads / "images" / reference
         files = [(file, images / part / f"{name}.npy")
-                 for part, listing in zip(parts, listings, strict=True)
-                 for name, file in listing.items()]  # fmt: skip
+                 for part, listing in zip(parts, listings, strict=True) for name, file in listing.items()]  # fmt: skip
         self.progress.expect(len(files))
         return files
 
-    def _unpacked(self, manual: ManualSet, remarks: list[str]) -> Path:
+    def _unpacked(self, manual: ManualSet) -> Path:
         folder, what = self.cache / "sets" / manual.reference, f"set {manual.reference}"
         archive = self.cache / "archives" / Path(urlsplit(manual.archive).path).name
         if not manual.sha256:
-            remarks.append(f"{what}: no sha256 of {archive.name} is known; checked were the number of images and "
-                           "that each decodes")  # fmt: skip
-        if not folder.is_dir():
-            self.progress.expect(0, manual.bytes)
-            report = partial(self.progress.report, archive)
-            self.fetcher.fetch(manual.archive, archive, what, manual.sha256, manual.bytes, report)
-            with self.fetcher.lock("set", folder):
-                if not folder.is_dir():
-                    extract(archive, folder, manual.members, SUFFIXES, what)
-            archive.unlink(missing_ok=True)  # its images are kept in its place
+            self.remarks.append(f"{what}: no sha256 of {archive.name} is known; checked were the number of images and "
+                                "that each decodes")  # fmt: skip
+        with self.fetcher.lock("set", folder):
+            if not folder.is_dir():
+                self.progress.expect(0, manual.bytes)
+                limit, report = manual.images * LARGEST, partial(self.progress.report, archive)
+                self.fetcher.fetch(manual.archive, archive, what, manual.sha256, manual.bytes, limit, report)
+                extract(archive, folder, manual.members, SUFFIXES, what)
+                archive.unlink()  # its images are kept in its place
         return folder
 
     def convert(self, file: tuple[Path, Path]) -> None:
@@ -219,31 +216,28 @@ class _Job:
             if manual and manual.height and shape[:2] != (manual.height, manual.width):
                 raise SetError(f"set {reference}: {path.stem} has {shape[0]} x {shape[1]} pixels (rows x columns), not "
                                f"{manual.height} x {manual.width}; it is not as published")  # fmt: skip
-            if path.parent.name == "input" and (path.parent.parent / "target" / path.name) in targets:
-                other = open_image(path.parent.parent / "target" / path.name).shape
-                if shape != other:
-                    raise SetError(f"set {reference}: {path.stem} has shape {shape} as input and {other} as target")
+            other = path.parent.parent / "target" / path.name
+            if path.parent.name == "input" and other in targets and shape != open_image(other).shape:
+                raise SetError(f"set {reference}: {path.stem} has shape {shape} as input and "
+                               f"{open_image(other).shape} as target")  # fmt: skip
 
 
 class _Mirror:
     """Copies of published images, found by their pixels in the mirror's registry.csv (columns file, pixels_sha256)."""
 
-    def __init__(self, address: str, job: _Job):
-        self.address, self.job = address.rstrip("/"), job
+    def __init__(self, address: str, cache: Path, fetcher: Fetcher):
+        self.address, self.cache, self.fetcher = address.rstrip("/"), cache / "mirror", fetcher
         self.is_url = urlsplit(address).scheme in ("http", "https")
         table = Path(address) / "registry.csv"
-        if self.is_url:
-            table = job.cache / "mirror" / "registry.csv"
-            with job.fetcher.lock("mirror", table):
-                for old in table.parent.glob("registry.csv*"):
-                    old.unlink()
-                job.fetcher.fetch(f"{self.address}/registry.csv", table, "mirror")
-                text = table.read_text(encoding="utf-8")
-        elif table.is_file():
-            text = table.read_text(encoding="utf-8")
-        else:
-            raise SetError(f"mirror {address}: it has no registry.csv")
-        rows = list(csv.DictReader(io.StringIO(text)))
+        with fetcher.lock("mirror", self.cache):
+            if self.is_url:
+                table = self.cache / "registry.csv"
+                table.unlink(missing_ok=True)  # it may have grown
+                fetcher.fetch(f"{self.address}/registry.csv", table, "mirror")
+            if not table.is_file():
+                raise SetError(f"mirror {address}: it has no registry.csv")
+            with table.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
         if not rows or not {"file", "pixels_sha256"} <= set(rows[0]):
             raise SetError(f"mirror {address}: its registry.csv lacks the columns file and pixels_sha256")
         self.files = {row["pixels_sha256"]: row["file"] for row in rows}
@@ -257,11 +251,10 @@ class _Mirror:
         name = self.files.get(entry.pixels_sha256)
         if name is None:
             return None
-        if self.is_url:
-            path = self.job.cache / "mirror" / f"{entry.pixels_sha256}{Path(name).suffix}"
-            self.job.fetcher.fetch(f"{self.address}/{quote(name)}", path, str(entry))
-            return path
         path = Path(self.address, name)
+        if self.is_url:
+            path = self.cache / f"{entry.pixels_sha256}{Path(name).suffix}"
+            self.fetcher.fetch(f"{self.address}/{quote(name)}", path, str(entry))
         return path if path.is_file() else None
 
 
@@ -297,10 +290,11 @@ def thumbnail(array: np.ndarray, side: int = 64) -> np.ndarray:
 
 
 def _refuse(image: Image.Image, what: str) -> None:
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
-        raise SetError(f"{what}: it has {image.n_frames} frames; save the one you want")
+    frames, tiles = getattr(image, "n_frames", 1), getattr(image, "tile", ())
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
+        raise SetError(f"{what}: it has {frames} frames; save the one you want")
     # Pillow reduces 16-bit colour to 8 bits without a word; its raw mode still tells
-    if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
+    if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in tiles):
         raise SetError(f"{what}: it has more than 8 bits a channel (Pillow mode {image.mode}); save it with 8")
     if image.mode not in MODES:
         raise SetError(f"{what}: its colours are {image.mode}; save it as gray or RGB")
@@ -331,24 +325,27 @@ def _in_package(entry: Entry) -> Path:
     return path
 
 
-def _listing(folder: Path, reference: str) -> dict[str, Path]:
+def _listing(folder: Path, what: str) -> dict[str, Path]:
     """Image files of a folder by their name without suffix."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         suffix = path.suffix.lower()
-        if path.name.startswith(".") or path.is_dir() or suffix in IGNORED:
+        if path.name.startswith(".") or suffix in IGNORED:
             continue
+        if path.is_dir():
+            raise SetError(f"{what}: {path} is a folder; put images into {folder}, or pairs into its folders input and "
+                           "target, or name the folder as a set of its own")  # fmt: skip
         if suffix not in SUFFIXES:
-            raise SetError(f"set {reference}: {path} is no image file; known are {', '.join(SUFFIXES)}")
+            raise SetError(f"{what}: {path} is no image file; known are {', '.join(SUFFIXES)}")
         if path.stem in found:
-            raise SetError(f"set {reference}: {path.name} and {found[path.stem].name} have the same name")
+            raise SetError(f"{what}: {path.name} and {found[path.stem].name} have the same name")
         found[path.stem] = path
     if not found:
-        raise SetError(f"set {reference}: {folder} has no images; known are {', '.join(SUFFIXES)}")
+        raise SetError(f"{what}: {folder} has no images; known are {', '.join(SUFFIXES)}")
     return found
 
 
-def _write(path: Path, write: Callable[[io.BufferedIOBase], object], what: str) -> None:
+def _write(path: Path, write: Callable[[BinaryIO], object], what: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
@@ -364,25 +361,17 @@ def _write(path: Path, write: Callable[[io.BufferedIOBase], object], what: str) 
         temporary.unlink(missing_ok=True)
 
 
-def _each(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> None:
+def _each(workers: int, function: Callable, items: Iterable) -> None:
     """Call `function` on every item; raises one SetError for all that failed, at once where going on is hopeless."""
-    stop = threading.Event()
-
-    def call(item: object) -> None:
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(function, item) for item in items]
         try:
-            if not stop.is_set():
-                function(item)
-        except Hopeless:
-            stop.set()
+            for future in as_completed(futures):
+                if isinstance(error := future.exception(), Hopeless) or not isinstance(error, SetError | None):
+                    raise error
+        except BaseException:  # Ctrl-C too
+            pool.shutdown(cancel_futures=True)
             raise
-
-    futures = [pool.submit(call, item) for item in items]
-    try:
-        for future in as_completed(futures):
-            if (error := future.exception()) and (isinstance(error, Hopeless) or not isinstance(error, SetError)):
-                raise error
-    finally:
-        stop.set()
     errors = [str(error) for future in futures if (error := future.exception())]
     if len(errors) > ERRORS_SHOWN:
         errors[ERRORS_SHOWN:] = [f"and {len(errors) - ERRORS_SHOWN} more files"]
@@ -398,7 +387,3 @@ def _prune(roots: set[Path], kept: set[Path]) -> None:
                     path.rmdir()
             elif path not in kept:
                 path.unlink()
-
-
-def _suffix(url: str) -> str:
-    return Path(urlsplit(url).path).suffix

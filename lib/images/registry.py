@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from .sets import COLUMNS, SetError, open_image, pixels_sha256
 #: How a task uses photographs; those of `validation` choose recipes and follow trainings, and decide no claim.
 SIDES = ("train", "validation", "test")
 
+T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 OWN = "own/"
 
@@ -87,16 +89,11 @@ class Registry:
     """The tables of one folder, by default those of the study."""
 
     def __init__(self, folder: Path = HERE):
-        self.entries: dict[str, tuple[Entry, ...]] = {}
         self.terms = {row["key"]: row["terms"] for row in _rows(folder / "terms.csv")}
+        self.manual = {row["reference"]: _typed(ManualSet, row) for row in _rows(folder / "manual_sets.csv")}
+        self.entries: dict[str, list[Entry]] = {}
         for row in _rows(folder / "registry.csv"):
-            numbers = {key: int(row[key] or 0) for key in ("bytes", "channels", "height", "width")}
-            entry = Entry(**{**row, **numbers, "overlaps": tuple(row["overlaps"].split())})
-            self.entries[entry.reference] = (*self.entries.get(entry.reference, ()), entry)
-        self.manual: dict[str, ManualSet] = {}
-        for row in _rows(folder / "manual_sets.csv"):
-            numbers = {key: int(row[key] or 0) for key in ("images", "height", "width", "bytes")}
-            self.manual[row["reference"]] = ManualSet(**{**row, **numbers, "pairs": row["pairs"] == "yes"})
+            self.entries.setdefault(row["reference"], []).append(_typed(Entry, row))
 
     @property
     def references(self) -> list[str]:
@@ -113,25 +110,42 @@ class Registry:
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(self.references)}"
             raise SetError(f"unknown set {reference!r}; {hint} (your own folders are named {OWN}<folder>)")
 
-    def pairs(self, reference: str) -> list[tuple[Entry, Entry | None]]:
-        """Target and input (None unless a set of pairs) of every image of a set that the registry lists."""
-        if reference in self.entries:
-            return [(entry, None) for entry in self.entries[reference]]
-        inputs = {entry.name: entry for entry in self.entries[f"{reference}/input"]}
-        targets = self.entries[f"{reference}/target"]
-        if {entry.name for entry in targets} != set(inputs):
-            raise SetError(f"set {reference}: the registry's inputs and targets do not have the same names")
-        return [(entry, inputs[entry.name]) for entry in targets]
+    def lists(self, reference: str) -> bool:
+        """Whether every image of the set has a row (the others come from the user or from an archive)."""
+        return reference in self.entries or f"{reference}/target" in self.entries
+
+    def pairs(self, reference: str, downloads: Path | None = None) -> list[tuple[Entry, Entry | None]]:
+        """Target and input (None unless a set of pairs) of every image of a set.
+
+        downloads: where the images lie of a set that the registry does not list.
+        """
+        parts = [f"{reference}{part}" for part in ("", "/target", "/input")]
+        if self.lists(reference):
+            plain, targets, inputs = (self.entries.get(part, []) for part in parts)
+        else:
+            plain, targets, inputs = (self._stored(downloads or Path(), reference, part) for part in parts)
+        if not plain and [entry.name for entry in targets] != [entry.name for entry in inputs]:
+            raise SetError(f"set {reference}: its inputs and targets do not have the same names")
+        if not plain and not targets:
+            raise SetError(f"set {reference}: {downloads}/images/{reference} holds no image")
+        return [(entry, None) for entry in plain] or list(zip(targets, inputs, strict=True))
+
+    def _stored(self, downloads: Path, reference: str, part: str) -> list[Entry]:
+        """What was imported from an archive or a folder of the user, as if the registry listed it."""
+        terms = self.manual[reference].terms if reference in self.manual else "the user's own"
+        found = []
+        for path in sorted((downloads / "images" / part).glob("*.npy")):
+            image, size = open_image(path), path.stat().st_size
+            height, width, channels = (*image.shape, 1)[:3]
+            found.append(Entry(part, path.stem, self.set_of(reference), "", size, "", pixels_sha256(image), channels,
+                               height, width, terms, ()))  # fmt: skip
+        return found
 
     def files(self, references: Iterable[str]) -> list[Entry]:
         """Every file of the sets that the registry lists, once each."""
         listed = [reference for reference in references if self.lists(reference)]
         found = [entry for reference in listed for pair in self.pairs(reference) for entry in pair if entry]
         return list({entry.path: entry for entry in found}.values())
-
-    def lists(self, reference: str) -> bool:
-        """Whether every image of the set has a row (the others come from the user or from an archive)."""
-        return reference in self.entries or f"{reference}/target" in self.entries
 
     def leaks(self, train: Iterable[str], test: Iterable[str]) -> list[Entry]:
         """The images of `train` that show a scene of one of the sets `test`: never trained on for such a task."""
@@ -147,32 +161,20 @@ class Registry:
 
     def describe(self, references: Iterable[str], downloads: Path) -> pd.DataFrame:
         """A row per set: images, whether pairs, sizes (rows x columns), channels, megabytes published, terms."""
-        rows = []
-        for reference in dict.fromkeys(references):
-            if self.lists(reference):
-                pairs = self.pairs(reference)
-                shapes = [(t.height, t.width, t.channels) for t, _ in pairs if t.is_image]
-                size = sum(entry.bytes for pair in pairs for entry in pair if entry)
-                terms = {self.terms[t.terms] for t, _ in pairs}
-                paired = pairs[0][1] is not None
-            else:
-                found = _stored(downloads, reference)
-                shapes = [(*open_image(t).shape, 1)[:3] for _, t, _ in found]
-                size = sum(path.stat().st_size for row in found for path in row[1:] if path)
-                terms = {self.manual[reference].terms if reference in self.manual else "the user's own"}
-                paired = found[0][2] is not None
-            rows.append(
-                {
-                    "set": reference,
-                    "images": len(shapes),
-                    "pairs": paired,
-                    "size": _sizes({shape[:2] for shape in shapes}),
-                    "channels": "/".join(str(c) for c in sorted({c for *_, c in shapes})),
-                    "MB": round(size / 1e6, 1),
-                    "terms": "; ".join(sorted(terms)),
-                }
-            )
-        return pd.DataFrame(rows).set_index("set")
+        rows = {}
+        for reference in references:
+            pairs = self.pairs(reference, downloads)
+            images = [target for target, _ in pairs if target.is_image]
+            size = sum(entry.bytes for pair in pairs for entry in pair if entry)
+            rows[reference] = {
+                "images": len(images),
+                "pairs": pairs[0][1] is not None,
+                "size": _sizes({(image.height, image.width) for image in images}),
+                "channels": "/".join(sorted({str(image.channels) for image in images})),
+                "MB": round(size / 1e6, 1),
+                "terms": "; ".join(sorted({self.terms.get(target.terms, target.terms) for target, _ in pairs})),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("set")
 
     def write_manifests(
         self,
@@ -182,26 +184,27 @@ class Registry:
     ) -> None:
         """Write <side>/<task>.csv below `downloads` for each of SIDES, from each task's references by side.
 
-        Photographs that `leaks` finds are in neither training nor validation, gray photographs not in the tasks in
-        `colored`. Manifests of other tasks are removed. Raises SetError when a set has no images, or two images of a
-        task have the same set and name.
+        Training and validation get no photograph that `leaks` finds or that has the pixels of a test image, the tasks
+        in `colored` no gray one. Manifests of other tasks are removed. Raises SetError when a set has no images or is
+        named for training or validation and for test, or two images of a task have the same set and name.
         """
         for side in SIDES:
-            folder = downloads / side
-            folder.mkdir(parents=True, exist_ok=True)
-            for stale in {path.name for path in folder.iterdir()} - {f"{task}.csv" for task in tasks}:
-                (folder / stale).unlink()
-            for task, references in tasks.items():
-                chosen, tested = references.get(side, ()), references.get("test", ())
-                left_out = set() if side == "test" else {leak.path for leak in self.leaks(chosen, tested)}
-                if task in colored:
-                    left_out |= {entry.path for entry in self.files(chosen) if entry.channels == 1}
-                rows = [row for r in dict.fromkeys(chosen) for row in self._manifest(downloads, r, left_out)]
-                keys = [(row[0], row[1]) for row in rows]
-                twice = next((key for key in keys if keys.count(key) > 1), None)
-                if twice:
+            _remove_others(downloads / side, {f"{task}.csv" for task in tasks})
+        for task, references in tasks.items():
+            tested = references.get("test", ())
+            shown = {row[4] for reference in tested for row in self._manifest(downloads, reference)}
+            for side in SIDES:
+                chosen = list(dict.fromkeys(references.get(side, ())))
+                rows = [row for reference in chosen for row in self._manifest(downloads, reference, task in colored)]
+                if side != "test":
+                    if both := [reference for reference in chosen if reference in tested]:
+                        raise SetError(f"task {task}: {both[0]} is named for {side} and for test; name another set")
+                    leaks = {leak.path.as_posix() for leak in self.leaks(chosen, tested)}
+                    rows = [row for row in rows if row[2] not in leaks and row[4] not in shown]
+                keys = [row[:2] for row in rows]
+                if twice := next((key for key in keys if keys.count(key) > 1), None):
                     raise SetError(f"task {task}: two {side} images are called {twice[1]} of set {twice[0]}")
-                _write_manifest(folder / f"{task}.csv", rows)
+                _write_manifest(downloads / side / f"{task}.csv", rows)
 
     def write_set_manifests(self, folder: Path, references: Iterable[str]) -> None:
         """Write a manifest per set, with all of its files, to `folder` in the downloads, and remove any other there.
@@ -209,27 +212,18 @@ class Registry:
         `manifest_of` names them.
         """
         wanted = {manifest_of(reference): reference for reference in references}
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in {path.name for path in folder.iterdir()} - set(wanted):
-            (folder / stale).unlink()
+        _remove_others(folder, set(wanted))
         for name, reference in wanted.items():
-            _write_manifest(folder / name, self._manifest(folder.parent, reference, set()))
+            _write_manifest(folder / name, self._manifest(folder.parent, reference))
 
-    def _manifest(self, downloads: Path, reference: str, left_out: set[Path]) -> list[tuple]:
-        name = self.set_of(reference)
-        if self.lists(reference):
-            return [
-                (name, t.name, t.path.as_posix(), i.path.as_posix(), t.pixels_sha256, i.pixels_sha256)
-                if i
-                else (name, t.name, t.path.as_posix(), "", t.pixels_sha256 or t.sha256, "")
-                for t, i in self.pairs(reference)
-                if t.path not in left_out
-            ]
-        rows = []
-        for stem, *paths in _stored(downloads, reference):
-            relative = [path.relative_to(downloads).as_posix() if path else "" for path in paths]
-            hashes = [pixels_sha256(open_image(path)) if path else "" for path in paths]
-            rows.append((name, stem, *relative, *hashes))
+    def _manifest(self, downloads: Path, reference: str, colored: bool = False) -> list[tuple[str, ...]]:
+        """Rows of COLUMNS for the images of a set, or for the colour ones alone."""
+        name, rows = self.set_of(reference), list[tuple[str, ...]]()
+        for target, degraded in self.pairs(reference, downloads):
+            if not (colored and target.channels == 1):
+                places = target.path.as_posix(), degraded.path.as_posix() if degraded else ""
+                hashes = target.pixels_sha256 or target.sha256, degraded.pixels_sha256 if degraded else ""
+                rows.append((name, target.name, *places, *hashes))
         return rows
 
 
@@ -272,24 +266,22 @@ def near_duplicates(
     return [(i, j, score) for (i, j), score in sorted(found.items())]
 
 
-def _stored(downloads: Path, reference: str) -> list[tuple[str, Path, Path | None]]:
-    """Name, target and input of what was imported from an archive or a folder of the user."""
-    folder = downloads / "images" / reference
-    paired = (folder / "target").is_dir()
-    targets = sorted((folder / "target" if paired else folder).glob("*.npy"))
-    if not targets:
-        raise SetError(f"set {reference}: {folder} holds no image")
-    return [(path.stem, path, folder / "input" / path.name if paired else None) for path in targets]
-
-
-def _write_manifest(path: Path, rows: list[tuple]) -> None:
+def _write_manifest(path: Path, rows: list[tuple[str, ...]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Make `folder` exist and hold no file but those called `names`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink()
+
+
 def _is_own(reference: str) -> bool:
     parts = Path(reference).parts
-    return reference.startswith(OWN) and len(parts) > 1 and ".." not in parts
+    return reference.startswith(OWN) and len(parts) > 1 and ".." not in parts and "//" not in reference
 
 
 def _sizes(shapes: set[tuple[int, int]]) -> str:
@@ -302,6 +294,20 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+#: How a cell becomes a field, by the field's annotation.
+_READ: dict[str, Callable[[str], object]] = {
+    "str": str,
+    "int": lambda cell: int(cell or 0),
+    "bool": lambda cell: cell == "yes",
+    "tuple[str, ...]": lambda cell: tuple(cell.split()),
+}
+
+
+def _typed(kind: type[T], row: dict[str, str]) -> T:
+    """A row of a table as an Entry or a ManualSet."""
+    return kind(**{name: _READ[annotation](row[name]) for name, annotation in kind.__annotations__.items()})
+
+
 def _gray(array: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(array)).convert("L"))
 
@@ -310,4 +316,4 @@ def _signature(gray: np.ndarray) -> np.ndarray:
     small = Image.fromarray(np.ascontiguousarray(gray)).resize((16, 16), Image.Resampling.BOX)
     values = np.asarray(small, dtype=np.float64).ravel()
     values -= values.mean()
-    return values / max(np.linalg.norm(values), 1e-9)
+    return values / max(float(np.linalg.norm(values)), 1e-9)
