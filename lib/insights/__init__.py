@@ -63,8 +63,6 @@ def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int
 
     `points` are (row, column) on the network's input grid. Empty for a network without attention.
     """
-    if hasattr(network, "mechanism"):
-        return network.mechanism(image, points)
     shown = _of_model(network, "mechanism")
     return shown(network, image, points) if shown else {}
 

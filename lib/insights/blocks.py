@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..models.blocks import Attention, NonLocal, Trunk
+from ..models.blocks import Attention, NonLocal
 from . import attended
 from .influence import influence
 
 
 def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
     """influence: ``(points, H, W)``, how much each pixel moves what the first attention module adds at the points."""
-    calls = attended(network, image) or (network.attended(image) if isinstance(network, Trunk) else [])
+    calls = attended(network, image)
     return {"influence": influence(*calls[0], points)} if calls else {}
 
 

@@ -20,7 +20,7 @@ def influence(module: Attention, features: Tensor, points: Sequence[tuple[int, i
     with torch.inference_mode(False), torch.enable_grad():
         signs = torch.randint(2, (draws, features.shape[1]), generator=generator).to(features) * 2 - 1
         x = features.clone().requires_grad_()
-        added = module(x) - (module.identity(x) if isinstance(module, Attention) else x)
+        added = module(x) - module.identity(x)
         maps = []
         for row, column in points:
             squares = [

@@ -206,15 +206,6 @@ class Trunk(Network):
         losses = [module.auxiliary_loss() for module in self._with_schedules()]
         return sum(losses) / max(1, len(losses))
 
-    def attended(self, image: Tensor) -> list[tuple[nn.Module, Tensor]]:
-        """The attention modules, each with the features ``(B, width, H, W)`` that it gets for an image."""
-        features, found = self.head(image - self.mean), []
-        for module in self.body:
-            if not isinstance(module, ResBlock | nn.Conv2d):
-                found.append((module, features))
-            features = module(features)
-        return found
-
     def _with_schedules(self) -> list[Network]:
         return [module for module in self.body if isinstance(module, Network)]
 

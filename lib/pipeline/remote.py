@@ -24,9 +24,9 @@ import pandas as pd
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import evaluation, insights
+from .. import evaluation
 from .. import experiment as experiments
 from ..images import sets
 from ..params import ROOT, Experiment, Params, fingerprint
@@ -203,7 +203,7 @@ def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
                 write_whole(folder / f"{name}_gain.npz", partial(_save_arrays, asdict(picture) | corners))
         write_whole(part, partial(rows.to_csv, index=False))
         watch.say(f"{count}/{len(items)} photographs")
-    shown = evaluation.mechanism(run, _OnDevice(networks[run.seeds[0]], device), items)
+    shown = evaluation.mechanism(run, networks[run.seeds[0]], items)
     if shown:
         write_whole(folder / "mechanism.npz", partial(_save_arrays, shown))
     tables = {"acts": evaluation.acts(run, networks, items), "field": evaluation.field_curve(run, networks, items)}
@@ -226,21 +226,6 @@ def _save_arrays(arrays: Mapping[str, Any], path: Path) -> None:
 def _on_device(function: Callable, device: str, image: Tensor):
     with torch.device(device):
         return function(image.to(device))
-
-
-class _OnDevice(nn.Module):
-    """A network on `device` for images on the CPU."""
-
-    def __init__(self, network: nn.Module, device: str):
-        super().__init__()
-        self.network, self.device = network.to(device), device
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.network(image.to(self.device)).cpu()
-
-    def mechanism(self, image: Tensor, points: list[tuple[int, int]]) -> dict[str, Tensor]:
-        shown = insights.mechanism(self.network, image.to(self.device), points)
-        return {key: value.cpu() for key, value in shown.items()}
 
 
 def _note(folder: Path, stage: str, device: str, begins: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib.insights import enlca, mechanism
+from lib.insights import attended, enlca, mechanism
 from lib.insights.enlca import AMPLIFICATIONS, DRAWS, FEATURES, KINDS, approximation_in
 from lib.models.enlca import ENLCA, ENLCN, random_features
 
@@ -20,7 +20,7 @@ def test_mechanism_shows_the_weights_of_the_forward_pass():
     assert shown["k"].tolist() == [6, 6]
     assert shown["m"].tolist() == [128, 128]
     assert shown["error_gaussian"].shape == (2, *shown["at_k"].shape[1:], *shown["at_m"].shape[1:])
-    for index, (module, features) in enumerate(network.attended(image)):
+    for index, (module, features) in enumerate(attended(network, image)):
         for exact, name in ((False, "features"), (True, "exact")):
             weights = shown[name][index].flatten(1)
             torch.testing.assert_close(weights.sum(1), torch.ones(48))

@@ -1,15 +1,22 @@
 """Modules of known behaviour come out as what they are."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from lib import evaluation
+from lib import experiment as experiments
+from lib.images import sets
 from lib.insights import health, weights
 from lib.models import build
 from lib.models.blocks import Attention, NonLocal
+from lib.params import ROOT, Params
 
 SIDE = 12
 
@@ -185,3 +192,21 @@ def test_a_graph_whose_output_is_joined_to_the_features(branch, heads):
     assert table.module.tolist() == ["aggregation"] * heads and table["head"].tolist() == [*range(heads)]
     assert table.variation.min() > 0 and (table.psnr_lost_mean > 1).all()
     assert table.effective_keys.between(1, 5, inclusive="neither").all()  # of five neighbours
+
+
+@pytest.mark.parametrize(
+    ("name", "acting"), [("dagl_gray_denoise_25", False), ("panet_gray_denoise_25-common_trunk", True)]
+)
+def test_what_the_kept_networks_of_profile_cpu_do(name, acting, mirror, tmp_path):
+    """DAGL's graph came out of its training with all weight on one key; PANet's pyramid works."""
+    run = Params(profile="cpu").experiment(name)
+    run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, crop=64, tile=32, overlap=6))
+    networks = experiments.trained(run, ROOT / "results" / "cpu" / "networks" / name)
+    items = []
+    for path in sorted((mirror / "set12").glob("*.webp"))[:3]:
+        np.save(tmp_path / path.stem, np.array(Image.open(path)))
+        items.append(sets.Item("set12", path.stem, tmp_path / f"{path.stem}.npy"))
+    table = evaluation.acts(run, networks, items)
+    assert len(networks) == 3 and health.describe(table) == ("yes" if acting else "no")
+    assert health.tested(table) is acting
+    assert (table.effective_keys.max() < 2) is not acting
