@@ -24,6 +24,10 @@ INERT = ("key.bias",)
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
 
+class ImageError(ValueError):
+    """An image that a network cannot take: smaller than its documented minimum."""
+
+
 class Network(nn.Module):
     """What training and reports know of a network beyond calling it; the defaults say "nothing special"."""
 

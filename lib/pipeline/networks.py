@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from .. import experiment as experiments
 from ..images import sets
 from ..inference import restore
+from ..models.blocks import ImageError
 from ..official import OfficialError
 from ..params import ROOT, Baseline, Experiment, Params, missing
 from ..tasks import Task
@@ -159,6 +160,8 @@ def restore_file(image: Path, by: str, into: Path, profile: str | None = None, s
         write_whole(into, partial(Image.fromarray(pixels).save, format=form))
     except (TrainingError, OfficialError) as error:
         raise StageError(str(error)) from None
+    except ImageError as error:
+        raise StageError(f"{image}: {error}") from None
     print(f"{into}: {image.name} by {by}, profile {params.profile}")
 
 

@@ -6,6 +6,7 @@ from oracles import assert_equals_its_definition, assert_matches, fill, wave
 
 from lib.inference import cost
 from lib.models import build, plain
+from lib.models.blocks import ImageError
 from lib.models.panet import UNUSED, PANet, PyramidAttention
 from lib.models.panet.block_attention import CACHED_SCORES, CPU_QUERIES, _Tiling, block_attention
 
@@ -213,7 +214,7 @@ def test_wrong_options_are_named(options, named):
 def test_an_image_too_small_for_the_pyramid_is_an_error(size, message, common_trunk):
     network = build("panet", width=8, blocks=2, common_trunk=common_trunk)
     if message:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ImageError, match=message):
             network(torch.rand(1, 3, *size))
     else:
         assert network(torch.rand(1, 3, *size)).shape == (1, 3, *size)

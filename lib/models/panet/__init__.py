@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..blocks import Attention, Trunk, conv, positive
+from ..blocks import Attention, ImageError, Trunk, conv, positive
 from .block_attention import block_attention
 from .resize import resize
 
@@ -41,7 +41,7 @@ class PyramidAttention(Attention):
 
     The smallest input has ceil(1 / min(scales)) pixels on each side (2 x 2 for the published scales).
 
-    Raises ValueError for an option outside its range and for a smaller input.
+    Raises ValueError for an option outside its range, and ImageError for a smaller input.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class PyramidAttention(Attention):
         height, width = x.shape[2:]
         smallest = min(self.scales)
         if min(height, width) * smallest < 1:
-            raise ValueError(
+            raise ImageError(
                 f"pyramid attention on {height} x {width} pixels: its smallest scale, {smallest:g}, "
                 f"needs at least {math.ceil(1 / smallest)} on each side"
             )
