@@ -26,16 +26,23 @@ HR, LOW = "set5/HR", "set5/LR_x2"
 def picture(height: int, width: int, channels: int, seed: int) -> np.ndarray:
     """An image with structure finer than x2 resolves, uint8."""
     noise = torch.rand(1, channels, height // 2 + 1, width // 2 + 1, generator=torch.Generator().manual_seed(seed))
-    image = resize(noise, up=2)[0, :, :height, :width].clamp(0, 1)
-    pixels = np.moveaxis((image * 255).round().byte().numpy(), 0, 2)
+    pixels = as_pixels(resize(noise, up=2)[:, :, :height, :width].clamp(0, 1))
     return pixels[:, :, 0] if channels == 1 else pixels
+
+
+def as_pixels(image: torch.Tensor) -> np.ndarray:
+    return np.moveaxis((image[0] * 255).round().byte().numpy(), 0, 2)
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.moveaxis(pixels, 2, 0).copy())[None] / 255
 
 
 class Study:
     """A folder of images with the manifests of the study."""
 
     def __init__(self, folder: Path):
-        self.folder = folder / "protocol"
+        self.folder = folder / "manifests"
         self.folder.mkdir()
 
     def add(self, reference: str, **images: np.ndarray) -> None:
@@ -49,7 +56,7 @@ class Study:
 
     def measure(self, *numbers: tuple) -> pd.DataFrame:
         """Images measured for numbers (check, images, setting, way, metric)."""
-        table = pd.DataFrame(numbers, columns=["check", "images", "setting", "way", "metric"])
+        table = pd.DataFrame(numbers, columns=check.KEY)
         return check.measure(table, self.folder, workers=1)
 
 
@@ -60,7 +67,7 @@ def study(tmp_path):
 
 def test_every_number_can_be_measured_and_says_where_it_is_from():
     table = check.numbers()
-    assert not table.duplicated(["check", "images", "setting", "way", "metric"]).any()
+    assert not table.duplicated(check.KEY).any()
     assert set(table.check) == set(check.CHECKS) == set(check._MEASURES)
     registry.check_references({reference for images in table["images"] for reference in images.split()})
     assert set(table.metric) <= {"psnr", "ssim", "identical"}
@@ -72,10 +79,7 @@ def test_every_number_can_be_measured_and_says_where_it_is_from():
 
 def test_low_resolution_files_are_compared_pixel_by_pixel(study):
     high = picture(40, 48, 3, seed=0)
-    low = resize(
-        torch.from_numpy(np.moveaxis(high, 2, 0).copy())[None] / 255, down=2, border="replicate", rounding="both"
-    )
-    pixels = np.moveaxis((low[0] * 255).round().byte().numpy(), 0, 2)
+    pixels = as_pixels(resize(as_tensor(high), down=2, border="replicate", rounding="both"))
     other = pixels.copy()
     other[0, 0, 0] ^= 1
     study.add(HR, a=high, b=high)
@@ -96,7 +100,7 @@ def test_bicubic_rows_in_their_two_procedures(study):
     numbers = [("bicubic", HR, "x2", way, "psnr") for way in ("8-bit images", "Y first")]
     ours, y_first = study.measure(*numbers).value
     (given,) = study.measure(("bicubic", f"{HR} {LOW}", "x2", "8-bit images", "psnr")).value
-    clean = torch.from_numpy(np.moveaxis(image[:, :40], 2, 0).copy())[None] / 255
+    clean = as_tensor(image[:, :40])
     y = torch.from_numpy(Convention("y8").planes(clean))[None]
     assert y_first == Convention("gray", 2, True).measure(resize(resize(y, down=2), up=2), y)["psnr"]
     assert 15 < ours < 60 and abs(ours - y_first) < 1
@@ -136,19 +140,14 @@ def test_panet_stores_noisy_images(study):
     assert stored > drawn + 0.3  # what is clipped is not as far off
 
 
-def test_a_network_is_brought_up_to_date_where_its_input_changed():
+def test_tiles_restore_like_the_whole_where_they_overlap_by_what_dncnn_sees():
     torch.manual_seed(0)
     network = models.build("dncnn", width=4).eval()
     for weight in (p for p in network.parameters() if p.ndim > 1):
         torch.nn.init.kaiming_normal_(weight)  # so that the farthest pixel counts
-    before = torch.rand(1, 1, 90, 75)
-    given = before.clone()
-    for row, column in ((0, 0), (3, 60), (51, 51), (52, 51), (89, 74)):
-        given[0, 0, row, column] += 0.5
+    given = torch.rand(1, 1, 90, 75)
     with torch.no_grad():
-        restored, wanted = network(before), network(given)
-    assert not torch.allclose(restored, wanted, atol=1e-5)
-    assert torch.allclose(check._renewed(network, given, before, restored), wanted, atol=1e-6)
+        wanted = network(given)
     assert torch.allclose(restore(network, given, 60, 2 * check.REACH), wanted, atol=1e-6)
     assert not torch.allclose(restore(network, given, 60, check.REACH), wanted, atol=1e-7)
 
@@ -165,10 +164,9 @@ def compared() -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=list(check.numbers().columns))
     values = [(30.32, 30.33), (30.235, 30.235), (20.3,), (29.0,), (), (26.90 + 0.02,), (1.0, 1.0)]
-    key = ["check", "images", "setting", "way", "metric"]
     images = [
         {**row, "image": str(n), "value": value}
-        for row, several in zip(table[key].to_dict("records"), values, strict=True)
+        for row, several in zip(table[check.KEY].to_dict("records"), values, strict=True)
         for n, value in enumerate(several)
     ]
     return check.compare(table, pd.DataFrame(images), ["set14/HR", "set12", "rain100l", "set5/HR", "set5/LR_x2"])
@@ -191,9 +189,9 @@ def test_tables_for_readers():
     assert rows.loc["bicubic enlargement", "largest deviation"] == "+0.085 dB"
     assert rows.loc["input of pairs", "not run"] == "1, not in this profile: cc15"
     assert rows.loc["non-local means beside BM3D", ["agree", "largest deviation"]].tolist() == ["", ""]
-    assert check.wide(found[found.check == "bicubic"], 2).loc[("Y first", "set14"), "x2"] == "30.32 (30.24)"
-    assert list(check.beside(found).verdict) == [v for v in found.verdict if v != check.NOT_RUN]
-    assert set(check.held(found).metric) == {"psnr"} and check.held(found).agrees.sum() == 2
+    assert check.by_setting(found[found.check == "bicubic"], 2).loc[("Y first", "set14"), "x2"] == "30.32 (30.24)"
+    assert list(check.in_full(found).verdict) == [v for v in found.verdict if v != check.NOT_RUN]
+    assert set(check.judged(found).metric) == {"psnr"} and check.judged(found).agrees.sum() == 2
     text = check.finding(found)
     assert text.startswith("3 of 4 numbers agree")
     assert "set14 (Y first) differs by up to +0.085 dB; with bridge full range it agrees." in text
@@ -219,32 +217,26 @@ def benchmark(mirror, tmp_path_factory) -> Path:
     if not (mirror.parent / "weights" / "dncnn_25.pth").is_file():
         pytest.skip("DnCNN's weights are not beside the mirror")
     download(references, folder, folder / "cache", mirror=str(mirror))
-    registry.published().write_set_manifests(folder / "protocol", references)
-    lines = (folder / "protocol" / "set12.csv").read_text().splitlines(keepends=True)
-    (folder / "protocol" / "set12.csv").write_text("".join(lines[:3]))
-    return folder / "protocol"
+    registry.published().write_set_manifests(folder / "manifests", references)
+    lines = (folder / "manifests" / "set12.csv").read_text().splitlines(keepends=True)
+    (folder / "manifests" / "set12.csv").write_text("".join(lines[:3]))
+    return folder / "manifests"
 
 
 def test_set5_agrees_with_the_literature(benchmark):
-    table = check.numbers()
-    table = table[table["images"].str.startswith("set5/HR")]
-    found = check.compare(
-        table, check.measure(table, benchmark, workers=1), ["set5/HR", *(f"set5/LR_x{n}" for n in "234")]
-    )
+    table = check.numbers().query("images.str.startswith('set5/HR')")
+    references = ["set5/HR", *(f"set5/LR_x{n}" for n in "234")]
+    found = check.compare(table, check.measure(table, benchmark, workers=1), references)
     assert len(found) == 21 and set(found.verdict) == {check.AGREES, check.REPORTED}
 
 
 def test_dncnn_restores_as_in_the_committed_report(benchmark):
-    committed = ROOT / "results/gpu/report/protocol/images.csv"
-    if not committed.exists():
-        pytest.skip("the study protocol has not been run in profile gpu")
-    table = check.numbers()
-    found = check.measure(
-        table[(table.check == "dncnn") & table["images"].str.startswith("set12")], benchmark, workers=1
-    )
-    rows = pd.read_csv(committed, dtype={"image": str}).query("check == 'dncnn' and images == 'set12 weights'")
+    committed = pd.read_csv(ROOT / "results/gpu/report/published_numbers/images.csv", dtype={"image": str})
+    table = check.numbers().query("check == 'dncnn' and images == 'set12 weights'")
+    found = check.measure(table, benchmark, workers=1)
+    rows = committed.query("check == 'dncnn' and images == 'set12 weights'").set_index("image")
     assert list(found.image) == ["01", "02"]
-    assert list(found.value) == pytest.approx(list(rows.set_index("image").value[found.image]), abs=0.001)
+    assert list(found.value) == pytest.approx(list(rows.value[found.image]), abs=0.001)
 
 
 def test_a_conventions_name_says_self_ensemble_and_tiles():

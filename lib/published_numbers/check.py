@@ -1,15 +1,15 @@
-"""Do our conventions give published numbers back? They are those of numbers.csv, a row each:
+"""Do our conventions give published numbers back? numbers.csv has a row for each number:
 
     check             what is measured, a key of CHECKS
     images            references of the registry: the photographs first, then what else is needed (low-resolution files;
                       `weights`, DnCNN's checkpoint)
-    setting           scale, sigma, quality, or what is measured
+    setting           scale, sigma, quality, or the channel that is measured
     way               the convention, where there is more than one; the function of a check explains its ways
     metric            psnr (dB), ssim, or identical (number of images that equal the published file)
-    value, tolerance  what it must be; without a tolerance the value only stands beside ours
-    source            where the value is from
+    value, tolerance  the published value, and how far ours may be from it; without a tolerance it is reported alone
+    source            where the value was published
 
-What each choice of a convention is worth is measured in `sensitivity`.
+`sensitivity` measures what each choice of a convention is worth.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,9 +62,8 @@ DNCNN = published("dncnn", "gray_denoise")
 REACH = 17
 TILE = 1024
 
-#: way -> metrics asked for, and (way, metric) -> value
-Ways = dict[str, list[str]]
-Found = dict[tuple[str, str], float]
+#: Columns that name a number.
+KEY = ["check", "images", "setting", "way", "metric"]
 
 
 def numbers(path: Path = NUMBERS) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def absent(check: str, images: str, references: Iterable[str]) -> str:
 def measure(
     table: pd.DataFrame, manifests: Path, say: Callable[[str], None] = lambda line: None, workers: int | None = None
 ) -> pd.DataFrame:
-    """Measure every image of every number in `table` that can be.
+    """Measure every image of every number in `table` that can be measured.
 
     manifests: folder with a manifest per set, see `registry.manifest_of`. workers: processes, None for one per core.
 
@@ -101,19 +101,35 @@ def measure(
         check, images, setting = key
         if absent(check, images, held):
             continue
-        ways = {way: list(of_way.metric) for way, of_way in rows.groupby("way", sort=False)}
+        asked = [(way, list(of_way.metric)) for way, of_way in rows.groupby("way", sort=False)]
         photographs, *others = (sets.read(manifests / manifest_of(reference)) for reference in images.split())
         for item in photographs:
-            # beside a photograph lies the file of its name, or the only one there is
-            beside = [next((o for o in other if o.name == item.name), other[0]) for other in others]
-            jobs.append(partial(_MEASURES[check], item, beside, setting, ways))
+            # with a photograph goes the file of its name in each other set, or the only one there is
+            files = [next((o for o in other if o.name == item.name), other[0]) for other in others]
+            jobs.append(partial(_of_image, check, item, files, setting, asked))
             keys.append((*key, item.name))
     rows = [
         (check, images, setting, way, metric, name, value)
         for (check, images, setting, name), found in zip(keys, each(jobs, say, workers), strict=True)
         for (way, metric), value in found.items()
     ]
-    return pd.DataFrame(rows, columns=["check", "images", "setting", "way", "metric", "image", "value"])
+    return pd.DataFrame(rows, columns=[*KEY, "image", "value"])
+
+
+def _of_image(
+    check: str, item: Item, files: Sequence[Item], setting: str, asked: Sequence[tuple[str, Sequence[str]]]
+) -> dict[tuple[str, str], float]:
+    """The metrics asked for of each way, and no more: the SSIM of a large image takes half a second."""
+    found = {}
+    for way, metrics in asked:
+        restored, clean, how = _MEASURES[check](item, files, setting, way)
+        a, b = how.planes(restored), how.planes(clean)
+        for metric in metrics:
+            if metric == "identical":
+                found[way, metric] = float(torch.equal((restored * 255).round(), (clean * 255).round()))
+            else:
+                found[way, metric] = psnr(a, b) if metric == "psnr" else ssim(a, b, how.window)
+    return found
 
 
 def compare(table: pd.DataFrame, images: pd.DataFrame, references: Iterable[str]) -> pd.DataFrame:
@@ -123,9 +139,8 @@ def compare(table: pd.DataFrame, images: pd.DataFrame, references: Iterable[str]
     DIFFERS, REPORTED, NOT_RUN) and why it was not run.
     """
     references = set(references)
-    key = ["check", "images", "setting", "way", "metric"]
-    found = images.groupby(key, sort=False).value.agg(["mean", "sum", "count"]).reset_index()
-    rows = table.merge(found, "left", key)
+    found = images.groupby(KEY, sort=False).value.agg(["mean", "sum", "count"]).reset_index()
+    rows = table.merge(found, "left", KEY)
     rows["measured"] = rows["sum"].where(rows.metric == "identical", rows["mean"])
     rows["photographs"] = rows["count"].fillna(0).astype(int)
     rows["deviation"] = rows.measured - rows.value
@@ -137,235 +152,86 @@ def compare(table: pd.DataFrame, images: pd.DataFrame, references: Iterable[str]
     return rows.drop(columns=["mean", "sum", "count"])
 
 
-def lr_files(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
-    """Whether our low-resolution image is the published one, for each way "border, rounding" of downscaling."""
-    scale, low, found = int(setting[1:]), target(others[0], task_of("paired")), {}
-    for way in ways:
-        border, rounding = way.split(", ")
-        task = task_of("bicubic", scale=scale, border=border, rounding=rounding)
-        ours = degraded(item, task, target(item, task))
-        found[way, "identical"] = float(torch.equal((ours * 255).round(), (low * 255).round()))
-    return found
+# --- one image in one way: (restored, clean, how they are measured) -------------------------------------------------
+
+Measured = tuple[Tensor, Tensor, Convention]
 
 
-def bicubic(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+def lr_files(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
+    """Our low-resolution image and the published one; the way is "border, rounding" of downscaling."""
+    border, rounding = way.split(", ")
+    given, _ = _pair(item, task_of("bicubic", scale=int(setting[1:]), border=border, rounding=rounding))
+    return given, target(files[0], task_of("paired")), Convention("rgb")
+
+
+def bicubic(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
     """Bicubic enlargement.
 
     Ways: `8-bit images` enlarges the low-resolution file (ours where there is none) to 8 bit and takes Y of that; `Y
     first` takes Y, rounded, there and back without rounding, as the published rows do; `Y first; <image> full range`
     leaves that gray image at 0 to 255, as it is published, where Y of three equal channels has 16 to 235.
     """
-    scale, found = int(setting[1:]), {}
-    task = task_of("bicubic", scale=scale)
-    clean = target(item, task)
-    for way, metrics in ways.items():
-        if way == "8-bit images":
-            low = target(others[0], task_of("paired")) if others else degraded(item, task, clean)
-            found |= _values(way, metrics, resize(low, scale, rounding="both"), clean, Convention("y8", scale, True))
-        else:
-            gray = clean[:, :1].double() if way == f"Y first; {item.name} full range" else luma8(clean)
-            found |= _values(way, metrics, there_and_back(gray, scale), gray, Convention("gray", scale, True))
-    return found
+    scale = int(setting[1:])
+    given, clean = _pair(item, task_of("bicubic", scale=scale))
+    if way == "8-bit images":
+        low = target(files[0], task_of("paired")) if files else given
+        return resize(low, scale, rounding="both"), clean, Convention("y8", scale, True)
+    gray = clean[:, :1].double() if way == f"Y first; {item.name} full range" else luma8(clean)
+    return there_and_back(gray, scale), gray, Convention("gray", scale, True)
 
 
-def noise(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+def noise(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
     """Noisy input, gray, by the study's noise. Ways: `clamped`, `not clamped`."""
-    found, task = {}, noise_task(float(setting), "study")
-    clean = target(item, task)
-    given = degraded(item, task, clean)
-    for way, metrics in ways.items():
-        found |= _values(way, metrics, given, clean, Convention("gray", clamp=way == "clamped"))
-    return found
+    return *_pair(item, noise_task(float(setting), "study")), Convention("gray", clamp=way == "clamped")
 
 
-def own_noise(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+def own_noise(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
     """Noisy input as papers draw, store and cut it, see `metrics.CONVENTIONS`; the way is "paper kind"."""
-    found = {}
-    for way, metrics in ways.items():
-        how = published(*way.split())
-        task = noise_task(float(setting), how.noise, "opencv" if how.convention.channel == "gray" else "", how.stored)
-        clean = target(item, task)
-        given, clean = (how.cut(image) for image in (degraded(item, task, clean), clean))
-        found |= _values(way, metrics, given, clean, replace(how.convention, clamp=False, quantise=False))
-    return found
+    paper, kind = way.split()
+    how = published(paper, kind)
+    gray = "opencv" if how.convention.channel == "gray" else ""
+    given, clean = _pair(item, noise_task(float(setting), how.noise, gray, how.stored))
+    return how.cut(given), how.cut(clean), replace(how.convention, clamp=False, quantise=False)
 
 
-def jpeg(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+def jpeg(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
     """Compressed input, gray; the way is the window of the SSIM."""
-    task, found = task_of("jpeg", gray="matlab", quality=int(setting)), {}
-    clean = target(item, task)
-    given = degraded(item, task, clean)
-    for way, metrics in ways.items():
-        convention = Convention("gray", quantise=True, window=way.removesuffix(" window"))
-        found |= _values(way, metrics, given, clean, convention)
-    return found
+    convention = Convention("gray", quantise=True, window=way.removesuffix(" window"))
+    return *_pair(item, task_of("jpeg", gray="matlab", quality=int(setting))), convention
 
 
-def mosaic(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+def mosaic(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
     """Mosaiced input, zero where the colour filter array has no value."""
-    clean = target(item, task_of("bayer"))
-    given = degraded(item, task_of("bayer"), clean)
-    return _values("", ways[""], given, clean, Convention("rgb", quantise=True))
+    return *_pair(item, task_of("bayer")), Convention("rgb", quantise=True)
 
 
-def pairs(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
-    """The degraded photograph of a set of pairs; the setting is what is measured."""
-    clean = target(item, task_of("paired"))
-    given = degraded(item, task_of("paired"), clean)
-    return _values("", ways[""], given, clean, Convention(setting, quantise=True))
+def pairs(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
+    """The degraded photograph of a set of pairs; the setting is the channel that is measured."""
+    return *_pair(item, task_of("paired")), Convention(setting, quantise=True)
 
 
-def dncnn(item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+def dncnn(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
     """DnCNN with its published weights on its toolbox's noise; the way is how a colour photograph becomes gray."""
-    network, found, before = dncnn_network(others[0].target), {}, None
-    for way, metrics in ways.items():
-        task = noise_task(float(setting), DNCNN.noise, way or "matlab")
-        clean = target(item, task)
-        given = degraded(item, task, clean)
-        restored = _renewed(network, given, *before) if before else restore(network, given, TILE, 2 * REACH)
-        before = given, restored
-        found |= _values(way, metrics, restored, clean, DNCNN.convention)
-    return found
+    given, clean = _pair(item, noise_task(float(setting), DNCNN.noise, way or "matlab"))
+    return restore(dncnn_network(files[0].target), given, TILE, 2 * REACH), clean, DNCNN.convention
 
 
-def classical(name: str, item: Item, others: Sequence[Item], setting: str, ways: Ways) -> Found:
+def classical(name: str, item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
     """A classical denoiser on the noise and by the convention of DnCNN."""
-    task = noise_task(float(setting), DNCNN.noise)
-    clean = target(item, task)
-    restored = models.build(name, sigma=float(setting))(degraded(item, task, clean))
-    return _values("", ways[""], restored, clean, DNCNN.convention)
+    given, clean = _pair(item, noise_task(float(setting), DNCNN.noise))
+    return models.build(name, sigma=float(setting))(given), clean, DNCNN.convention
 
 
-#: check -> its measurement of one image: (photograph, what lies beside it, setting, ways) -> {(way, metric): value}
-_MEASURES = {
-    "lr_files": lr_files,
-    "bicubic": bicubic,
-    "noise": noise,
-    "own_noise": own_noise,
-    "jpeg": jpeg,
-    "mosaic": mosaic,
-    "pairs": pairs,
-    "dncnn": dncnn,
-    "nlm": partial(classical, "nlm"),
-    "bm3d": partial(classical, "bm3d"),
+_MEASURES: dict[str, Callable[[Item, Sequence[Item], str, str], Measured]] = {
+    **{measured.__name__: measured for measured in (lr_files, bicubic, noise, own_noise, jpeg, mosaic, pairs, dncnn)},
+    **{name: partial(classical, name) for name in ("nlm", "bm3d")},
 }
 
 
-# --- tables -------------------------------------------------------------------------------------------------------
-
-
-#: Digits of a deviation.
-DIGITS = {"psnr": 3, "ssim": 4, "identical": 0}
-
-
-def set_name(images: str) -> str:
-    """Of the photographs of a number: `set5/HR set5/LR_x2` -> `set5`."""
-    return images.split()[0].split("/")[0]
-
-
-def summary(compared: pd.DataFrame) -> pd.DataFrame:
-    """A row per check for readers: sets, numbers, how many agree, largest deviation, what was not run and why."""
-    rows = {}
-    for check, mine in compared.groupby("check", sort=False):
-        run, not_run = mine[mine.verdict != NOT_RUN], mine[mine.verdict == NOT_RUN]
-        judged = run[run.verdict != REPORTED]
-        worst = judged.loc[judged.deviation.abs().groupby(judged.metric, sort=False).idxmax()]
-        rows[CHECKS[check]] = {
-            "sets": ", ".join(dict.fromkeys(map(set_name, run["images"]))),
-            "numbers": str(len(run)),
-            "agree": f"{(judged.verdict == AGREES).sum()} of {len(judged)}" if len(judged) else "",
-            "largest deviation": "; ".join(_signed(row.deviation, row.metric) for row in worst.itertuples()),
-            "tolerance": "; ".join(f"{row.tolerance:g}" for row in worst.itertuples()),
-            NOT_RUN: f"{len(not_run)}, {_reasons(not_run.why)}" if len(not_run) else "",
-        }
-    return pd.DataFrame(rows).T.rename_axis("check")
-
-
-def held(compared: pd.DataFrame) -> pd.DataFrame:
-    """What `plots.deviations` draws: PSNR and SSIM that have a tolerance, labelled by check, set and way."""
-    rows = compared[compared.verdict.isin([AGREES, DIFFERS]) & compared.metric.isin(["psnr", "ssim"])]
-    parts = zip(rows.check, rows["images"].map(set_name), rows.way, strict=True)
-    label = [
-        ", ".join(filter(None, (CHECKS[check].partition(",")[0], name, way.replace("_", " "))))
-        for check, name, way in parts
-    ]
-    return rows.assign(label=label, agrees=rows.verdict == AGREES)
-
-
-def wide(compared: pd.DataFrame, digits: int) -> pd.DataFrame:
-    """For readers: a row per way and set, a column per setting, each cell "measured (reference)"."""
-    texts = [
-        NOT_RUN if row.verdict == NOT_RUN else f"{row.measured:.{digits}f}{_reference(row, digits)}"
-        for row in compared.itertuples()
-    ]
-    rows = compared.assign(text=texts, set=compared["images"].map(set_name))
-    order = {key: list(dict.fromkeys(rows[key])) for key in ("way", "set", "setting")}
-    table = rows.pivot(index=["way", "set"], columns="setting", values="text")
-    index = [pair for pair in ((w, s) for w in order["way"] for s in order["set"]) if pair in table.index]
-    return table.reindex(index=index, columns=order["setting"]).fillna("")
-
-
-def beside(compared: pd.DataFrame) -> pd.DataFrame:
-    """For readers: a row per number with what it must be, where that is from, and the verdict."""
-    rows = compared[compared.verdict != NOT_RUN]
-    deviation = [_signed(row.deviation, row.metric) if pd.notna(row.deviation) else "" for row in rows.itertuples()]
-    digits = rows.metric.map(DIGITS)
-    return pd.DataFrame(
-        {
-            "check": rows.check.map(CHECKS),
-            "set": rows["images"].map(set_name),
-            "setting": rows.setting,
-            "way": rows.way,
-            "measured": [f"{value:.{d}f}" for value, d in zip(rows.measured, digits, strict=True)],
-            "reference": [_reference(row, 4 if row.metric == "ssim" else 2)[2:-1] for row in rows.itertuples()],
-            "deviation": deviation,
-            "verdict": rows.verdict,
-            "source": rows.source,
-        }
-    ).set_index("check")
-
-
-def finding(compared: pd.DataFrame) -> str:
-    """How many numbers agree, which do not and what cures it, and how many could not be measured."""
-    judged = compared[compared.verdict.isin([AGREES, DIFFERS])]
-    judged = judged.assign(name=[f"{CHECKS[row.check].partition(',')[0]} of {set_name(row.images)}" for row in
-                                 judged.itertuples()])  # fmt: skip
-    sentences = [f"{(judged.verdict == AGREES).sum()} of {len(judged)} numbers agree with their reference."]
-    differing = judged[judged.verdict == DIFFERS]
-    for (name, way, metric), rows in differing.groupby(["name", "way", "metric"], sort=False):
-        worst = rows.deviation[rows.deviation.abs().idxmax()]
-        # a way "<way>; <exception>" that agrees explains the difference
-        cures = judged[(judged.name == name) & (judged.metric == metric) & judged.way.str.startswith(f"{way}; ")]
-        cured = len(cures) > 0 and (cures.verdict == AGREES).all()
-        sentences.append(
-            f"{name[0].upper()}{name[1:]}{f' ({way})' if way else ''} differs by up to {_signed(worst, metric)}"
-            f"{'; with ' + cures.way.iloc[0].partition('; ')[2] + ' it agrees' if cured else ''}."
-        )
-    not_run = (compared.verdict == NOT_RUN).sum()
-    return " ".join(sentences + ([f"{not_run} numbers were not run."] if not_run else []))
-
-
-def _reasons(why: Iterable[str]) -> str:
-    """Reasons "what: names" in one line, the names of equal ones together."""
-    found: dict[str, dict] = {}
-    for reason in why:
-        what, _, names = reason.partition(": ")
-        found.setdefault(what, {}).update(dict.fromkeys(filter(None, names.split(", "))))
-    return "; ".join(f"{what}: {', '.join(names)}" if names else what for what, names in found.items())
-
-
-def _signed(value: float, metric: str) -> str:
-    """A deviation with its unit."""
-    unit = {"psnr": "dB", "ssim": "SSIM", "identical": "photographs"}[metric]
-    rounded = round(value, DIGITS[metric])
-    return f"{rounded:+.{DIGITS[metric]}f} {unit}" if rounded else f"0 {unit}"
-
-
-def _reference(row: tuple, digits: int) -> str:
-    return f" ({row.value:.{digits}f})" if pd.notna(row.value) else ""
-
-
-# --- one image ----------------------------------------------------------------------------------------------------
+def _pair(item: Item, task: Task) -> tuple[Tensor, Tensor]:
+    """The degraded and the clean photograph."""
+    clean = target(item, task)
+    return degraded(item, task, clean), clean
 
 
 def task_of(name: str, gray: str = "", **options) -> Task:
@@ -379,37 +245,17 @@ def noise_task(sigma: float, who: str, gray: str = "opencv", stored: bool = Fals
     return task_of("gaussian_noise", gray, sigma=sigma, noise=who, quantise=stored)
 
 
-def _values(way: str, metrics: Sequence[str], restored: Tensor, clean: Tensor, how: Convention) -> Found:
-    """The metrics asked for and no more: the SSIM of a large image takes half a second."""
-    a, b = how.planes(restored), how.planes(clean)
-    return {(way, m): psnr(a, b) if m == "psnr" else ssim(a, b, how.window) for m in metrics}
-
-
 @cache
 def dncnn_network(weights: Path) -> nn.Module:
+    """DnCNN with its published weights."""
     network = models.build("dncnn")
     network.load_state_dict(torch.load(weights, weights_only=True))
-    return network.eval().to(memory_format=torch.channels_last)  # a fifth faster, and the same
-
-
-@torch.inference_mode()
-def _renewed(network: nn.Module, given: Tensor, before: Tensor, restored: Tensor) -> Tensor:
-    """What the network makes of `given`, from what it made of `before`, which differs from it in few pixels.
-
-    Exact, as the network sees no further than REACH.
-    """
-    pixels, out, sides = torch.nonzero((given != before)[0, 0]), restored.clone(), given.shape[2:]
-    for block in (pixels // REACH).unique(dim=0):
-        near = pixels[(pixels // REACH == block).all(1)]
-        box = zip(near.amin(0).tolist(), near.amax(0).tolist(), sides, strict=True)
-        (a, b, height), (c, d, width) = ((max(low - REACH, 0), min(high + REACH + 1, n), n) for low, high, n in box)
-        top, left = max(a - REACH, 0), max(c - REACH, 0)
-        part = network(given[:, :, top : min(b + REACH, height), left : min(d + REACH, width)])
-        out[:, :, a:b, c:d] = part[:, :, a - top : b - top, c - left : d - left]
-    return out
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster, and the same
+    return network.eval()
 
 
 def there_and_back(image: Tensor, scale: int) -> Tensor:
+    """The image made `scale` times smaller and enlarged again."""
     return resize(resize(image, down=scale), scale)
 
 
@@ -418,8 +264,111 @@ def luma8(image: Tensor) -> Tensor:
     return torch.from_numpy(Convention("y8").planes(image))[None]
 
 
+# --- tables for readers -----------------------------------------------------------------------------------------------
+
+#: metric -> digits and unit of a deviation
+UNITS = {"psnr": (3, "dB"), "ssim": (4, "SSIM"), "identical": (0, "photographs")}
+
+
 def describe(how: PaperConvention) -> str:
     """One line for the head of a table; self-ensemble and tiles belong to the name of a number."""
     ensemble = "self-ensemble x8" if how.self_ensemble else "no self-ensemble"
     tiles = f"tiles of less than {how.tile:,} pixels" if how.tile else "no tiles"
     return f"{how.convention.describe()}, {ensemble}, {tiles}"
+
+
+def summary(compared: pd.DataFrame) -> pd.DataFrame:
+    """A row per check: sets, numbers, how many agree, largest deviation, how many were not run and why."""
+    rows = {}
+    for check, mine in compared.groupby("check", sort=False):
+        run, not_run = mine[mine.verdict != NOT_RUN], mine[mine.verdict == NOT_RUN]
+        judged = run[run.verdict != REPORTED]
+        worst = judged.loc[judged.deviation.abs().groupby(judged.metric, sort=False).idxmax()]
+        rows[CHECKS[check]] = {
+            "sets": ", ".join(dict.fromkeys(map(_set, run["images"]))),
+            "numbers": str(len(run)),
+            "agree": f"{(judged.verdict == AGREES).sum()} of {len(judged)}" if len(judged) else "",
+            "largest deviation": "; ".join(map(_deviation, worst.itertuples())),
+            "tolerance": "; ".join(f"{value:g}" for value in worst.tolerance),
+            NOT_RUN: f"{len(not_run)}, {_reasons(not_run.why)}" if len(not_run) else "",
+        }
+    return pd.DataFrame(rows).T.rename_axis("check")
+
+
+def judged(compared: pd.DataFrame) -> pd.DataFrame:
+    """What `plots.deviations` draws: PSNR and SSIM that have a tolerance, labelled by check, set and way."""
+    rows = compared[compared.verdict.isin([AGREES, DIFFERS]) & compared.metric.isin(["psnr", "ssim"])]
+    label = [", ".join(filter(None, (_title(row), _set(row.images), row.way.replace("_", " "))))
+             for row in rows.itertuples()]  # fmt: skip
+    return rows.assign(label=label, agrees=rows.verdict == AGREES)
+
+
+def by_setting(compared: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """A row per way and set, a column per setting, each cell "measured (reference)"."""
+    text = [NOT_RUN if row.verdict == NOT_RUN else f"{row.measured:.{digits}f}{_reference(row, digits)}"
+            for row in compared.itertuples()]  # fmt: skip
+    rows = compared.assign(text=text, set=compared["images"].map(_set))
+    rows[["way", "set", "setting"]] = rows[["way", "set", "setting"]].apply(_in_order)
+    return rows.pivot(index=["way", "set"], columns="setting", values="text").fillna("")
+
+
+def in_full(compared: pd.DataFrame) -> pd.DataFrame:
+    """A row per number with its published value, the source of that, and the verdict."""
+    rows = compared[compared.verdict != NOT_RUN]
+    table = pd.DataFrame({"check": rows.check.map(CHECKS), "set": rows["images"].map(_set), "setting": rows.setting,
+                          "way": rows.way})  # fmt: skip
+    table["measured"] = [f"{row.measured:.{UNITS[row.metric][0]}f}" for row in rows.itertuples()]
+    table["reference"] = [_reference(row, 4 if row.metric == "ssim" else 2)[2:-1] for row in rows.itertuples()]
+    table["deviation"] = [_deviation(row) for row in rows.itertuples()]
+    return table.assign(verdict=rows.verdict, source=rows.source).set_index("check")
+
+
+def finding(compared: pd.DataFrame) -> str:
+    """How many numbers agree, which do not and by which way they do, and how many could not be measured."""
+    rows = compared[compared.verdict.isin([AGREES, DIFFERS])]
+    rows = rows.assign(name=[f"{_title(row)} of {_set(row.images)}" for row in rows.itertuples()])
+    sentences = [f"{(rows.verdict == AGREES).sum()} of {len(rows)} numbers agree with their reference."]
+    for (name, way, metric), differing in rows[rows.verdict == DIFFERS].groupby(["name", "way", "metric"], sort=False):
+        worst = differing.loc[differing.deviation.abs().idxmax()]
+        # a way "<way>; <exception>" that agrees explains the difference
+        cures = rows[(rows.name == name) & (rows.metric == metric) & rows.way.str.startswith(f"{way}; ")]
+        cured = len(cures) > 0 and (cures.verdict == AGREES).all()
+        sentences.append(
+            f"{name[0].upper()}{name[1:]}{f' ({way})' if way else ''} differs by up to {_deviation(worst)}"
+            f"{'; with ' + cures.way.iloc[0].partition('; ')[2] + ' it agrees' if cured else ''}."
+        )
+    not_run = (compared.verdict == NOT_RUN).sum()
+    return " ".join(sentences + ([f"{not_run} numbers were not run."] if not_run else []))
+
+
+def _set(images: str) -> str:
+    """The set of the photographs of a number: `set5/HR set5/LR_x2` -> `set5`."""
+    return images.split()[0].split("/")[0]
+
+
+def _reasons(why: Iterable[str]) -> str:
+    """Reasons "what: names" in one line, the names of equal ones together."""
+    found: dict[str, dict[str, None]] = {}
+    for what, _, names in (reason.partition(": ") for reason in why):
+        found.setdefault(what, {}).update(dict.fromkeys(names.split(", ")))
+    return "; ".join(f"{what}: {', '.join(names)}".removesuffix(": ") for what, names in found.items())
+
+
+def _title(row: Any) -> str:
+    return CHECKS[row.check].partition(",")[0]
+
+
+def _deviation(row: Any) -> str:
+    """The deviation of a number with its unit, if it has one."""
+    digits, unit = UNITS[row.metric]
+    rounded = round(row.deviation, digits)
+    return "" if pd.isna(row.deviation) else f"{rounded:+.{digits}f} {unit}" if rounded else f"0 {unit}"
+
+
+def _reference(row: Any, digits: int) -> str:
+    return f" ({row.value:.{digits}f})" if pd.notna(row.value) else ""
+
+
+def _in_order(column: pd.Series) -> pd.Series:
+    """The column as a categorical whose order is that of first appearance."""
+    return column.astype(pd.CategoricalDtype(column.unique()))

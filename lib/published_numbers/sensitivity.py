@@ -52,12 +52,12 @@ def vary(
     """
     weights = manifests / manifest_of("weights")
     file = sets.read(weights)[0].target if weights.exists() else None
-    asked = {
+    asked: dict[str, tuple[str, Callable[[Item], list[dict]]]] = {
         f"{'DnCNN' if file else 'non-local means'}, {denoised}, sigma 25": (
             denoised, partial(denoising, weights=file, crop=crop, draws=draws)),
         f"bicubic, {enlarged}, x4": (enlarged, enlarging),
     }  # fmt: skip
-    jobs = [
+    jobs: list[tuple[str, Item, Callable[[], list[dict]]]] = [
         (number, item, partial(vary_one, item))
         for number, (reference, vary_one) in asked.items()
         for item in sets.read(manifests / manifest_of(reference))
