@@ -1,4 +1,4 @@
-"""Degradations: what happened to a photograph before a network sees it, built by name.
+"""Degradations of photographs, built by name: noise, downscaling, a colour filter array, compression, weather.
 
 A degradation maps a batch of clean images to degraded ones and draws from the generator it is given, nothing else. None
 clips or rounds its result unless it says so. Levels of noise are on the 0-255 scale, images in [0, 1].
@@ -28,7 +28,7 @@ ROUNDINGS = ("none", "last", "both")
 
 
 class DegradationError(ValueError):
-    """A degradation cannot be: unknown name or option, a value out of range, an image that does not fit."""
+    """A degradation cannot be built or applied: unknown name or option, value out of range, image that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Degradation:
 
     @property
     def name(self) -> str:
-        """By which `build` knows it."""
+        """Name by which `build` makes it."""
         return next(name for name, kind in DEGRADATIONS.items() if kind is type(self))
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,7 +63,7 @@ class Degradation:
         return {"name": self.name, **asdict(self)}
 
     def generator(self, images: str, image: str, number: int = 0) -> torch.Generator:
-        """What draws one realisation of an image's degradation, on the CPU.
+        """Generator of one realisation of an image's degradation, on the CPU.
 
         Seeded by the sha256 of set, image, degradation and number, hence independent of order and machine.
         """
@@ -87,7 +87,7 @@ class GaussianNoise(Degradation):
 
     sigma: standard deviation; [low, high] draws one for each image of a batch, uniformly (blind denoising)
     quantise: clip and round the noisy image to 8 bit, as noisy images that were stored as files (PANet)
-    noise: who draws it in evaluation, see `NOISE`; without effect on training
+    noise: how it is drawn in evaluation, see `NOISE`; without effect on training
     """
 
     sigma: Range
@@ -159,7 +159,7 @@ class Bicubic(Degradation):
 class Bayer(Degradation):
     """Colour filter array RGGB: each pixel keeps one of its three values, the other two are zero.
 
-    The form of the papers' inputs: three channels at full size (its PSNR is their row "Mosaiced"). Drawn on the crop,
+    The form of the papers' inputs: three channels at full size (its PSNR is their row "Mosaiced"). Applied to the crop,
     so that the pattern starts with R at the top left whatever was cropped and flipped.
     """
 

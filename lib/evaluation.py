@@ -156,14 +156,14 @@ def field_curve(experiment: Row, networks: Mapping[int, nn.Module], items: Seque
 def few(items: Sequence[sets.Item], passes: float, most: int) -> list[sets.Item]:
     """Photographs spread over the sets, for a measure that takes as long as `passes` restorations of each.
 
-    At least 2 and at most `most`, in between as many as let it take a third as long as restoring all.
+    At least 2 and at most `most`; between these, the number with which it takes a third as long as restoring all.
     """
     count = min(len(items), max(2, min(most, int(len(items) / (3 * passes)))))
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def _pair(experiment: Row, item: sets.Item, most: int | None = None) -> tuple[Tensor, Tensor]:
-    """A photograph as the evaluation crops it, or its centre of at most `most` pixels a side, and the same degraded."""
+    """A photograph as the evaluation crops it, or its centre of at most `most` pixels a side, and its degraded form."""
     crop = min((side for side in (experiment.evaluation.crop, most) if side), default=None)
     clean = experiments.target(item, experiment.task, crop)
     return clean, experiments.degraded(item, experiment.task, clean, crop)
@@ -183,7 +183,7 @@ def enlarge(given: Tensor, clean: Tensor) -> Tensor:
 
 
 def self_similarity(image: Tensor, patch: int = 7, stride: int = 4) -> float:
-    """How much of its detail ``(1, C, H, W)`` repeats: 1 where every patch has an exact copy, 0.4 in noise.
+    """Share of the detail of ``(1, C, H, W)`` that repeats in it: 1 where every patch has an exact copy, 0.4 in noise.
 
     1 - sum_i min_j |p_i - p_j|^2 / (2 sum_i |p_i|^2) over mean-free patches p of the gray image on a grid, j at least
     one patch away from i.
@@ -226,11 +226,11 @@ def detail_points(image: Tensor, count: int = 3, margin: int = 12) -> list[tuple
 
 
 def mechanism(experiment: Row, network: nn.Module, items: Sequence[sets.Item]) -> dict[str, np.ndarray]:
-    """What the network's attention does on the most self-similar photograph, for the study's report.
+    """The network's attention on the most self-similar photograph, for the study's report.
 
-    Keys: photograph (uint8), image (its name), points (on the input's grid) and what the network's `mechanism` returns,
-    in half precision; empty for a network without attention. A network that shows the degradation that it subtracts
-    from the untiled photograph has the photograph with it too: degraded, restored ``(1, colors, H, W)``.
+    Keys: photograph (uint8), image (its name), points (on the input's grid) and those of `insights.mechanism`, in half
+    precision; empty for a network without attention. Where `insights.mechanism` shows the degradation that a network
+    subtracts, the untiled photograph comes with it: degraded, restored ``(1, colors, H, W)``.
     """
     task, crop = experiment.task, experiment.evaluation.crop
     chosen = max(items, key=lambda item: self_similarity(experiments.target(item, task, crop)))

@@ -1,4 +1,4 @@
-"""What training and evaluation share: an experiment's network, and its images as tensors."""
+"""Shared by training and evaluation: an experiment's network, and its images as tensors."""
 
 from __future__ import annotations
 

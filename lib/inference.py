@@ -1,4 +1,4 @@
-"""Restoring whole images: tiles where attention would not fit, the mean over flips and rotations, and what it costs."""
+"""Restoring whole images: in tiles where attention would not fit, as the mean over flips and rotations; its cost."""
 
 from __future__ import annotations
 

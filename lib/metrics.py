@@ -48,8 +48,8 @@ class Convention:
     border: pixels left out on each side; super-resolution leaves out as many as its scale
     quantise: round both images to 8 bit first, as if they had been saved
     clamp: clamp both images to [0, 1] first
-    window: of the SSIM, `gaussian` (11 x 11, 1.5 pixels) as everywhere, or `uniform` (8 x 8): the published SSIM of
-        the JPEG images themselves (LIVE1, Classic5) and of AR-CNN in RNAN's and PANet's tables is that one
+    window: of the SSIM, `gaussian` (11 x 11, 1.5 pixels) as usual, or `uniform` (8 x 8), which gives the published
+        SSIM of the JPEG images themselves (LIVE1, Classic5) and of AR-CNN in RNAN's and PANet's tables
 
     Raises ConventionError for a value outside these.
     """
@@ -113,7 +113,7 @@ class Convention:
 
 @dataclass(frozen=True)
 class PaperConvention:
-    """How a paper arrived at its numbers: the convention, and what else it did to the images.
+    """How a paper arrived at its numbers: its convention and its treatment of the test images.
 
     noise: how the noise of the test images was drawn, the option of degradations.GaussianNoise
     stored: whether noisy images were stored in 8 bit before they were restored

@@ -12,7 +12,7 @@ from .params.schema import TaskEntry
 
 @dataclass(frozen=True)
 class Task:
-    """What happens to photographs, which photographs, and how their restoration is measured.
+    """A degradation, the photographs that it is applied to, and the convention by which restorations are measured.
 
     colors: channels of the images, 1 or 3
     gray: how a colour photograph becomes gray where `colors` is 1, see `lib.images.sets.to_gray`
@@ -39,7 +39,7 @@ class Task:
         return (*self.train, *self.validation, *self.test)
 
     def for_training(self) -> dict:
-        """All of the task that a training depends on, its photographs aside."""
+        """Everything in the task that a training depends on, except its photographs."""
         return {"degradation": self.degradation.options(), "colors": self.colors, "gray": self.gray}
 
 

@@ -26,16 +26,16 @@ from .params.schema import Cosine, Step
 LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
-#: Rows of a training log; the terminal is told more often.
+#: Number of rows in a training log; the terminal shows progress more often.
 LOG_ROWS = 40
 
 #: The averaged weights are measured on the validation photographs after steps / 2^k steps for k up to this.
 HALVINGS = 6
 
-#: Validation crops that are restored at a time.
+#: Number of validation photographs that are restored at a time.
 VALIDATED_AT_ONCE = 8
 
-#: Type that convolutions and matrix products compute in, by the profile's `precision`; weights stay float32.
+#: Type in which convolutions and matrix products compute, by the profile's `precision`; weights stay float32.
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
 
@@ -47,8 +47,8 @@ class Crops:
     """Random aligned crops of a set of images, drawn and flipped by one gather each for the input and the target.
 
     targets: uint8 images ``(C, H, W)``; inputs: their degraded versions, uint8 or float32 in [0, 1], or None where the
-    degradation is drawn anew for each crop. All pixels live in one flat tensor on `device`; of what the two iterate,
-    one image at a time is in memory besides.
+    degradation is drawn anew for each crop. All pixels live in one flat tensor on `device`; besides it,
+    only one of the iterated images is in memory at a time.
     crop: side of a crop of the target; the input's is crop / scale.
     """
 
@@ -119,7 +119,7 @@ class _Flat:
 
 
 def _generator(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """What is drawn for `purpose` in one step: PyTorch's CPU generator keeps 32 bits of a seed, hence the hash."""
+    """Generator of the draws for `purpose` in one step; hashed, as PyTorch's CPU generator keeps 32 bits of a seed."""
     digest = hashlib.sha256(f"{seed} {step} {purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:4], "big"))
 
@@ -147,7 +147,7 @@ class Validation:
 
     @torch.inference_mode()
     def psnr(self, network: nn.Module, device: torch.device | str, dtype: torch.dtype | None) -> float:
-        """Mean PSNR (dB) over the photographs of what `network` restores, clamped to [0, 1]."""
+        """Mean PSNR (dB) of the photographs as `network` restores them, clamped to [0, 1]."""
         found = []
         for degraded, clean in zip(*(x.split(VALIDATED_AT_ONCE) for x in (self.degraded, self.clean)), strict=True):
             with _autocast(device, dtype):
@@ -158,8 +158,8 @@ class Validation:
 
 @dataclass
 class Trained:
-    """What a training leaves: the averaged weights; a row per log interval (step, loss, psnr in dB, lr); and how the
-    averaged weights did on the validation photographs along the way (step, psnr in dB)."""
+    """Result of a training: the averaged weights; a log with a row per interval (step, loss, psnr in dB, lr); and the
+    validation curve, the PSNR of the averaged weights on the validation photographs (step, psnr in dB)."""
 
     weights: dict[str, Tensor]
     log: list[dict]
@@ -289,7 +289,7 @@ def _resume(path: Path, state: dict) -> tuple[int, list[dict], list[dict], Tenso
         for key, part in state.items():
             part.load_state_dict(saved[key])
         return saved["step"], saved["log"], saved["curve"], saved["sums"], saved["counted"]
-    except Exception as error:  # torch raises half a dozen kinds for a foreign file
+    except Exception as error:  # torch raises half a dozen types of error for a foreign file
         raise TrainingError(_unusable(path, "not a checkpoint of this network", error)) from None
 
 
@@ -312,7 +312,7 @@ def read_checkpoint(path: Path) -> dict:
         raise TrainingError(f"{path}: the checkpoint is damaged; delete it to start anew")
     try:
         return torch.load(io.BytesIO(data[:-size]), map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # torch raises many types of error
         raise TrainingError(_unusable(path, "not a checkpoint", error)) from None
 
 

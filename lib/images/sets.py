@@ -1,6 +1,6 @@
 """Image sets as the study reads them: decoded photographs, listed by a manifest per task.
 
-`registry` says which images a set has, `download` fetches and decodes them, this file reads what they left:
+`registry` says which images a set has, `download` fetches and decodes them, this file reads the results:
 
     <folder>/images/<reference>/<name>.npy   uint8, (rows, columns) or (rows, columns, 3)
     <folder>/train/<task>.csv                the training images of a task
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: What brings a missing or damaged image back.
+#: Advice for a missing or damaged image.
 REMEDY = "run `make repro`, which fetches it again"
 
 COLUMNS = ("set", "name", "target", "input", "pixels_sha256", "input_sha256")

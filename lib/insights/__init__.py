@@ -1,4 +1,4 @@
-"""What reports show of a trained network: mechanisms, the influence of pixels, whether its attention acts.
+"""Views of a trained network for reports: mechanisms, the influence of pixels, whether its attention acts.
 
 No network imports this package; editing it retrains nothing. A file named like a model holds the parts of that model:
 
@@ -59,7 +59,7 @@ def hooked(modules: Mapping[str, Attention], call: Callable[[str, Attention, tup
 
 
 def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-    """What a report shows of the attention on one image ``(1, colors, H, W)``, by the file of the network's model.
+    """The attention on one image ``(1, colors, H, W)`` as a report shows it, by the file of the network's model.
 
     `points` are (row, column) on the network's input grid. Empty for a network without attention.
     """
@@ -71,7 +71,7 @@ def weights(module: Attention, x: Tensor, queries: Tensor | None = None, *others
     """Attention weights ``(heads, Q, keys)`` of an attention module on its features x ``(1, width, H, W)``.
 
     queries: flat indices of queries, None for all
-    others: what else the module gets beside x
+    others: the further inputs of the module
     Rows sum to 1, or to less where the paper's do. None for a module that has no weights.
     """
     found = _of_model(module, "weights")

@@ -1,4 +1,4 @@
-"""What reports show of the common trunk and of plain non-local modules."""
+"""The common trunk and plain non-local modules in reports: influence of pixels, attention weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graphs that DAGL's stages build: who is whose neighbour, and with what weight.
+"""The graphs that DAGL's stages build: which patches are neighbours, and with which weights.
 
 Queries are numbered row by row on the stage's grid, keys row by row over all pixels.
 """

@@ -14,7 +14,7 @@ from ..models.enlca import ENLCA, ENLCN, linear_attention, phi, random_features
 from ..models.enlca.softmax_attention import softmax_attention
 from . import attended
 
-#: What `approximation` measures: kinds of features, factors k, numbers m of features; from how many draws and pixels.
+#: Measured by `approximation`: kinds of features, factors k, numbers m of features; numbers of draws and pixels.
 KINDS = ("orthogonal", "random_signs", "gaussian")
 AMPLIFICATIONS = (1, 2, 4, 6, 8, 10)
 FEATURES = (16, 32, 64, 128, 256, 512, 1024)

@@ -22,7 +22,7 @@ SMALLEST_LOSS = 0.005
 #: ... or if one and the same key is the largest for more than this share of the queries, in every head.
 LARGEST_SHARE = 0.5
 
-#: Weights are looked at for so many queries of so many tiles of a photograph, both evenly spaced.
+#: Numbers of queries and of tiles of a photograph whose weights are measured, both evenly spaced.
 QUERIES, TILES = 256, 4
 
 #: A network of more attention modules has them replaced all at once, class by class.
@@ -42,15 +42,15 @@ def measure(
     psnr: Callable[[Tensor], float],
     weights: Callable[..., Tensor | None] = insights.weights,
 ) -> pd.DataFrame:
-    """What each attention module does while `restore` restores one photograph with the network, as `psnr` measures it.
+    """Measure each attention module while `restore` restores one photograph with the network; `psnr` rates the result.
 
     A row for each module and head, in the network's order; head is missing for a module without weights.
 
-    variation: spatial standard deviation over root mean square of what the module adds; 0 for a constant, or nothing
+    variation: spatial standard deviation over root mean square of the added tensor; 0 for a constant, or nothing
     effective_keys, effective_share: exponential of the entropy of a query's weights, the median over queries, and its
         share of the keys of the field
     same_largest: share of the queries whose largest key is the most frequent one
-    psnr_lost_mean, psnr_lost_zero: dB lost where what the module adds is replaced by its spatial mean, by zero
+    psnr_lost_mean, psnr_lost_zero: dB lost where the added tensor is replaced by its spatial mean, by zero
     """
     modules = insights.attentions(network)
     seen = {name: _Seen() for name in modules}
@@ -104,7 +104,7 @@ def describe(table: pd.DataFrame) -> str:
 def tested(table: pd.DataFrame) -> bool:
     """Whether a claim about the row's attention is tested: in more than half of the seeds at least one module acts.
 
-    A row without attention claims nothing for it.
+    A row without attention makes no such claim.
     """
     return not len(table) or bool(acts(table).groupby(level="seed").any().mean() > 0.5)
 
@@ -130,7 +130,7 @@ def concentration(weights: Tensor) -> Tensor:
 
 @dataclass
 class _Seen:
-    """The inputs of a module, and what it added to its identity, in each of its calls (tiles)."""
+    """The inputs of a module, and its additions to its identity, in each of its calls (tiles)."""
 
     inputs: list[tuple[Tensor, ...]] = field(default_factory=list)
     means: list[list[Tensor | None]] = field(default_factory=list)  # over space, in the shape of the added tensors
@@ -172,7 +172,7 @@ class _StandIn(nn.Module):
         self.module, self.means, self.factor = module, iter(means), factor
 
     def __getattr__(self, name: str):
-        """All else that a network asks of the module."""
+        """Every other attribute that a network reads from the module."""
         return getattr(super().__getattr__("module"), name) if name != "module" else super().__getattr__(name)
 
     def forward(self, *inputs: Tensor) -> Output:

@@ -1,4 +1,4 @@
-"""What LIR learned to filter and what it takes for the degradation."""
+"""LIR's learned filters and its estimate of the degradation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..models.lir import LIR, AdaptiveFilter
 
 @torch.no_grad()
 def mechanism(network: LIR, image: Tensor, points: Sequence[tuple[int, int]] = ()) -> dict[str, Tensor]:
-    """What the network filters and subtracts; `points` are not used.
+    """The filters of the network and the image that it subtracts; `points` are not used.
 
     alpha ``(N, 9)``, beta ``(N,)``: mixtures of the N adaptive filters in the network's order (level, block, stage);
     absent with no_filter

@@ -38,7 +38,7 @@ def mass_per_level(module: PyramidAttention, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-    """What `points` attend to, of one image ``(1, colors, H, W)``; one leading entry per attention module.
+    """The attention of the pixels `points` of one image ``(1, colors, H, W)``; one leading entry per attention module.
 
     mass: (modules, levels), see `mass_per_level`
     map_<s> for each scale s: (modules, points, h_s, w_s), the weights of each point on the grid of level s; over all

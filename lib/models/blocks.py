@@ -46,8 +46,8 @@ class Attention(Network):
     """A module inside a network that gathers over the image: ``forward(x) = identity(x) + what it adds``.
 
     ``(B, width, H, W)`` to the same shape. A module that returns a tuple of tensors (or None, for one that an option
-    leaves out) adds all of them to nothing. `lib.insights` finds these modules in a network by this class and measures
-    the second term alone.
+    leaves out) has no identity: it adds all of them. `lib.insights` finds these modules in a network by this class and
+    measures the second term alone.
     """
 
     def identity(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3, bias: bool = True) -> nn.Co
 
 
 def mirror_pad(x: Tensor, sides: Sequence[int]) -> Tensor:
-    """Reflection padding of `sides` (left, right, top, bottom) by any amount, F.pad's where that can do it.
+    """Reflection padding of `sides` (left, right, top, bottom) by any amount, by F.pad where it can.
 
     The image is continued periodically where the padding exceeds it; an axis of one pixel repeats that pixel.
     """

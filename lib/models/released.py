@@ -1,4 +1,4 @@
-"""How the tensors of a network released by its authors become those of ours: the words for a model's `official.py`.
+"""How the tensors of a network released by its authors become those of ours: the parts of a model's `official.py`.
 
 A folder ``lib/models/<m>/`` with released weights has a file `official.py` that defines `SYSTEMS`, a `System` by
 name. Names and shapes are those of the released code.
@@ -29,14 +29,14 @@ class OfficialError(ValueError):
 class System:
     """How a released network's tensors become ours.
 
-    scales: that checkpoints exist for, or could
+    scales: for which checkpoints exist or could exist
     options: options of our network, from a state dict
     names: substitutions that, one after the other, make the released name of ours
     stacked: placeholders in a name so made, with what stands for them, the first varying slowest
     flat: parts of names of layers on flattened patches, (channel, row, column), where ours convolves
     copies: substitutions that make the second name of a tensor registered twice
     constants: released tensors that our network holds as constants, from the options; on "meta" where the value is free
-    optional: whether a tensor may be there besides
+    optional: whether a further tensor may be in the file
     """
 
     scales: tuple[int, ...]
@@ -84,8 +84,8 @@ def without_activations(template: str) -> Callable[[re.Match], str]:
     return renumbered(template, lambda index: index // 2)
 
 
-# What a state dict describes. A size is what most of the tensors that have it say, a number of blocks is that of the
-# consecutive ones from 0: so a tensor that is missing, misshaped or too much is named, not taken at its word.
+# The network that a state dict describes. Most of the tensors that share a size decide it, and blocks are counted by
+# consecutive indices from 0: a tensor that is missing, misshaped or superfluous is then named in an error.
 
 
 def size(state: State, *axes: tuple[str, int]) -> int:

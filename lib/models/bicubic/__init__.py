@@ -1,4 +1,4 @@
-"""Bicubic enlargement, the anchor of super-resolution: MATLAB's imresize (kernel with a = -0.5, mirrored border)."""
+"""Bicubic enlargement, the baseline of super-resolution: MATLAB's imresize (kernel with a = -0.5, mirrored border)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""CARN-M: a small network for super-resolution, a baseline that its authors trained to the end.
+"""CARN-M: a small network for super-resolution, a baseline with its authors' weights.
 
 Ahn et al., "Fast, Accurate, and Lightweight Super-Resolution with Cascading Residual Network", ECCV 2018, and the
-released code (nmhkahn/CARN-pytorch, 40d3514). A cascade hands everything made so far to every next step,
+released code (nmhkahn/CARN-pytorch, 40d3514). A cascade hands the results of all steps so far to every next one,
 
     o_0 = c_0 = x    c_k = (c_{k-1}, B_k(o_{k-1}))    o_k = ReLU(1x1(c_k)),
 

@@ -2,7 +2,7 @@
 
     S_ij = <Q_i, K_j>
     T_i  = gamma_i mean_j S_ij - beta_i
-    A_ij = ReLU(S_ij - T_i)             an edge where A_ij > 0: the number of neighbours is each query's own
+    A_ij = ReLU(S_ij - T_i)             an edge where A_ij > 0: queries differ in their number of neighbours
     P_i  = sum_j w_ij V_j               V_j: the p x p patch of the values around pixel j
 
 The P_i are pasted back on the grid and divided by the number of patches that cover a pixel. Weights:

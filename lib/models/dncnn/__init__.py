@@ -1,4 +1,4 @@
-"""DnCNN: Zhang et al., Beyond a Gaussian Denoiser (TIP 2017), the plain convolutional anchor of gray denoising.
+"""DnCNN: Zhang et al., Beyond a Gaussian Denoiser (TIP 2017), the plain convolutional baseline of gray denoising.
 
     noise = conv(ReLU(... conv(ReLU(conv(y))))),   x = y - noise
 

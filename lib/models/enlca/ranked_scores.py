@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from ..blocks import CACHED_SCORES
 from ..operation import operation
 
-#: Scores of a block on a GPU: many, for it waits for every operation to be started.
+#: Scores of a block on a GPU: many, because starting an operation takes as long as computing many scores.
 GPU_SCORES = 2**25
 
 

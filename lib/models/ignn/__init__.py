@@ -126,7 +126,7 @@ class IGNN(Network):
     width, blocks: features, residual blocks (half before the graph, half after it)
     neighbours: k; 0 leaves the graph out
     branch: "both", "lr" or "hr", the resolutions at which the graph contributes
-    embedding: what patches are compared by; "vgg19", "random": VGG19's first two convolutions, as published or as they
+    embedding: by which patches are compared; "vgg19", "random": VGG19's first two convolutions, as published or as they
         were initialised (what training the released code from scratch uses); "own": the trunk's features
     vgg19_weights: file of a state dict of VGG19 (see Embedding); None leaves the embedding to a state dict that is
         loaded later

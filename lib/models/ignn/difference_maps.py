@@ -26,7 +26,7 @@ def plain(difference: Tensor, size: Sequence[int]) -> Tensor:
 def difference_maps(difference: Tensor, size: Sequence[int]) -> Tensor:
     """The mean of the patches that share a cell, a neighbour at a time."""
     maps = difference.new_empty(*difference.shape[:2], *size, difference.shape[4])
-    some = len(maps[0]) if maps.is_cuda else 1  # a GPU would rather have few operations than little memory
+    some = len(maps[0]) if maps.is_cuda else 1  # on a GPU few operations matter more than little memory
     for patches, image in zip(difference.split(some, 1), maps.split(some, 1), strict=True):
         spread(patches.flatten(0, 1), size, out=image.flatten(0, 1))
     return maps.permute(0, 1, 4, 2, 3)

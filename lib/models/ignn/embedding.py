@@ -1,4 +1,4 @@
-"""What IGNN compares patches by: VGG19's first layers, or the features themselves."""
+"""Embeddings, by which IGNN compares patches: VGG19's first layers, or the features themselves."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Embedding(nn.Module):
             names = next((names for names in NAMES if f"{names[0]}.weight" in state), NAMES[0])
             for name, layer in zip(names, (self.conv1, self.conv2), strict=True):
                 layer.load_state_dict({key: state[f"{name}.{key}"] for key in ("weight", "bias")})
-        except Exception as error:  # torch raises half a dozen kinds for a foreign or damaged file
+        except Exception as error:  # torch raises half a dozen types of error for such files
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"vgg19_weights {path}: not a state dict of VGG19 ({reason})") from None
 

@@ -65,7 +65,7 @@ def match_patches(
         queries, sons = (cut(to_rows(t), 1).flatten(4).movedim(0, 3).contiguous() for t in (embedded, small))
         distance, index = search(queries.flatten(3), sons.flatten(3), scale, neighbours, window, max_scores)
         rows, flat = sons.flatten(0, 2), across_images(index, sons.shape[1] * sons.shape[2])
-        some = neighbours if flat.is_cuda else 1  # a GPU would rather have few operations than little memory
+        some = neighbours if flat.is_cuda else 1  # on a GPU few operations matter more than little memory
         difference = [gather(rows, part).sub_(queries[:, None]).abs_().sum(4) for part in flat.split(some, 1)]
     return Graph(index, distance, torch.cat(difference, 1))
 

@@ -19,8 +19,8 @@ SMALLEST_VARIANCE = 1e-5
 #: Numbers that are copied at a time when patches are pasted on a CPU, 2 MiB of float32.
 COPIED = 2**19
 
-#: Pasted maps of at most this many numbers are made by the definition on a GPU, which waits for each of the fast form's
-#: operations to be started; beyond, the definition's six-fold memory tells.
+#: Pasted maps of at most this many numbers are made by the definition on a GPU, where starting the many operations
+#: of the fast form takes longer; larger maps by the fast form, because the definition takes six times the memory.
 PLAIN_ON_GPU = 2**24
 
 
@@ -128,7 +128,7 @@ class Paste(torch.autograd.Function):
 
 
 def portions(index: Tensor, pasted: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Index and map of a few neighbours at a time: what is copied of them for one place stays in a CPU's cache."""
+    """Index and map of a few neighbours at a time: their copies for one place stay in a CPU's cache."""
     neighbours = index.shape[1]
     if pasted.is_cuda:
         return [(index, pasted)]

@@ -78,7 +78,7 @@ def spread(x: Tensor, size: Sequence[int], out: Tensor | None = None) -> Tensor:
 
 @functools.lru_cache(64)
 def first_patches(cells: int, device: torch.device) -> Tensor:
-    """The first patch over each cell along an axis, made once: a GPU waits for every operation to be started."""
+    """The first patch over each cell along an axis, made once, to save a GPU the start of operations."""
     with torch.inference_mode(False):  # may serve a training later
         return ((torch.arange(cells, device=device) - 1) // 2).clamp(min=0)
 

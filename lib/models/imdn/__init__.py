@@ -1,4 +1,4 @@
-"""IMDN: a small network for super-resolution, a baseline that its authors trained to the end.
+"""IMDN: a small network for super-resolution, a baseline with its authors' weights.
 
 Hui et al., "Lightweight Image Super-Resolution with Information Multi-distillation Network", ACM MM 2019, and the
 released code (Zheng222/IMDN, 8f158e6). Six blocks, each of which sets a quarter of its features aside after every

@@ -1,4 +1,4 @@
-"""No restoration: the degraded input as it is, the anchor at the foot of every table."""
+"""No restoration: the degraded input as it is, the lowest baseline."""
 
 from __future__ import annotations
 

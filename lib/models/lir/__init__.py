@@ -3,7 +3,7 @@ r"""LIR: lightweight image restoration.
 Fan et al., "LIR: A Lightweight Baseline for Image Restoration", ACM MM 2024 (arXiv 2402.01368), and the released code
 (Dongqi-Fan/LIR, 9130cf2).
 
-A U-shaped network of five levels of LAA blocks (lightweight adaptive attention) that subtracts what it takes for the
+A U-shaped network of five levels of LAA blocks (lightweight adaptive attention) that subtracts its estimate of the
 degradation: the encoder's features minus the decoder's at the same resolution, enlarged by a transposed convolution T.
 With L1..L5 the levels, lq = down(L1(h)), h the head's features and hq = L4(..),
 
@@ -140,7 +140,7 @@ class AttentionBlock(nn.Sequential):
         self.patch_attention: nn.Module = PatchAttention(width, patch, ratio)
         self.gate: nn.Module = SimpleGate(width)
         self.channel_block = Residual(width, channel_attention=True)
-        # Taken away only now: at a seed, all other layers start from the same weights with a part as without it.
+        # Removed only now, so that at one seed all other layers start from the same weights with and without a part.
         if no_patch_attention:
             self.patch_attention = nn.Identity()
         if no_gate:
