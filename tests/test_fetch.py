@@ -10,9 +10,9 @@ import resource
 import socket
 import stat
 import tarfile
-import threading
 import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -188,15 +188,13 @@ def _fetch(cache, url):
     Fetcher(cache).fetch(url, cache / "files" / "x.png", "set s: x", SHA256, SIZE)
 
 
-@pytest.mark.parametrize("kind", [threading.Thread, multiprocessing.get_context("spawn").Process])
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
 def test_two_at_once_fetch_it_once(get, site, tmp_path, kind):
     site.faults["/x.png"] = [("slow", 30_000, 0.05)]
-    both = [kind(target=_fetch, args=(tmp_path, f"{site.url}/x.png")) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
-    assert all(getattr(one, "exitcode", 0) == 0 for one in both)
+    options = {"mp_context": multiprocessing.get_context("spawn")} if kind is ProcessPoolExecutor else {}
+    with kind(2, **options) as pool:
+        for one in [pool.submit(_fetch, tmp_path, f"{site.url}/x.png") for _ in range(2)]:
+            one.result()
     assert get().read_bytes() == CONTENT
     assert site.log == [("/x.png", 0)]
 
