@@ -17,6 +17,19 @@ def test_a_lock_is_written_as_dvc_writes_it(path):
     assert written.getvalue() == text
 
 
+@pytest.mark.parametrize("length", range(30, 110))
+def test_long_lines_break_as_in_dvcs(length):
+    name = "x" * length
+    stage = {"cmd": f"python -m lib run evaluate {name} and {name}", "deps": [{"path": f"{name}.json", "size": 1}]}
+    lock = {"schema": "2.0", "stages": {f"train@{name}": stage, "b": {"cmd": f"{name} --option {name}"}}}
+    written, expected = io.StringIO(), io.StringIO()
+    fast_dvc.write_lock(lock, written)
+    dumper = YAML()
+    dumper.default_flow_style = False
+    dumper.dump(lock, expected)
+    assert written.getvalue() == expected.getvalue()
+
+
 def test_a_lock_is_sorted_and_takes_the_place_of_the_old_one_whole(tmp_path):
     lock = tmp_path / "dvc.lock"
     with fast_dvc.modify(str(lock)) as data:

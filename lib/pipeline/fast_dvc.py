@@ -9,6 +9,7 @@ This is the one place that reaches into DVC, and it does so in the version alone
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections import OrderedDict
@@ -25,15 +26,38 @@ from ruamel.yaml import YAML
 
 TRIED_WITH = "3.67.1"
 
+#: Columns of a line in dvc.lock.
+WIDTH = 80
+
 
 def write_lock(data: dict[str, Any], stream: TextIO) -> None:
-    """Write the content of a dvc.lock as DVC writes it."""
+    """Write the content of a dvc.lock byte for byte as DVC writes it."""
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.width = 2**31 - 1  # a long path stays on its line
+    yaml.width = 2**31 - 1  # its rule for long lines is not the one of the parser in Python
     yaml.representer.add_representer(OrderedDict, yaml.representer.represent_dict.__func__)
-    yaml.dump(data, stream)
+    text = io.StringIO()
+    yaml.dump(data, text)
+    stream.writelines(
+        _wrapped(line) if len(line) > WIDTH and ": " in line else line for line in text.getvalue().splitlines(True)
+    )
+
+
+def _wrapped(line: str) -> str:
+    """A line "key: words" as the parser in Python breaks it: before a word that would reach beyond the width."""
+    key, _, value = line.partition(": ")
+    indent = " " * (len(key) - len(key.lstrip(" -")) + 2)
+    lines = [f"{key}: "]
+    for word in value.rstrip("\n").split(" "):
+        if not lines[-1].endswith(": ") and len(lines[-1]) < WIDTH:
+            lines[-1] += " "
+        elif not lines[-1].endswith(": "):
+            lines.append(indent)
+        if len(lines[-1]) + len(word) > WIDTH and len(lines[-1]) > len(indent):
+            lines.append(indent)
+        lines[-1] += word
+    return "\n".join(lines) + "\n"
 
 
 @contextmanager
