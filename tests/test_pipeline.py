@@ -19,7 +19,8 @@ from lib.images import sets
 from lib.inference import restore
 from lib.models import build
 from lib.params import ROOT
-from lib.pipeline.runner import body, notebook_of
+from lib.pipeline import networks
+from lib.pipeline.runner import StageError, body, notebook_of
 
 TINY = """
   tiny:
@@ -110,6 +111,14 @@ def clone(tmp_path_factory):
     return clone
 
 
+@pytest.fixture(autouse=True)
+def left_as_it_was(request):
+    """What a test changes in the clone, the next one does not see."""
+    yield
+    if "clone" in request.fixturenames:
+        request.getfixturevalue("clone").shell("git checkout -q . && git clean -fdq")
+
+
 def test_one_command_makes_every_result(clone):
     results = clone.folder / "results/tiny"
     for name in KEPT:
@@ -168,7 +177,7 @@ def test_kept_networks_come_back_without_training(clone, tmp_path):
     assert ended.returncode == 1 and "is not what the lock of profile tiny states; `git checkout " in ended.stderr
     kept.write_bytes(sound)
     fresh.shell(f"python -m lib pull {name} {name}")
-    assert f"train@{name}" not in fresh.changed()
+    assert "changed outs" not in fresh.shell(f"dvc status train@{name}").stdout
     assert {path.name: path.read_bytes() for path in (fresh.folder / "results/tiny/weights" / name).glob("*")} == before
     fresh.shell(asked)
     gray = sets.to_gray(photograph, "matlab").astype(np.float32) / 255
@@ -185,25 +194,27 @@ def test_kept_networks_come_back_without_training(clone, tmp_path):
     assert ended.returncode == 1 and f"results/tiny/weights/{name}: is not what dvc.lock states" in ended.stderr
 
 
-def test_an_image_that_cannot_be_restored_is_named(clone):
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(clone.folder / "16.png")
-    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(clone.folder / "clear.png")
+def test_an_image_that_cannot_be_restored_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by = "input_gray_denoise_25"
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save("16.png")
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save("clear.png")
+    Path("text.png").write_text("no image")
     errors = {
-        "nowhere.png --into out.png": "nowhere.png: No such file or directory",
-        "params.yaml --into out.png": "params.yaml: is not an image that Pillow can read",
-        "16.png --into out.jpg": "out.jpg: end it in .png, .bmp, .tif, .tiff",
-        "16.png --into out.png": "16.png: has more than 8 bits per channel; convert it to 8 first",
-        "clear.png --into out.png": "clear.png: has transparent pixels; lay it on a background first",
+        ("nowhere.png", "out.png"): "nowhere.png: No such file or directory",
+        ("text.png", "out.png"): "text.png: is not an image that Pillow can read",
+        ("16.png", "out.jpg"): "out.jpg: end it in .png, .bmp, .tif, .tiff",
+        ("16.png", "out.png"): "16.png: has more than 8 bits per channel; convert it to 8 first",
+        ("clear.png", "out.png"): "clear.png: has transparent pixels; lay it on a background first",
     }
-    for arguments, error in errors.items():
-        ended = clone.shell(f"python -m lib restore {arguments} --by input_gray_denoise_25", check=False)
-        assert ended.returncode == 1 and ended.stderr == f"error: {error}\n"
-    Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save(clone.folder / "16.png")  # opaque: as without the channel
-    clone.shell("python -m lib restore 16.png --by input_gray_denoise_25 --into out.png")
-    assert (np.asarray(Image.open(clone.folder / "out.png")) == 255).all()
-    ended = clone.shell("python -m lib restore out.png --by input_gray_denoise_25 --into out.png", check=False)
-    assert ended.stderr == "error: out.png: is a folder, in none, or the image itself; name another file\n"
-    clone.shell("git clean -qf .")
+    for (image, into), error in errors.items():
+        with pytest.raises(StageError, match=f"^{re.escape(error)}$"):
+            networks.restore_file(Path(image), by, Path(into))
+    Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save("16.png")  # opaque: as without the channel
+    networks.restore_file(Path("16.png"), by, Path("out.png"))
+    assert (np.asarray(Image.open("out.png")) == 255).all()
+    with pytest.raises(StageError, match="is a folder, in none, or the image itself; name another file"):
+        networks.restore_file(Path("out.png"), by, Path("out.png"))
 
 
 def test_weights_of_another_version_are_neither_used_nor_kept(clone):
@@ -230,8 +241,6 @@ def test_the_readme_shows_each_study_by_the_largest_profile_in_which_it_was_run(
     clone.shell("python -c 'from lib.pipeline import repro; repro.write_readme()'")
     text = (clone.folder / "README.md").read_text()
     assert "### DAGL (profile `quick`)" in text and "### published numbers (profile `tiny`)" in text
-    shutil.rmtree(clone.folder / "results/quick")
-    clone.shell("git checkout -q .")
 
 
 def test_training_again_gives_the_same_results(clone):
@@ -279,7 +288,6 @@ def test_a_new_model_makes_nothing_else_stale(clone):
         "train@other_gray_denoise_25",
         "evaluate@other_gray_denoise_25",
     }
-    clone.shell("git checkout -q . && git clean -fdq")
 
 
 @pytest.mark.parametrize(
@@ -308,10 +316,9 @@ def test_adding_an_experiment_runs_it_alone(clone):
     )
     clone.edit("params.yaml", f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - dagl_gray_denoise_25-heads_2\n")
     new = "dagl_gray_denoise_25-heads_2"
-    expected = ["resolve", f"train@{new}", f"evaluate@{new}", "tables", "report@dagl_ablation", "summary"]
+    expected = [f"train@{new}", f"evaluate@{new}", "tables", "report@dagl_ablation", "summary"]
     assert sorted(clone.repro()) == sorted(expected)
     assert new in (clone.folder / "results/tiny/tables/dagl_ablation/rows.csv").read_text()
-    clone.shell("git checkout -q . && git clean -fdq")
 
 
 def test_a_public_checkpoint_is_measured_and_tracked(clone):
@@ -326,16 +333,14 @@ def test_a_public_checkpoint_is_measured_and_tracked(clone):
     clone.shell(f"dvc repro -q resolve && dvc repro -q --single-item baseline@{name}")
     assert (results / "images.csv").exists() and not (results / "not_run.txt").exists()
     file.unlink()
-    clone.shell("git checkout -q . && git clean -fdq")
 
 
 def test_a_mistake_is_reported_before_anything_runs(clone):
     clone.edit("params.yaml", "model: edsr, task: gray_denoise_25", "model: edsr, task: gray_denoize_25")
     ended = clone.shell("python -m lib repro", check=False)
     assert ended.returncode == 1 and "Running stage" not in ended.stdout
-    assert ended.stderr.strip().splitlines()[-1].startswith("error: params.yaml: unknown task 'gray_denoize_25'")
+    assert ended.stderr.startswith("error: params.yaml: unknown task 'gray_denoize_25'")
     assert clone.shell("dvc repro", check=False).returncode != 0
-    clone.shell("git checkout -q .")
 
 
 def test_a_failing_notebook_prints_one_line_and_keeps_its_traceback(clone):
@@ -347,7 +352,6 @@ def test_a_failing_notebook_prints_one_line_and_keeps_its_traceback(clone):
         "error: TrainingError: the loss is nan (traceback in results/tiny/train/edsr_gray_denoise_25/train.ipynb)"
     ]
     assert "Traceback" in (clone.folder / "results/tiny/train/edsr_gray_denoise_25/train.ipynb").read_text()
-    clone.shell("git checkout -q .")
 
 
 @pytest.mark.parametrize("edited", ["lib/degradations.py", "params.yaml"])
@@ -357,7 +361,6 @@ def test_a_stage_whose_code_or_values_change_while_it_runs_fails(clone, edited):
     ended = clone.shell("python -m lib run train edsr_gray_denoise_25", check=False)
     assert ended.returncode == 1 and ("changed while it ran" in ended.stderr) == (edited != "params.yaml")
     assert ("params.yaml: says something else than results/tiny" in ended.stderr) == (edited == "params.yaml")
-    clone.shell("git checkout -q .")
 
 
 def test_profiles_switch_there_and_back(clone):
@@ -388,4 +391,3 @@ def test_results_of_another_machine_are_compared_in_db(clone):
     shown = clone.shell("python -m lib compare").stdout
     assert "edsr_gray_denoise_25: mean +0.0312 dB, largest 0.5000 dB" in shown
     assert "dagl_gray_denoise_25: mean +0.0000 dB" in shown
-    clone.shell("git checkout -q .")
