@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count
 
-from lib.inference import FUSED_ATTENTION
+from lib.measuring.inference import FUSED_ATTENTION
 from lib.models.blocks import CACHED_SCORES
 from lib.pipeline.runner import KEEP_FREED
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib import experiment as experiments
 from lib import params
 from lib.pipeline import progress
+from lib.tasks import experiment as experiments
 from lib.training import OPTIMISERS
 
 from . import measure

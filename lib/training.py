@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .degradations import Degradation
 from .params import Budget, Recipe
 from .params.schema import Cosine, Step
+from .tasks.degradations import Degradation
 
 LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from skimage import data
 
-from lib import degradations
-from lib.degradations import DEGRADATIONS, DegradationError, build, resize
+from lib.tasks import degradations
+from lib.tasks.degradations import DEGRADATIONS, DegradationError, build, resize
 
 #: Options that make each degradation small enough for a test.
 EXAMPLES = {

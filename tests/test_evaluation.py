@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import evaluation, insights
-from lib import experiment as experiments
-from lib.degradations import build
+from lib import insights
 from lib.images import sets
 from lib.insights import health
-from lib.metrics import Convention
+from lib.measuring import evaluation
+from lib.measuring.metrics import Convention
 from lib.models import ModelError
 from lib.params import Params
+from lib.tasks import experiment as experiments
+from lib.tasks.degradations import build
 
 RUN = Params(profile="quick").experiment("edsr_gray_denoise_25")
 

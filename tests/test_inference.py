@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lib.degradations import Bayer
-from lib.inference import _spans, cost, restore
+from lib.measuring.inference import _spans, cost, restore
 from lib.models import build
+from lib.tasks.degradations import Bayer
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from scipy.signal import convolve2d
 
-from lib import degradations
-from lib.metrics import CHANNELS, CONVENTIONS, Convention, ConventionError, luma, psnr, published, ssim
+from lib.measuring.metrics import CHANNELS, CONVENTIONS, Convention, ConventionError, luma, psnr, published, ssim
+from lib.tasks import degradations
 
 
 def pair(channels: int = 3, height: int = 40, width: int = 33) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from lib import models, official
-from lib.metrics import Convention
+from lib.measuring.metrics import Convention
 from lib.models.blocks import DIV2K_MEAN
 from lib.official import OfficialError
 

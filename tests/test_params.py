@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.metrics import CHANNELS, WINDOWS
+from lib.measuring.metrics import CHANNELS, WINDOWS
 from lib.params import (
     ROOT,
     Baseline,

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load
 
 from lib.images import sets
-from lib.inference import restore
+from lib.measuring.inference import restore
 from lib.models import build
 from lib.params import ROOT
 from lib.pipeline import networks
@@ -255,7 +255,10 @@ def test_training_again_gives_the_same_results(clone):
         ("lib/models/dagl/graph_attention.py", {"train@dagl", "train@dagl-no_graph_attention"}),
         ("lib/models/edsr/__init__.py", {"train@edsr"}),
         ("lib/insights/dagl.py", {"resolve"}),
-        ("lib/evaluation.py", {"evaluate@dagl", "evaluate@dagl-no_graph_attention", "evaluate@edsr", "baseline@input"}),
+        (
+            "lib/measuring/evaluation.py",
+            {"evaluate@dagl", "evaluate@dagl-no_graph_attention", "evaluate@edsr", "baseline@input"},
+        ),
         ("lib/reports/tables.py", {"tables", "report@dagl_ablation", "published_numbers", "summary"}),
         ("lib/figures.py", {"report@dagl_ablation", "published_numbers"}),
         ("notebooks/report_dagl_ablation.ipynb", {"report@dagl_ablation"}),
@@ -292,7 +295,11 @@ def test_a_new_model_makes_nothing_else_stale(clone):
 
 @pytest.mark.parametrize(
     ("stage", "unused"),
-    [("train", {"lib.metrics"}), ("evaluate", {"lib.training"}), ("published_numbers", {"lib.training"})],
+    [
+        ("train", {"lib.measuring", "lib.measuring.metrics"}),
+        ("evaluate", {"lib.training"}),
+        ("published_numbers", {"lib.training"}),
+    ],
 )
 def test_what_a_notebook_imports_is_what_its_stage_depends_on(stage, unused):
     """Every module of lib that the notebook loads is a dependency, hands on values that DVC tracks, or draws."""
@@ -354,7 +361,7 @@ def test_a_failing_notebook_prints_one_line_and_keeps_its_traceback(clone):
     assert "Traceback" in (clone.folder / "results/tiny/train/edsr_gray_denoise_25/train.ipynb").read_text()
 
 
-@pytest.mark.parametrize("edited", ["lib/degradations.py", "params.yaml"])
+@pytest.mark.parametrize("edited", ["lib/tasks/degradations.py", "params.yaml"])
 def test_a_stage_whose_code_or_values_change_while_it_runs_fails(clone, edited):
     text = (clone.folder / edited).read_text().replace("lr: 1.0e-3", "lr: 2.0e-3") + "\n"
     begin_training_with(clone, f"open({edited!r}, 'w').write({text!r})")

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from lib import models
-from lib.degradations import resize
 from lib.images import registry, sets
 from lib.images.download import download
-from lib.inference import restore
-from lib.metrics import CONVENTIONS, Convention, psnr, published
+from lib.measuring.inference import restore
+from lib.measuring.metrics import CONVENTIONS, Convention, psnr, published
 from lib.params import ROOT
 from lib.published_numbers import check
+from lib.tasks.degradations import resize
 
 HR, LOW = "set5/HR", "set5/LR_x2"
 

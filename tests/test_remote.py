@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import save_file
 from test_pipeline import Clone, tiny
 
-from lib import evaluation, models
-from lib import experiment as experiments
+from lib import models
 from lib.images import sets
+from lib.measuring import evaluation
 from lib.params import Budget, Params, ParamsError
 from lib.pipeline import remote, transfer
 from lib.pipeline.returned import Returned
 from lib.pipeline.runner import StageError
+from lib.tasks import experiment as experiments
 from lib.training import Crops, read_checkpoint, train
 
 EDSR = "edsr_gray_denoise_25"

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import degradations
 from lib.images import sets
-from lib.metrics import Convention
+from lib.measuring.metrics import Convention
 from lib.published_numbers import sensitivity
+from lib.tasks import degradations
 
 FULL_RANGE = 20 * math.log10(255 / 219)
 

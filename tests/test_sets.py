@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lib import experiment
-from lib.degradations import build
 from lib.images import registry, sets
 from lib.images.download import thumbnail
 from lib.images.sets import Item, SetError
-from lib.metrics import Convention
-from lib.tasks import Task
+from lib.measuring.metrics import Convention
+from lib.tasks import Task, experiment
+from lib.tasks.degradations import build
 from lib.training import TrainingError
 
 HEADER = ",".join(sets.COLUMNS)

@@ -11,10 +11,10 @@ from itertools import count
 import pytest
 import torch
 
-from lib import degradations
 from lib.models import build
 from lib.params import Budget, Recipe
 from lib.params.schema import Cosine, Optimiser, Step
+from lib.tasks import degradations
 from lib.training import Crops, TrainingError, Validation, read_checkpoint, schedule, train, write_whole
 
 RECIPE = Recipe("mse", Optimiser("adam"), Cosine("cosine", warm_up=0.1), clip=1.0)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .. import experiment as experiments
 from .. import models
-from ..degradations import DegradationError, Paired
 from ..images import registry, sets
-from ..metrics import WINDOWS
+from ..measuring.metrics import WINDOWS
 from ..official import OfficialError
 from ..tasks import Task
+from ..tasks import experiment as experiments
+from ..tasks.degradations import DegradationError, Paired
 from . import missing
 from .faults import ParamsError
 from .resolve import ROOT, Baseline, Experiment, Params, options, sides

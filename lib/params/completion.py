@@ -6,7 +6,7 @@ import json
 
 from pydantic import TypeAdapter
 
-from ..degradations import DEGRADATIONS
+from ..tasks.degradations import DEGRADATIONS
 from .resolve import ROOT
 from .schema import ParamsFile
 

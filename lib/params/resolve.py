@@ -176,7 +176,7 @@ class Params:
     def task(self, name: str) -> Task:
         """The task `name`, built once; raises ParamsError for one that cannot be built."""
         from .. import tasks
-        from ..degradations import DegradationError
+        from ..tasks.degradations import DegradationError
 
         if name not in self._tasks:
             entry = self.contents.tasks[name]

@@ -179,7 +179,7 @@ class Profile:
 
 @dataclass(frozen=True, config=_STRICT)
 class ConventionEntry:
-    """How a restored image is measured, see `lib.metrics.Convention`."""
+    """How a restored image is measured, see `lib.measuring.metrics.Convention`."""
 
     channel: Literal["gray", "rgb", "r", "g", "b", "y", "y8"]
     border: Annotated[int, Field(ge=0)]
@@ -190,7 +190,7 @@ class ConventionEntry:
 @dataclass(frozen=True, config=_STRICT)
 class TaskEntry:
     """A degradation with the convention by which its restoration is measured. degradation: `name` and the options that
-    `lib.degradations` gives it; gray: how a colour photograph becomes gray, where `colors` is 1."""
+    `lib.tasks.degradations` gives it; gray: how a colour photograph becomes gray, where `colors` is 1."""
 
     title: Title
     degradation: Annotated[dict[str, Any], AfterValidator(_named)]

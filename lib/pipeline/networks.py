@@ -21,13 +21,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from ruamel.yaml import YAML
 
-from .. import experiment as experiments
 from ..images import sets
-from ..inference import restore
+from ..measuring.inference import restore
 from ..models.blocks import ImageError
 from ..official import OfficialError
 from ..params import ROOT, Baseline, Experiment, Params, missing
 from ..tasks import Task
+from ..tasks import experiment as experiments
 from ..training import TrainingError, write_whole
 from . import repro as pipeline
 from . import resolve

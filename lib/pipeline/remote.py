@@ -26,10 +26,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import evaluation
-from .. import experiment as experiments
 from ..images import sets
+from ..measuring import evaluation
 from ..params import ROOT, Experiment, Params, fingerprint
+from ..tasks import experiment as experiments
 from ..training import read_checkpoint, train, write_checkpoint, write_whole
 from .returned import DONE, ELSEWHERE, difference, read_rows
 from .runner import StageError, code_digest

@@ -23,7 +23,7 @@ from . import resolve
 from .runner import StageError, dependencies, digest
 
 if TYPE_CHECKING:
-    from ..evaluation import Restored
+    from ..measuring.evaluation import Restored
     from ..training import Trained
 
 #: Folder for what other machines computed, a folder per experiment (`remote` fills it, `transfer` moves it).
@@ -68,8 +68,8 @@ class Returned:
         return Trained(load_file(self.folder / f"seed_{seed}.safetensors"), rows, points)
 
     def measured(self) -> tuple[pd.DataFrame, list[Restored]]:
-        """All rows, and the photographs of the smallest and of the largest gain, as `lib.evaluation.measure`."""
-        from ..evaluation import Restored
+        """All rows, and the photographs of the smallest and of the largest gain, as `evaluation.measure`."""
+        from ..measuring.evaluation import Restored
 
         pictures = []
         for name in ("smallest_gain", "largest_gain"):
@@ -80,12 +80,12 @@ class Returned:
         return read_rows(self.folder / DONE["evaluate"]), pictures
 
     def mechanism(self) -> dict[str, np.ndarray]:
-        """What the attention does, as `lib.evaluation.mechanism`."""
+        """What the attention does, as `evaluation.mechanism`."""
         path = self.folder / "mechanism.npz"
         return dict(np.load(path)) if path.exists() else {}
 
     def table(self, name: str) -> pd.DataFrame:
-        """What `lib.evaluation` found of the attention modules: `acts`, or `field`."""
+        """What `evaluation` found of the attention modules: `acts`, or `field`."""
         return pd.read_json(self.folder / f"{name}.json", orient="split", precise_float=True, dtype=False)
 
 

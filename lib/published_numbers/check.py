@@ -27,14 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..degradations import build, resize
-from ..experiment import degraded, target
 from ..images import sets
 from ..images.registry import manifest_of
 from ..images.sets import Item
-from ..inference import restore
-from ..metrics import Convention, PaperConvention, psnr, published, ssim
+from ..measuring.inference import restore
+from ..measuring.metrics import Convention, PaperConvention, psnr, published, ssim
 from ..tasks import Task
+from ..tasks.degradations import build, resize
+from ..tasks.experiment import degraded, target
 from .parallel import each
 
 NUMBERS = Path(__file__).with_name("numbers.csv")

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from .. import models
-from ..degradations import resize, to_8_bit
-from ..experiment import degraded, target
 from ..images import sets
 from ..images.registry import manifest_of
 from ..images.sets import Item
-from ..inference import restore
-from ..metrics import Convention
+from ..measuring.inference import restore
+from ..measuring.metrics import Convention
 from ..reports.text import number as text
+from ..tasks.degradations import resize, to_8_bit
+from ..tasks.experiment import degraded, target
 from .check import DNCNN, REACH, TILE, dncnn_network, luma8, noise_task, task_of, there_and_back
 from .parallel import each
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lib import evaluation
-from lib import experiment as experiments
 from lib.images import sets
 from lib.insights import health, weights
+from lib.measuring import evaluation
 from lib.models import build
 from lib.models.blocks import Attention, NonLocal
 from lib.params import ROOT, Params
+from lib.tasks import experiment as experiments
 
 SIDE = 12
 

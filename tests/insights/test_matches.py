@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib.degradations import resize
 from lib.insights import mechanism, weights
 from lib.models import build
 from lib.models.ignn import FeatureGraph
 from lib.models.ignn.patches import pad_to_cells
+from lib.tasks.degradations import resize
 
 
 @pytest.mark.parametrize("branch", ["both", "lr", "hr"])

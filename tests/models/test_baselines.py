@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from skimage import data
 
-from lib import degradations, models
-from lib.metrics import Convention
+from lib import models
+from lib.measuring.metrics import Convention
 from lib.models.bm3d import NotInstalledError
+from lib.tasks import degradations
 
 
 def photographs(colors: int, side: int = 64) -> torch.Tensor:

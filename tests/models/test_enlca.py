@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import assert_equals_its_definition, assert_matches, fill, wave
 
-from lib.inference import cost
+from lib.measuring.inference import cost
 from lib.models import ModelError, build, plain
 from lib.models.enlca import ENLCA, ENLCN, random_features, ranked_scores, ranks, softmax_attention
 

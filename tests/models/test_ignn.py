@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from oracles import assert_equals_its_definition, assert_matches, fill, wave
 from torch import nn
 
-from lib.degradations import resize
 from lib.models import ModelError, build, plain
 from lib.models.ignn import (
     IGNN,
@@ -25,6 +24,7 @@ from lib.models.ignn import (
 from lib.models.ignn.embedding import NAMES
 from lib.models.ignn.patches import first_patches, unfold
 from lib.params import ROOT
+from lib.tasks.degradations import resize
 
 #: Copies of VGG19's published weights, on machines that have one.
 OWN_FILES = sorted((ROOT / "own").glob("vgg19*.pth"))

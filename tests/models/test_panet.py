@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import assert_equals_its_definition, assert_matches, fill, wave
 
-from lib.inference import cost
+from lib.measuring.inference import cost
 from lib.models import build, plain
 from lib.models.blocks import ImageError
 from lib.models.panet import UNUSED, PANet, PyramidAttention

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...degradations import resize
+from ...tasks.degradations import resize
 from .. import blocks
 
 

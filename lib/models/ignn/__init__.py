@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...degradations import resize
+from ...tasks.degradations import resize
 from ..blocks import (
     DIV2K_MEAN,
     MAX_SCORES,

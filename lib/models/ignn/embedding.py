@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...degradations import resize
+from ...tasks.degradations import resize
 from ..blocks import conv
 
 #: Mean and standard deviation of ImageNet's colours, which VGG19 was trained with.

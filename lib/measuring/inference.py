@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile  # torch.profiler's loads the compiler first
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from .models.blocks import mirror_pad
+from ..models.blocks import mirror_pad
 
 #: PyTorch's counter knows the fused attention of CUDA only.
 FUSED_ATTENTION = {

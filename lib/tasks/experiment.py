@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import models
-from .images import sets
-from .models.blocks import Network
-from .params import ROOT, Baseline, Experiment
-from .tasks import Task
-from .training import Crops, Validation
+from .. import models
+from ..images import sets
+from ..models.blocks import Network
+from ..params import ROOT, Baseline, Experiment
+from ..training import Crops, Validation
+from . import Task
 
 
 def network(row: Experiment | Baseline, seed: int = 0) -> Network:
@@ -26,7 +26,7 @@ def network(row: Experiment | Baseline, seed: int = 0) -> Network:
     """
     colors, scale = row.task.colors, row.task.degradation.scale
     if isinstance(row, Baseline) and row.checkpoint:
-        from . import official  # knows every model, which training must not depend on
+        from .. import official  # knows every model, which training must not depend on
 
         return official.load_file(ROOT / row.checkpoint, row.model, colors, scale)
     known = models.known_options(row.model, row.options.get("common_trunk") is True)

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import experiment as experiments
-from . import insights
-from .degradations import resize
-from .images import sets
+from .. import insights
+from ..images import sets
+from ..insights import health
+from ..params import Baseline, Experiment
+from ..tasks import experiment as experiments
+from ..tasks.degradations import resize
 from .inference import restore
-from .insights import health
-from .params import Baseline, Experiment
 
 Row = Experiment | Baseline
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from ..measuring.metrics import Convention
+from ..params.schema import TaskEntry
 from . import degradations
 from .degradations import Degradation
-from .metrics import Convention
-from .params.schema import TaskEntry
 
 
 @dataclass(frozen=True)

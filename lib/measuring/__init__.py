@@ -1,0 +1,1 @@
+"""How a network restores photographs and how the result is measured."""
