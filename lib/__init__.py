@@ -1,1 +1,1 @@
-"""Shared code of the study; see README.md for the map."""
+"""Shared code of the study; see docs/architecture.md for the map."""

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 #: Photographs are shown as JPEG: a noisy crop costs a seventh of its PNG.
 JPEG_QUALITY = 75
 
-#: Other figures as PNG with so many colours, which lines, dots and colour maps get by with.
+#: Colours of other figures, as PNG: enough for lines, dots and colour maps.
 PALETTE = 256
 
 WIDTH = 9.0  # inches; 900 pixels at the notebooks' resolution

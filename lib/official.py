@@ -38,7 +38,7 @@ WRAPPERS = (
     *("params", "state_dict", "model_state_dict", "net_state_dict", "weights", "model", "net", "network", "generator"),
 )
 
-#: What wrapper modules put before every name of the network inside them.
+#: Prefixes that wrapper modules put before every name of the network inside them.
 PREFIXES = ("module.", "_orig_mod.", "net.", "network.", "model.", "generator.")
 
 #: Ends of the names of counters, which no network needs: of batches, of averaged steps, thop's.

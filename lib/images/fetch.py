@@ -158,7 +158,7 @@ class _Transfer:
         except requests.RequestException as error:
             text = f"{self.what}: {url}: {_reason(error)}"
             if isinstance(error, requests.ConnectionError | requests.Timeout):
-                text = f"{text} ({self.fetcher.retries + 1} tries); without a network, name a mirror (see README)"
+                text = f"{text} ({self.fetcher.retries + 1} tries); offline, name a mirror (see docs/running.md)"
                 raise Hopeless(text) from None
             raise SetError(text) from None
         with answer:
@@ -198,7 +198,7 @@ def _one_line(error: Exception) -> str:
 
 
 def disk_error(what: str, path: Path, error: OSError) -> SetError:
-    """What a failure to write `path` means, as an error of one line."""
+    """A failure to write `path`, as an error of one line."""
     if error.errno in NO_SPACE:
         return Hopeless(f"{what}: no space left for {path} ({error.strerror}); free some, run again and it goes on")
     return SetError(f"{what}: cannot write {path}: {error.strerror or error}")

@@ -131,7 +131,7 @@ class Registry:
         return [(entry, None) for entry in plain] or list(zip(targets, inputs, strict=True))
 
     def _stored(self, downloads: Path, reference: str, part: str) -> list[Entry]:
-        """What was imported from an archive or a folder of the user, as if the registry listed it."""
+        """Images imported from an archive or a folder of the user, as if the registry listed them."""
         terms = self.manual[reference].terms if reference in self.manual else "the user's own"
         found = []
         for path in sorted((downloads / "images" / part).glob("*.npy")):

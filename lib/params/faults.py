@@ -14,7 +14,7 @@ SHOWN = 12
 
 
 class ParamsError(ValueError):
-    """params.yaml says something that cannot be: a line per fault, each names the key and what is known instead."""
+    """params.yaml has faults: a line for each, which names the key and the known alternatives."""
 
     def __init__(self, faults: str | Sequence[str]):
         self.faults = [faults] if isinstance(faults, str) else list(faults)
@@ -90,7 +90,7 @@ _LIMITS = {
     "less_than_equal": "at most",
 }
 
-#: What pydantic adds to the keys of the file: the type of a schedule, and that a key itself is at fault.
+#: Added by pydantic to the keys of the file: the type of a schedule, and that a key itself is at fault.
 _NOT_IN_FILE = ("[key]", "cosine", "step")
 
 

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is measured on one task, an experiment or a baseline, everything resolved for the profile."""
+    """An experiment or a baseline, measured on one task, everything resolved for the profile."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def difference(self) -> str:
-        """What the name says beyond model and task: "no_threshold", or "" for the full model."""
+        """The part of the name after model and task: "no_threshold", or "" for the full model."""
         return self.name.partition("-")[2]
 
 
@@ -205,7 +205,7 @@ class Params:
 
     @property
     def published_numbers(self) -> PublishedNumbers:
-        """What the study of published numbers measures in this profile."""
+        """The study of published numbers in this profile."""
         return self.settings.published_numbers
 
     @property
@@ -215,7 +215,7 @@ class Params:
         return sorted(of_tasks | set(self.published_numbers.sets))
 
     def value(self, path: str) -> Any:
-        """What the file says at a dotted path such as `tasks.derain.degradation`, as dvc.yaml's stages track it."""
+        """The value in the file at a dotted path such as `tasks.derain.degradation`, as dvc.yaml's stages track it."""
         return functools.reduce(operator.getitem, path.split("."), self._raw)
 
     def results(self, *parts: str) -> Path:
@@ -223,7 +223,7 @@ class Params:
         return ROOT.joinpath("results", self.profile, *parts)
 
     def entry(self, name: str) -> ExperimentEntry | BaselineEntry:
-        """What the file says of a row; raises ParamsError for an unknown name."""
+        """The entry of a row in the file; raises ParamsError for an unknown name."""
         if name not in self.rows:
             raise ParamsError(f"{self.file}: {unknown('row', name, self.rows, 'experiments and baselines')}")
         return self.rows[name]

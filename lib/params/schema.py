@@ -1,4 +1,4 @@
-"""What params.yaml may say: the type, range and meaning of every key.
+"""The content of params.yaml: type, range and meaning of every key.
 
 Each mapping of the file is a frozen dataclass here, read strictly: an unknown key, a text for a number and a value out
 of range are faults. Parts that mean the same in every profile (`Recipe`, `Budget`, `Evaluation`, `Claim`, ...) are used
@@ -128,8 +128,8 @@ class Budget:
 
 @dataclass(frozen=True, config=_STRICT)
 class Evaluation:
-    """What is restored and how: side of the central crop of a test image (None: whole), side of the largest tile (None:
-    no tiles) and overlap of tiles, in input pixels, and whether the mean over eight flips and rotations is taken."""
+    """How test images are restored: side of their central crop (None: whole), side of the largest tile (None: no
+    tiles) and overlap of tiles, in input pixels, and whether the mean over eight flips and rotations is taken."""
 
     crop: Count | None
     tile: Count | None
@@ -145,7 +145,7 @@ class Evaluation:
 
 @dataclass(frozen=True, config=_STRICT)
 class PublishedNumbers:
-    """What the study of published numbers measures: references of the registry, the two of them whose restoration is
+    """The study of published numbers: references of the registry, the two of them whose restoration is
     varied, how large the central crop of the first's photographs is, and how often their noise is drawn anew."""
 
     sets: Sets

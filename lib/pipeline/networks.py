@@ -108,7 +108,7 @@ def _check_kept(params: Params, name: str) -> None:
 
 
 def _listing(folder: Path) -> tuple[str, str]:
-    """What DVC writes down of a folder's files, and the hash of that, by which its locks name the folder."""
+    """DVC's listing of a folder's files, and the hash of that, by which its locks name the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     entries = [{"md5": _md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
     listing = json.dumps(entries, sort_keys=True)

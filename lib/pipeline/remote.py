@@ -134,7 +134,7 @@ class _Watch:
 
 
 def _train(params: Params, run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
-    """What the notebook `train` does, with the checkpoints beside the results."""
+    """Train as the notebook `train` does, with the checkpoints beside the results."""
     items = sets.read(ROOT / "data" / "train" / f"{run.task.name}.csv")
     crops = experiments.crops(run.task, items, run.budget.crop, device)
     validated = sets.read(ROOT / "data" / "validation" / f"{run.task.name}.csv", not run.task.validation)
@@ -179,7 +179,7 @@ def _compact(path: Path, steps: int) -> None:
 
 
 def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
-    """What the notebook `evaluate` does, a photograph at a time, so that a later visit goes on with the next one."""
+    """Measure as the notebook `evaluate` does, one photograph at a time: a later visit continues with the next one."""
     torch.backends.cudnn.allow_tf32 = False
     items = sets.read(ROOT / "data" / "test" / f"{run.task.name}.csv")
     networks = experiments.trained(run, folder)
@@ -213,7 +213,7 @@ def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
 
 
 def _gains(rows: pd.DataFrame) -> np.ndarray:
-    """What the first seed's network gained on each photograph, in dB."""
+    """The gain of the first seed's network on each photograph, in dB."""
     first = rows[rows.seed == rows.seed.iloc[0]]
     return (first.psnr - first.input_psnr).to_numpy()
 
@@ -239,7 +239,7 @@ def _note(folder: Path, stage: str, device: str, begins: str) -> None:
 
 
 def lacking(run: Experiment, folder: Path) -> str | None:
-    """What is not there of the results of `run` in `folder`, or None: the first thing, for a reader."""
+    """The first result of `run` that is missing in `folder`, named for a reader; None if none is."""
     for stage, name in DONE.items():
         if not (folder / name).exists():
             return f"{name} is not there: {stage} is not done"

@@ -1,8 +1,8 @@
-"""What each stage is given, resolved from params.yaml and written to a file of its own, on which the stage depends.
+"""The values of each stage, resolved from params.yaml and written to a file of its own, on which the stage depends.
 
 So a stage is out of date when a value that reaches it changes, and not when params.yaml says the same in another form:
-a title, a comment or another experiment retrains nothing. The files also hold the hash of what may be absent, which DVC
-cannot take for a dependency: files in own/ that a row names, and the model's file in lib/insights.
+a title, a comment or another experiment retrains nothing. The files also hold the hashes of files that may be
+absent, which DVC cannot take for dependencies: files in own/ that a row names, and the model's file in lib/insights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SOURCE = "source"
 
 
 def training(run: Experiment) -> dict[str, Any]:
-    """What a training is given, beside the images."""
+    """The values of a training, beside the images."""
     budget = asdict(run.budget)
     del budget["seeds"]
     return {
@@ -38,7 +38,7 @@ def training(run: Experiment) -> dict[str, Any]:
 
 
 def evaluation(run: Experiment | Baseline) -> dict[str, Any]:
-    """What an evaluation is given, beside the images and the weights."""
+    """The values of an evaluation, beside the images and the weights."""
     return {
         "model": run.model,
         "options": run.options,
@@ -53,7 +53,7 @@ def evaluation(run: Experiment | Baseline) -> dict[str, Any]:
 
 
 def study(params: Params, name: str) -> dict[str, Any]:
-    """What a report is given beside the tables: its study, and the values of every row."""
+    """The values of a report, beside the tables: its study, and the values of every row."""
     found, rows = params.study(name), {}
     for row in map(params.row, found.experiments):
         rows[row.name] = {"title": row.title, "task": row.task.title, **evaluation(row)}
@@ -63,13 +63,13 @@ def study(params: Params, name: str) -> dict[str, Any]:
 
 
 def download(params: Params) -> dict[str, Any]:
-    """What the download is given: image sets and who uses them."""
+    """The values of the download: image sets and the tasks that use them."""
     tasks = {name: {**task.sides, "colors": task.colors} for name, task in params.used_tasks.items()}
     return {"sets": params.references, "published_numbers": params.published_numbers.sets, "tasks": tasks}
 
 
 def values(params: Params, stage: str, key: str | None = None) -> dict[str, Any]:
-    """What the stage is given for the row or study `key`."""
+    """The values of the stage for the row or study `key`."""
     if stage == "train" and key:
         return training(params.experiment(key))
     if stage == "evaluate" and key:

@@ -1,4 +1,4 @@
-"""What another machine computed for an experiment, as the notebooks `train` and `evaluate` ask for it.
+"""Results of another machine for an experiment, as the notebooks `train` and `evaluate` ask for them.
 
 elsewhere/<experiment>/
     version.json           what the experiment was packed with (`version`), per stage
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..measuring.evaluation import Restored
     from ..training import Trained
 
-#: Folder for what other machines computed, a folder per experiment (`remote` fills it, `transfer` moves it).
+#: Folder for the results of other machines, a folder per experiment (`remote` fills it, `transfer` moves it).
 ELSEWHERE = ROOT / "elsewhere"
 
 #: stage -> the file that is there once it was done.
@@ -34,7 +34,7 @@ DONE = {"train": "log.csv", "evaluate": "images.csv"}
 
 
 def returned(params: Params, stage: str, experiment: str) -> Returned | None:
-    """What came back for a stage of an experiment in its present version; None where it is to be computed here."""
+    """Results that came back for a stage of an experiment in its present version; None where it is computed here."""
     if not (ELSEWHERE / experiment / DONE[stage]).exists():
         return None
     stages = ("train",) if stage == "train" else ("train", "evaluate")  # numbers are those of their own weights
@@ -80,12 +80,12 @@ class Returned:
         return read_rows(self.folder / DONE["evaluate"]), pictures
 
     def mechanism(self) -> dict[str, np.ndarray]:
-        """What the attention does, as `evaluation.mechanism`."""
+        """Maps of the attention, as `evaluation.mechanism` returns them."""
         path = self.folder / "mechanism.npz"
         return dict(np.load(path)) if path.exists() else {}
 
     def table(self, name: str) -> pd.DataFrame:
-        """What `evaluation` found of the attention modules: `acts`, or `field`."""
+        """The table `acts` or `field` of the attention modules, as `evaluation` makes them."""
         return pd.read_json(self.folder / f"{name}.json", orient="split", precise_float=True, dtype=False)
 
 
@@ -95,8 +95,8 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def version(params: Params, stage: str, key: str) -> dict[str, object]:
-    """What the result of training or measuring `key` belongs to: the sha256 of all code and of the manifest of the
-    images, and every value that the stage is given. Raises StageError where a file is missing."""
+    """The version that a result of training or measuring `key` belongs to: the sha256 of all code and of the manifest
+    of the images, and every value that the stage is given. Raises StageError where a file is missing."""
     found: dict[str, object] = {}
     for name in dependencies(params, stage, key):
         if not name.startswith("results/"):

@@ -160,12 +160,12 @@ def dependencies(params: Params, stage: str, key: str | None) -> list[str]:
 
 
 def body(stage: dict) -> dict:
-    """What a stage of dvc.yaml says, for each of its rows where it has some."""
+    """The body of a stage in dvc.yaml, that of each row where it has rows."""
     return stage.get("do", stage)
 
 
 def _record(params: Params, stage: str, key: str | None, seconds: float) -> None:
-    """What differs from machine to machine: kept beside the results, outside DVC and git."""
+    """Write the numbers that differ from machine to machine beside the results, outside DVC and git."""
     record = {
         "seconds": round(seconds, 1),
         "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,

@@ -17,7 +17,7 @@ from . import repro as pipeline
 from .returned import DONE, ELSEWHERE, difference, version
 from .runner import StageError, code_digest, notebook_of
 
-#: What the other machine needs of the project, besides images.
+#: Parts of the project that the other machine needs, besides images.
 PROJECT = ("params.yaml", "dvc.yaml", "lib", *(notebook_of(stage, None).relative_to(ROOT).as_posix() for stage in DONE))
 
 

@@ -9,7 +9,7 @@
     value, tolerance  the published value, and how far ours may be from it; without a tolerance it is reported alone
     source            where the value was published
 
-`sensitivity` measures what each choice of a convention is worth.
+`sensitivity` measures the effect of each choice of a convention.
 """
 
 from __future__ import annotations

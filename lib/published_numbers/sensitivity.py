@@ -1,4 +1,4 @@
-"""What each choice of a convention is worth in dB.
+"""The effect of each choice of a convention, in dB.
 
 One number of denoising and one of super-resolution are measured as their papers did, then with one choice changed.
 """
@@ -143,7 +143,7 @@ def enlarging(item: Item, scale: int = 4) -> list[dict]:
 
 
 def worth(rows: pd.DataFrame) -> pd.DataFrame:
-    """What each choice of `vary` changes: a row per number and choice.
+    """The effect of each choice of `vary`: a row per number and choice.
 
     Columns: number, group, choice, psnr (mean over the photographs, dB), difference and ssim_difference to the base;
     low and high (of the difference over the draws), spread (standard deviation over them), NaN where nothing is drawn.

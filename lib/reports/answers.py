@@ -34,7 +34,7 @@ def answer(report: Report) -> str:
 
 
 def in_general(report: Report) -> list[str]:
-    """What the claims of a study amount to, by verdict."""
+    """The claims of a study by verdict."""
     return [grouped(report, report.verdicts, "the row that it is compared with"), open_claims(report)]
 
 

@@ -1,4 +1,4 @@
-"""What the reports show of trained attention, from what the evaluation of a row kept (`mechanism.npz`).
+"""Trained attention in the reports, from the maps that the evaluation of a row kept (`mechanism.npz`).
 
 Every function takes a `Report` and returns a figure, a table or a sentence for its notebook; where the profile lacks
 the row that it needs it says so instead.
@@ -131,7 +131,7 @@ def panet_ratio(report: Report) -> Shown:
 
 @_or_not_run
 def panet_attention(report: Report, name: str) -> Shown:
-    """What three pixels attend to at every level."""
+    """Attention of three pixels at every level."""
     seen = report.seen(name)
     levels = {scale: grid[0].astype(float) for scale, grid in _levels(seen).items()}
     drawn = plots.pyramid(*_photograph(seen), levels)

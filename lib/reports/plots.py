@@ -123,7 +123,7 @@ def holding(weights: np.ndarray) -> str:
 
 
 def influences(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: Mapping[str, np.ndarray]) -> Figure:
-    """For each module a row: which pixels move what it adds at the points, maps (points, H, W) over the photograph,
+    """For each module a row: which pixels move its term at the points, maps (points, H, W) over the photograph,
     from 1 (the most) to a thousandth (nothing drawn) on a logarithmic scale; circles mark the points, which are on the
     maps' grid. A module that no pixel moves is named as such."""
     columns = len(points)
@@ -240,7 +240,7 @@ def points(values: Mapping[str, Sequence[float]], label: str, log: bool = False)
 def pyramid(
     photograph: np.ndarray, points: Sequence[tuple[int, int]], levels: Mapping[str, np.ndarray], shown: int = 20
 ) -> Figure:
-    """What chosen pixels attend to at each level of a pyramid: a row per point, a column per level with its share.
+    """Attention of chosen pixels at each level of a pyramid: a row per point, a column per level with its share.
 
     levels: per title of a level its weights (points, h, w) on its own grid; over all levels they sum to 1. Points are
     on the first level's grid. Dots of one row are in proportion.
@@ -438,7 +438,7 @@ UNITS = {"psnr": "dB", "ssim": "SSIM"}
 
 
 def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
-    """What each choice changes, as bars: a row of panels per number, PSNR and SSIM side by side, a colour per group.
+    """The effect of each choice, as bars: a row of panels per number, PSNR and SSIM side by side, a colour per group.
 
     choices: number, group, choice, difference (dB), ssim_difference and, for what was drawn several times, low and high
     (dB). PSNR is linear up to `linear` dB and logarithmic beyond.

@@ -80,7 +80,7 @@ class Differences:
 
 @dataclass(frozen=True)
 class Prior:
-    """What all claims of a profile say of the variance over seeds: s0^2, as sure as `freedom` = d0 further seeds."""
+    """The variance over seeds in all claims of a profile: s0^2, as certain as `freedom` = d0 further seeds make it."""
 
     freedom: float = 0.0
     variance: float = 0.0
@@ -140,7 +140,7 @@ def counted(psnr: pd.Series) -> pd.Series:
 
 
 def summarise(tables: Array, trained: bool = True) -> Differences:
-    """What the rule needs of tables D ``(C, I, S)``, I >= 2 photographs; S is 1 where nothing is `trained`."""
+    """Means and variances of tables D ``(C, I, S)``, I >= 2 photographs; S is 1 where nothing is `trained`."""
     tables = np.asarray(tables, dtype=float)
     (claims, photographs, seeds), mean = tables.shape, tables.mean((1, 2))
     by_seed, by_photograph = tables.mean(1), tables.mean(2)
@@ -277,7 +277,7 @@ def more_seeds(differences: Differences, prior: Prior, delta: float, level: floa
 
 
 def level_at(seeds: int, looks: bool) -> float:
-    """Family-wise error that verdicts with so many seeds may spend: all of it where this is the only look, else that of
+    """Family-wise error that verdicts at `seeds` seeds may spend: all of it where this is the only look, else that of
     the look. Raises ValueError for a look that was not planned."""
     if not looks:
         return ALPHA

@@ -20,11 +20,11 @@ SMOKE_RUN = "quick"
 
 
 class NotRun(LookupError):
-    """What is to be shown was not run in this profile."""
+    """The results to be shown were not computed in this profile."""
 
 
 class Report:
-    """What the tables of a study say, in the words and figures of its report.
+    """The tables of a study in the words and figures of its report.
 
     labels: title of each row; tasks: title of each task of the study with its rows, of which the first is the
     reference. Numbers are read from `tables/<study>/`, figures saved in `report/<study>/`.
@@ -156,7 +156,7 @@ class Report:
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")
 
     def _relation(self, name: str, reference: str) -> str:
-        """What a row is to its reference, from the claim about the two in either direction; empty without a claim."""
+        """Verdict on a row against its reference, by the claim about the two in either direction; empty without one."""
         if not self.rows.photographs[name]:
             return statistics.NOT_RUN
         for row in self.verdicts.itertuples():
@@ -333,7 +333,7 @@ class Report:
         return self.show(drawn, "influence", alt, photographs=True)
 
     def seen(self, name: str) -> dict[str, np.ndarray]:
-        """What the evaluation of a row kept of its attention on one photograph; raises NotRun where it kept nothing."""
+        """The attention of a row on one photograph, as its evaluation kept it; raises NotRun where it kept none."""
         file = self.params.results("evaluate", name, "mechanism.npz")
         if not file.exists():
             raise NotRun(f"{self.labels[name]} was not run in this profile.")

@@ -16,10 +16,10 @@ from . import statistics, text
 #: Published numbers, keyed by our rows' names.
 PUBLISHED = Path(__file__).with_name("published.csv")
 
-#: What a row costs, on one 96 x 96 input.
+#: Costs of a row, on one 96 x 96 input.
 COSTS = ["parameters", "multiply_adds", "peak_bytes"]
 
-#: What stands in the column *acts* of a row whose evaluation did not measure it.
+#: The column *acts* of a row whose evaluation did not measure it.
 NOT_RECORDED = "not recorded"
 
 
@@ -147,7 +147,7 @@ def collect_reasons(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame
 
 
 def collect_mechanisms(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
-    """What a study's reports show of the attention of its rows, by content: experiment, sha256."""
+    """The attention of a study's rows that its report shows, by content: experiment, sha256."""
     files = {name: evaluated / name / "mechanism.npz" for name in experiments}
     found = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.exists()}
     return pd.DataFrame({"experiment": found.keys(), "sha256": found.values()})
