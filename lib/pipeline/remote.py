@@ -246,7 +246,7 @@ def lacking(run: Experiment, folder: Path) -> str | None:
     log, rows = pd.read_csv(folder / DONE["train"]), read_rows(folder / DONE["evaluate"])
     items = sets.read(ROOT / "data" / "test" / f"{run.task.name}.csv")
     for seed in run.seeds:
-        if not experiments.weights_file(folder, seed).exists():
+        if seed == run.seeds[0] and not experiments.weights_file(folder, seed).exists():
             return f"the weights of seed {seed} are not there"
         if log[log.seed == seed].step.max() != run.budget.steps:
             return f"{DONE['train']} does not reach step {run.budget.steps} of seed {seed}"

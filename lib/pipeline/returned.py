@@ -4,7 +4,7 @@ elsewhere/<experiment>/
     version.json           what the experiment was packed with (`version`), per stage
     visits.json            which machine went on from where
     <name>-<seed>-<digest>.pt    while it trains: checkpoints, named as those of a training here
-    seed_<seed>.safetensors, validation.csv, log.csv    once it is trained
+    seed_<seed>.safetensors, validation.csv, log.csv    once it is trained; weights of the first seed at least
     images.csv.part        while it is measured: the photographs so far
     mechanism.npz, *_gain.npz, acts.json, field.json, images.csv    once it is measured
 """
@@ -57,7 +57,8 @@ class Returned:
         return "\n".join(["computed on another machine; the files that came back are shown here", *lines])
 
     def trained(self, seed: int) -> Trained:
-        """The weights and the log of a seed, as `lib.training.train` returns them."""
+        """The weights and the log of a seed, as `lib.training.train` returns them; weights that did not come back, all
+        but those of the first seed may be too large for that, are none."""
         from safetensors.torch import load_file
 
         from ..training import Trained
@@ -65,7 +66,8 @@ class Returned:
         log = pd.read_csv(self.folder / DONE["train"])
         curve = pd.read_csv(self.folder / "validation.csv")
         rows, points = (table[table.seed == seed].drop(columns="seed").to_dict("records") for table in (log, curve))
-        return Trained(load_file(self.folder / f"seed_{seed}.safetensors"), rows, points)
+        path = self.folder / f"seed_{seed}.safetensors"
+        return Trained(load_file(path) if path.exists() else {}, rows, points)
 
     def measured(self) -> tuple[pd.DataFrame, list[Restored]]:
         """All rows, and the photographs of the smallest and of the largest gain, as `evaluation.measure`."""
