@@ -2,7 +2,7 @@
 
 `load` recognises the network that a released state dict describes by its tensors' names and shapes, builds ours of that
 depth, width, scale and number of colours, and fills it. A model's own table is `official.py` in its folder; see
-`lib.models.released` for its words.
+`lib.models.released` for its parts.
 
 Strict: all tensors of the released network must be there, with their shapes, and no others. Not read, but required by
 name, are what our networks hold as constants: the smallest norm `escape_NaN` and mean shifts; other values in these

@@ -213,7 +213,7 @@ def test_an_image_that_cannot_be_restored_is_named(tmp_path, monkeypatch):
     Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save("16.png")  # opaque: as without the channel
     networks.restore_file(Path("16.png"), by, Path("out.png"))
     assert (np.asarray(Image.open("out.png")) == 255).all()
-    with pytest.raises(StageError, match="is a folder, in none, or the image itself; name another file"):
+    with pytest.raises(StageError, match="is a folder, lies in none, or is the image itself; name another file"):
         networks.restore_file(Path("out.png"), by, Path("out.png"))
 
 

@@ -31,7 +31,7 @@ from .registry import OWN, Entry, ManualSet, Registry, published
 from .sets import SetError, open_image, pixels_sha256
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-IGNORED = (".txt", ".md", ".db", ".ini")  # what people and file managers put beside images
+IGNORED = (".txt", ".md", ".db", ".ini")  # files that people and file managers put beside images
 PACKAGE = "package:"
 MODES = ("L", "RGB", "P", "LA", "PA", "RGBA")
 ERRORS_SHOWN = 10
@@ -39,7 +39,7 @@ LARGEST = 1 << 25  # bytes per image of an archive whose size is not known
 
 
 class Progress:
-    """How far a download is; its text is one line for a terminal."""
+    """The progress of a download; its text is one line for a terminal."""
 
     def __init__(self, callback: Callable[[Progress], None] = lambda progress: None):
         self.files = self.total_files = self.bytes = self.total_bytes = 0
@@ -91,7 +91,7 @@ def download(
     job.progress.expect(len(entries), sum(entry.bytes for entry in entries))
     # one download at a time into one folder, whose last step removes what does not belong there
     with job.fetcher.lock("downloads", downloads):
-        # the user's part first: what only the user can mend is said before hours of transfer
+        # the user's part first: errors that only the user can mend appear before hours of transfer
         others = {r: job.find(r, own) for r in references if not registry.lists(r)}
         _each(workers, job.bring, entries)
         for reference, files in others.items():

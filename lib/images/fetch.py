@@ -1,6 +1,6 @@
 """Fetches a file over HTTP so that it is either complete and right, or not there; opens archives safely.
 
-pooch compares hashes and puts files in place; here are what it lacks: continuing, limits, locks, errors of one line.
+pooch compares hashes and puts files in place; this file adds continuing, limits, locks and errors of one line.
 """
 
 from __future__ import annotations

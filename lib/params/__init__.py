@@ -1,6 +1,6 @@
 """Parameters: params.yaml, checked whole and resolved into frozen dataclasses.
 
-`schema` says what may stand in the file, `resolve` what it means for a profile. Nothing else in the project reads YAML
+`schema` defines the content of the file, `resolve` its meaning for a profile. Nothing else in the project reads YAML
 parameters or the environment.
 """
 

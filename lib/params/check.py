@@ -1,4 +1,4 @@
-"""The part of checking params.yaml that builds what it names: networks, degradations, image sets, reports."""
+"""Checks params.yaml by building everything that it names: networks, degradations, image sets, reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""params.schema.json: what editors complete and mark in params.yaml; `python -m lib schema` writes it."""
+"""params.schema.json, by which editors complete and check params.yaml; `python -m lib schema` writes it."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Params:
     """params.yaml resolved for one profile.
 
     Raises ParamsError, a line for each fault, for anything unknown, missing, of the wrong type or out of range anywhere
-    in the file; what only shows when networks are built is found by `lib.params.check`.
+    in the file; faults that appear only when networks are built are found by `lib.params.check`.
     """
 
     def __init__(self, path: Path = ROOT / "params.yaml", profile: str | None = None):
@@ -341,7 +341,7 @@ def _of_studies(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntr
             if claim.better == claim.worse:
                 yield f"{place}: {claim.better!r} is compared with itself"
             if sides in [(other.better, other.worse) for other in study.claims[:number]]:
-                yield f"{place}: the claim stands there twice"
+                yield f"{place}: the claim is listed twice"
             tasks = [rows[side].task for side in sides if side in rows]
             if len(set(tasks)) > 1:
                 yield f"{place}: compares rows of two tasks, {tasks[0]} and {tasks[1]}"

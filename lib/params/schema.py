@@ -47,7 +47,7 @@ def _named(options: dict[str, Any]) -> dict[str, Any]:
 
 def _different(values: tuple) -> tuple:
     if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-        raise ValueError(f"{twice[0]!r} stands there twice")
+        raise ValueError(f"{twice[0]!r} is listed twice")
     return values
 
 

@@ -144,7 +144,7 @@ def restore_file(image: Path, by: str, into: Path, profile: str | None = None, s
         raise StageError(f"{into}: end it in {', '.join(LOSSLESS)}")
     given = _read(image, run.task)
     if into.is_dir() or not into.parent.is_dir() or (into.exists() and into.samefile(image)):
-        raise StageError(f"{into}: is a folder, in none, or the image itself; name another file")
+        raise StageError(f"{into}: is a folder, lies in none, or is the image itself; name another file")
     if reason := missing(run):
         raise StageError(f"{by}: {reason}")
     if isinstance(run, Experiment):
@@ -184,7 +184,7 @@ def _stated(params: Params, name: str) -> str | None:
 
 
 def _other_code(params: Params, name: str) -> str:
-    """Which code is not that of the lock's training of `name`."""
+    """The code that differs from that of the lock's training of `name`."""
     found = []
     for dep in _lock(params)[f"train@{name}"]["deps"]:
         path = ROOT / dep["path"]
@@ -195,7 +195,7 @@ def _other_code(params: Params, name: str) -> str:
 
 
 def _other_values(params: Params, name: str) -> bool:
-    """Whether params.yaml says something else than what the lock's training of `name` was given."""
+    """Whether params.yaml gives other values than the lock's training of `name` had."""
     given = resolve.file_of(params, "train", name).relative_to(ROOT).as_posix()
     now = hashlib.md5(resolve.text(params, "train", name).encode()).hexdigest()
     return any(dep["path"] == given and dep["md5"] != now for dep in _lock(params)[f"train@{name}"]["deps"])

@@ -1,7 +1,7 @@
 """Training and measuring on a machine that has neither DVC nor the notebooks' packages, for the notebooks to show here.
 
-`python -m lib pack` carries code, parameters, images and checkpoints there; here is what `python -m lib remote` does
-with them, by the calls of the notebooks `train` and `evaluate`, which then show what came back (`returned`).
+`python -m lib pack` carries code, parameters, images and checkpoints there; `python -m lib remote` trains and measures
+with them, by the calls of the notebooks `train` and `evaluate`, which then show the returned results (`returned`).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ SAY_EVERY = 20
 
 
 class OutOfTime(Exception):
-    """The visit is over; what is done is saved."""
+    """The time of the visit is over; the state is saved."""
 
 
 def run(names: Sequence[str], jobs: int, minutes: float | None, compact: bool) -> int:
     """Train and measure packed experiments, all where none is named, `jobs` at a time; returns 1 if one failed.
 
-    minutes: after these, what is done is saved and nothing begun, to be gone on with when this is run again.
+    minutes: after these it saves its state and begins nothing; run again, it continues.
     compact: leave checkpoints of two thirds the size, rounded (see `_compact`). Raises StageError for a name that was
     not packed.
     """
@@ -159,7 +159,8 @@ def _train(params: Params, run: Experiment, folder: Path, watch: _Watch, device:
 
 
 def _compact(path: Path, steps: int) -> None:
-    """Round in a checkpoint what a training recovers from: Adam's moments and the averaged weights, to 16 bits.
+    """Round in a checkpoint the tensors from whose rounding a training recovers: Adam's moments and the averaged
+    weights, to 16 bits.
 
     The row of the log at which that happened says so in a column `joint`. Where all `steps` are done, only the averaged
     weights remain, as they are.

@@ -222,7 +222,7 @@ def _environment() -> dict[str, str]:
 
 
 def compare(revision: str = "HEAD") -> int:
-    """Print how far every measured image is from what `revision` holds; returns 1 where the sets of rows differ."""
+    """Print how far every measured image is from the one in `revision`; returns 1 where the sets of rows differ."""
     params, different = Params(), 0
     for path in sorted(params.results("evaluate").glob("*/images.csv")):
         name = path.relative_to(ROOT).as_posix()

@@ -35,7 +35,7 @@ PARAMETER = {
     PUBLISHED_NUMBERS: None,
 }
 
-#: In place of a row's results, where something that it needs is not there.
+#: In place of the results of a row that needs a missing file or package.
 NOT_RUN = "not_run.txt"
 
 #: glibc: what a training step frees stays for the next one; to get it anew can cost a fifth of the step.
@@ -120,7 +120,7 @@ def execute(source: Path, target: Path, parameters: dict[str, str]) -> None:
 
 
 def normalise(path: Path) -> None:
-    """Drop from an executed notebook what differs between two equal runs: times, paths, versions, random cell ids."""
+    """Drop from an executed notebook all differences between two equal runs: times, paths, versions, random cell ids."""
     if not path.exists():
         return
     notebook = json.loads(path.read_text())

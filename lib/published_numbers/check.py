@@ -1,8 +1,8 @@
 """Do our conventions give published numbers back? numbers.csv has a row for each number:
 
-    check             what is measured, a key of CHECKS
-    images            references of the registry: the photographs first, then what else is needed (low-resolution files;
-                      `weights`, DnCNN's checkpoint)
+    check             the measured quantity, a key of CHECKS
+    images            references of the registry: the photographs first, then the further sets it needs (low-resolution
+                      files; `weights`, DnCNN's checkpoint)
     setting           scale, sigma, quality, or the channel that is measured
     way               the convention, where there is more than one; the function of a check explains its ways
     metric            psnr (dB), ssim, or identical (number of images that equal the published file)

@@ -135,7 +135,7 @@ def paired(images: pd.DataFrame, better: str, worse: str, metric: str = "psnr") 
 
 
 def counted(psnr: pd.Series) -> pd.Series:
-    """PSNR as it enters means and differences: at most `MOST_PSNR`."""
+    """PSNR as means and differences take it: at most `MOST_PSNR`."""
     return psnr.clip(upper=MOST_PSNR)
 
 
@@ -159,7 +159,7 @@ def summarise(tables: Array, trained: bool = True) -> Differences:
 
 
 def summarise_trend(table: Array, x: Array, trained: bool = True) -> Differences:
-    """The least-squares slope of D ``(I, S)`` against a property x ``(I,)`` of the photographs, as what the rule needs.
+    """The least-squares slope of D ``(I, S)`` against a property x ``(I,)`` of the photographs, ready for the rule.
 
     The slopes of the seeds vary as their means do; the photographs' part is the error of the line through the means
     over seeds, less what the residuals of the two-way table explain. Raises NotComparable with fewer than `MIN_TREND`

@@ -230,7 +230,7 @@ class Report:
         return None if np.isnan(low[0]) else (found.mean[0], low[0], high[0])
 
     def similarity(self) -> Markdown:
-        """How the gain of each claim goes with self-similarity: trend per 0.1 and mean gain per quarter, in dB."""
+        """The gain of each claim against self-similarity: trend per 0.1 and mean gain per quarter, in dB."""
         rows = {}
         for claim in self.run_claims().itertuples():
             if (line := self.trend(claim.better, claim.worse)) is None:
@@ -245,7 +245,7 @@ class Report:
         return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")))
 
     def limits(self) -> Markdown:
-        """How far these numbers reach: profile, training, field, photographs, seeds."""
+        """Limits of these numbers: profile, training, field, photographs, seeds."""
         parts = [f"Profile `{self.params.profile}`" + ("" if self.conclusive else ", which draws no conclusions") + "."]
         for task, names in self._by_task():
             trained = [name for name in names if name in self.params.experiments]

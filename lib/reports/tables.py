@@ -1,4 +1,4 @@
-"""From the per-image numbers of rows to what each study's report rests on: a folder of csv files per study."""
+"""From the per-image numbers of rows to the basis of each study's report: a folder of csv files per study."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def gather(params: Params) -> pd.DataFrame:
 
     images.csv: a row per photograph and seed; costs.csv, rows.csv: a row per row of the study, rows.csv with its
     difference to the first of its task; verdicts.csv: the study's claims; acts.csv: whether the attention of rows acts;
-    mechanism.csv: what `evaluate` shows of attention, by content; not_run.csv: why rows have no numbers; prior.csv: the
+    mechanism.csv: attention as `evaluate` kept it, by content; not_run.csv: why rows have no numbers; prior.csv: the
     variance over seeds of all claims of the profile; field.csv: PSNR against the field that attention sees.
     """
     evaluated, gathered, counts = params.results("evaluate"), read(params), []
@@ -140,7 +140,7 @@ def collect_fields(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
 
 
 def collect_reasons(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
-    """Why rows were not run, as far as they say: experiment, reason."""
+    """Why rows were not run: experiment, reason."""
     files = {name: evaluated / name / "not_run.txt" for name in experiments}
     found = {name: file.read_text().strip() for name, file in files.items() if file.exists()}
     return pd.DataFrame({"experiment": found.keys(), "reason": found.values()})

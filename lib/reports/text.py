@@ -15,7 +15,7 @@ MODULES = ("dagl", "panet", "enlca", "ignn", "lir")
 
 
 def number(value: float, digits: int = 2, signed: bool = False) -> str:
-    """A number with that many digits, its sign where asked for; empty where there is none, and never -0."""
+    """A number with `digits` digits, its sign where asked for; empty where there is none, and never -0."""
     if pd.isna(value):
         return ""
     rounded = round(float(value), digits) + 0.0
@@ -34,14 +34,14 @@ def difference(row: Mapping, prefix: str = "", digits: int = 2) -> str:
 
 
 def relation(verdict: str, difference: float, delta: float) -> str:
-    """A verdict on "row over reference" as what the row is to its reference."""
+    """A verdict on "row over reference", said of the row."""
     side = "better" if difference > 0 else "worse"
     words = {HOLDS: side, REVERSED: side, LEANS: f"leans {side}", EQUAL: f"equal within {delta:g} dB"}
     return words.get(verdict, verdict)
 
 
 def verdict(row: Mapping) -> str:
-    """A claim's verdict with what is needed to resolve it, or why there is none."""
+    """A claim's verdict with the seeds needed to resolve it, or the reason why there is none."""
     said, needed = row["verdict"], row["more_seeds"]
     if said in (NOT_RUN, NOT_TESTED):
         return f"{said}: {row['reason']}" if row["reason"] else said
@@ -60,7 +60,7 @@ def seeds(needed: float) -> str:
 
 
 def sentence(row: Mapping, better: str, worse: str, delta: float) -> str:
-    """A claim's outcome as a sentence without its full stop; `better` and `worse` are how it names the two."""
+    """A claim's outcome as a sentence without its full stop; it names the two `better` and `worse`."""
     size = f"{abs(row['difference']):.2f} dB"
     bounds = f"95 % interval {interval(row['low'], row['high'])}"
     side = "better" if row["difference"] > 0 else "worse"
