@@ -120,7 +120,7 @@ def execute(source: Path, target: Path, parameters: dict[str, str]) -> None:
 
 
 def normalise(path: Path) -> None:
-    """Drop from an executed notebook all differences between two equal runs: times, paths, versions, random cell ids."""
+    """Drop from an executed notebook all that two equal runs do not share: times, paths, versions, random cell ids."""
     if not path.exists():
         return
     notebook = json.loads(path.read_text())
