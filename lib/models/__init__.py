@@ -31,7 +31,7 @@ class ModelError(ValueError):
 
 
 def names() -> list[str]:
-    """Every model: the folders beside this file."""
+    """Every model: the folders of this package."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
 
 

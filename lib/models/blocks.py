@@ -29,7 +29,7 @@ class ImageError(ValueError):
 
 
 class Network(nn.Module):
-    """What training and reports know of a network beyond calling it; the defaults say "nothing special"."""
+    """A network as training sees it: besides `forward` it may have a schedule and a loss of its own; here, none."""
 
     def start_step(self, progress: float, generator: torch.Generator) -> None:
         """Called before every training step with the finished fraction of the run, in [0, 1).

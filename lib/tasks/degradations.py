@@ -317,7 +317,7 @@ class Haze(Degradation):
 
 @dataclass(frozen=True)
 class Paired(Degradation):
-    """The degraded photographs come with the set, a folder beside the clean ones with the same names."""
+    """The degraded photographs come with the set, in a folder next to the clean ones, with the same names."""
 
     fresh: ClassVar[bool] = False
 

@@ -16,7 +16,7 @@ i of exp(q·key) sorted in descending order, T_i:
     L_cl = mean_i max(0, margin - log( mean(T_i[positive ranks]) / (mean(T_i[negative ranks]) + 1e-6) ))
 
 Ranks: 0-14 and 50-64 in the released code ("official"); the fractions [0, n1) and [n2, n1 + n2) of all pixels with
-n1 = 2 %, n2 = 8 % in the paper ("paper"; we read it as as many negatives as positives). Where an image has too few
+n1 = 2 %, n2 = 8 % in the paper ("paper"; as many negatives as positives is our reading). Where an image has too few
 pixels for the ranks, see `ranks`.
 """
 
