@@ -17,7 +17,7 @@ check: .venv/ready
 lab: .venv/ready
 	jupyter lab
 
-# Time and memory beside the reference formulations, on this machine; PART=modules measures one part again.
+# Time and memory beside the definitions, on this machine; PART=modules measures one part again.
 benchmark: .venv/ready
 	python -m benchmarks $(PART)
 

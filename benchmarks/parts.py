@@ -1,61 +1,59 @@
-"""The parts of the benchmark. Each yields records, one per measured number, which `__main__` writes to the csv."""
+"""The parts of the benchmark. Each yields records, one per measured number, which `__main__` writes to the csv.
+
+What a form holds of a CPU's memory is measured in a process of its own, so that nothing held or freed before counts:
+`python -m benchmarks.parts <arguments of held as JSON>` prints a line of JSON for each finding.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from lib import params
+from lib.models.blocks import Attention
 from lib.pipeline import progress
-from lib.tasks import experiment as experiments
-from lib.training import OPTIMISERS
 
 from . import measure
-from .cases import CASES, call, has_references, with_references
-from .process import FORM, in_process
+from .cases import CASES, FORMS, Call
 
-#: Modules are compared in so many visits, between two of which all the others have theirs: a CPU that shares caches and
-#: memory with strangers is fast for some minutes and slow for others.
-VISITS = {"cpu": 5, "cuda": 1}
+if TYPE_CHECKING:  # the training steps alone need these, and more packages than the rest
+    from lib.params import Experiment, Params
 
-#: Rounds of a visit, the seconds after which it ends early but for three rounds, and those for which short calls are
-#: repeated.
-REPEATS, LIMIT, ENOUGH = {"cpu": 2, "cuda": 9}, 180.0, {"cpu": 1.6, "cuda": 1.0}
+ROOT = Path(__file__).resolve().parent.parent
 
-#: Calls of a visit whose operations are timed apart.
-APART = {"cpu": 1, "cuda": 5}
+#: Seconds for each module, and for the training steps of each network, unless the command line says otherwise.
+SECONDS, STEP_SECONDS = 60.0, 3.0
 
-#: Seconds after which the comparison of a network's steps ends early.
-STEPS_LIMIT = 2.5
+#: Sides of the square inputs of the curves against size; a curve ends at a call of LONGEST seconds or LARGEST bytes.
+SIDES, LONGEST, LARGEST = (32, 48, 64, 96, 128, 192, 256), 4.0, 4 * 2**30
 
-#: Sides of the square inputs of the curves.
-SIDES = (32, 48, 64, 96, 128, 192, 256)
+#: Fixed thresholds: the C library (glibc) then hands every large block back to the system when it is freed.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
-#: A second curve is drawn with blocks of so many scores.
-SMALL_BLOCKS = 2**17
+#: A forward pass without a graph, and one with its backward pass.
+MODES = ("forward", "both")
 
-#: Bounds of the scores held at a time that are compared with a module's own, powers of 2.
-BLOCKS = {"pyramid attention": (20, 19, 18), "DAGL stage": (19, 18, 17, 16)}
-
-#: The form that holds as few scores as it can: those of a query, or of the few that a patch needs.
-FEWEST = "ours, fewest scores"
-
-#: Full-size networks that restore an image in one piece.
-NETWORKS = {"dagl": {"colors": 1}, "panet": {"colors": 3}}
-IMAGE = 256
+#: Name of the case that holds what the machine can do.
+MACHINE = "machine"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One number. `mode`: forward, both (forward and backward) or step; `form`: ours, reference or short, after a comma
-    what is said of its blocks; `side`: of the input; `repeat`: the round, in which all forms were measured in turn."""
+    """One number. `mode`: forward, both (forward and backward) or step; `form`: ours or definition, after a comma the
+    bound of its scores; `side`: of the input; `repeat`: the round, in which all forms were measured alternately."""
 
     part: str
     case: str
@@ -68,271 +66,204 @@ class Record:
     repeat: int = 0
 
 
-#: Name of the case that holds what the machine can do.
-MACHINE = "machine"
-
 Records = Iterator[Record]
 
-#: Cases, networks or experiments that a part is restricted to.
-Names = Sequence[str] | None
+
+def modules(device: str, names: Sequence[str], seconds: float = 0, side: int = 0) -> Records:
+    """Time, operations and agreement of every module; `side` of the inputs other than the cases' own."""
+    types = dtypes(device)
+    for dtype in types:
+        rate = measure.peak_rate(device, getattr(torch, dtype))
+        yield Record("modules", MACHINE, "flop/s", rate, dtype=dtype)
+    calls = {
+        (name, dtype, mode): {form: Call(name, form, mode, device, dtype, side) for form in FORMS}
+        for name, dtype, mode in itertools.product(names, types, MODES)
+    }
+    yield from _rounds("modules", calls, (seconds or SECONDS) / len(types) / len(MODES))
+    for (name, dtype, mode), forms in calls.items():
+        found = {}
+        for form, call in forms.items():
+            with call.context():
+                found[form] = measure.flops(call)
+        for form, (outputs, flops) in found.items():
+            difference = max(map(measure.relative_difference, outputs, found["definition"][0]))
+            for quantity, value in {"difference": difference, "flops": flops}.items():
+                yield Record("modules", name, quantity, value, form, mode, dtype, forms[form].side)
 
 
-def modules(device: str, only: Names = None, sides: dict[str, int] | None = None, visits: int | None = None) -> Records:
-    """Time, operations and agreement of every module; `sides` replaces the inputs' sides, and short calls are then not
-    repeated; `visits` replaces their number."""
-    for dtype in dtypes(device):
-        rate = measure.peak_rate(device, dtype, 256 if sides else None)
-        yield Record("modules", MACHINE, "flop/s", rate, dtype=name_of(dtype))
-    yield Record("modules", MACHINE, "byte/s", measure.bandwidth(device, measure.IN_CACHE[device]))
-    yield Record("modules", MACHINE, "byte/s beyond cache", measure.bandwidth(device, measure.BEYOND_CACHE))
-    yield Record("modules", MACHINE, "exponential/s", measure.exponential_rate(device))
-    wanted = itertools.product(only or names("modules", device), dtypes(device), ("forward", "both"))
-    compared = [
-        Comparison(name, mode, device, dtype, dict.fromkeys(CASES[name].forms), (sides or {}).get(name))
-        for name, dtype, mode in wanted
-    ]
-    visit_all(compared, visits or VISITS[device], APART[device])
-    for comparison in compared:
-        yield from comparison.records("modules")
-        yield from _counted(comparison)
+def _rounds(part: str, calls: dict[tuple[str, str, str], dict[str, Call]], seconds: float) -> Records:
+    """The seconds of every round; keys are case, type and mode."""
+    for (name, dtype, mode), repeat, found in measure.rounds(calls, seconds):
+        shown = (f"{form} {1e3 * value:.1f} ms" for form, value in found.items())
+        progress.show(f"{name}, {mode}, {dtype}", f"round {repeat + 1}", *shown)
+        for form, value in found.items():
+            side = calls[name, dtype, mode][form].side
+            yield Record(part, name, "seconds", value, form, mode, dtype, side, repeat)
 
 
-class Comparison:
-    """Forms of a case, by turns, in one mode.
-
-    forms: their names, as of `Record`, and bounds of the scores held at a time, None being the module's own
-    side: other than the case's own; short calls are then not repeated
-    """
-
-    def __init__(
-        self,
-        name: str,
-        mode: str,
-        device: str,
-        dtype: torch.dtype,
-        forms: dict[str, int | None],
-        side: int | None = None,
-    ):
-        self.name, self.mode, self.device, self.dtype, self.forms = name, mode, device, dtype, forms
-        self.side = side or CASES[name].shape[3]
-        self.repeats, self.enough = REPEATS[device], 0.0 if side else ENOUGH[device]
-        self.record = partial(Record, case=name, mode=mode, dtype=name_of(dtype), side=self.side)
-        self.rounds: list[dict[str, float]] = []
-        self.apart: list[dict[str, float]] = []
-
-    def visit(self, apart: int = 0) -> None:
-        """Start the forms and measure some rounds, as many in each visit; then the parts of `apart` calls of ours."""
-        with contextlib.ExitStack() as running:
-            started = {
-                form: running.enter_context(
-                    FORM[self.device](self.name, base(form), self.mode, self.side, name_of(self.dtype), max_scores)
-                )
-                for form, max_scores in self.forms.items()
-            }
-            seconds = {form: process.seconds for form, process in started.items()}
-            say = _say(f"{self.name}, {self.mode}, {name_of(self.dtype)}")
-            rounds = measure.by_turns(seconds, self.repeats, LIMIT, self.enough, say)
-            self.apart += [started["ours"].apart() for _ in range(apart)]
-        self.rounds += rounds
-        self.repeats, self.enough = len(rounds), 0.0  # no visit, fast or slow, weighs more than another
-
-    def records(self, part: str) -> Records:
-        """Seconds of every round, and where ours spent them."""
-        for repeat, spent in enumerate(self.apart):
-            for where, value in spent.items():
-                yield self.record(part, quantity=f"spent, {where}", value=value, form="ours", repeat=repeat)
-        for form in self.forms:
-            for repeat, found in enumerate(self.rounds):
-                yield self.record(part, quantity="seconds", value=found[form], form=form, repeat=repeat)
+def memory(device: str, names: Sequence[str], seconds: float = 0) -> Records:
+    """Most bytes that every module holds beyond its weights and inputs."""
+    for name, form, dtype, mode in itertools.product(names, FORMS, dtypes(device), MODES):
+        [found] = in_process(device, name, form, mode, [0], dtype)
+        yield Record("memory", name, "bytes", found["growth"], form, mode, dtype, found["side"])
 
 
-def visit_all(compared: Sequence[Comparison], visits: int, apart: int = 0) -> None:
-    """Visit one comparison after the other, and all of them again."""
-    for _, comparison in itertools.product(range(visits), compared):
-        comparison.visit(apart)
+def blocks(device: str, names: Sequence[str], seconds: float = 0, side: int = 0) -> Records:
+    """Time and memory of a forward pass against the bound of the scores held at a time."""
+    calls = {}
+    for name in names:
+        bounds = {f"ours, 2^{power} scores": 2**power for power in CASES[name].blocks}
+        calls[name, "float32", "forward"] = {
+            form: Call(name, base(form), "forward", device, side=side, max_scores=bound)
+            for form, bound in {"definition": None, "ours": None, **bounds}.items()
+        }
+    yield from _rounds("blocks", calls, seconds or SECONDS)
+    for (name, dtype, mode), forms in calls.items():
+        for form, call in forms.items():
+            [found] = in_process(device, name, base(form), mode, [side], dtype, call.max_scores)
+            yield Record("blocks", name, "bytes", found["growth"], form, mode, dtype, found["side"])
 
 
 def base(form: str) -> str:
-    """The form of a case, without what is said of its blocks."""
+    """The form of a case, without the bound of its scores."""
     return form.split(",")[0]
 
 
-def _counted(comparison: Comparison) -> Records:
-    """The work of one more call of each form, and how far its results are from the reference's."""
-    case, device = CASES[comparison.name], comparison.device
-    module, inputs = case.module(device), case.inputs(comparison.side, device=device)
-    with measure.precision(device, comparison.dtype):
-        counted = {
-            form: measure.counted(partial(call, function, module, inputs, comparison.mode))
-            for form, function in case.forms.items()
-        }
-    for form, (outputs, work) in counted.items():
-        difference = max(map(measure.relative_difference, outputs, counted["reference"][0]))
-        for quantity, value in {"difference": difference, **work._asdict()}.items():
-            yield comparison.record("modules", quantity=quantity, value=value, form=form)
+def sizes(device: str, names: Sequence[str], seconds: float = 0, sides: Sequence[int] = SIDES) -> Records:
+    """Time and memory of a forward pass on one image against its side."""
+    for name, form in itertools.product(names, FORMS):
+        for found in in_process(device, name, form, "forward", list(sides), "float32"):
+            for quantity, value in (("seconds", found["seconds"]), ("bytes", found["growth"])):
+                yield Record("sizes", name, quantity, value, form, "forward", side=found["side"])
 
 
-def memory(device: str, only: Names = None) -> Records:
-    """What every module holds at most beyond its weights and inputs, each form in a process of its own."""
-    for name in only or names("memory", device):
-        forms = [*CASES[name].forms, FEWEST]
-        for form, kind, mode in itertools.product(forms, map(name_of, dtypes(device)), ("forward", "both")):
-            progress.show(f"{name}, {mode}, {kind}: memory of {form}")
-            max_scores = 1 if form == FEWEST else None
-            [found] = in_process("held", name, base(form), mode, [None], kind, max_scores)
-            yield Record("memory", name, "bytes", found["growth"], form, mode, kind, found["side"])
+def in_process(device: str, *arguments) -> list[dict]:
+    """The findings of `held` in a process of its own, or on a GPU, whose allocator counts, in this one."""
+    progress.show(f"memory of {', '.join(map(str, arguments[:3]))}")
+    if device == "cuda":
+        return list(held(device, *arguments))
+    command = [sys.executable, "-m", "benchmarks.parts", json.dumps([device, *arguments])]
+    ran = subprocess.run(command, cwd=ROOT, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError(f"memory of {arguments}: {ran.stderr.strip().splitlines()[-1]}")
+    return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
-def bounded(power: int) -> str:
-    """The form of ours that holds at most 2^power scores at a time."""
-    return f"ours, 2^{power} scores"
+def held(
+    device: str, name: str, form: str, mode: str, sides: list[int], dtype: str, max_scores: int | None = None
+) -> Iterator[dict]:
+    """A case's memory and seconds for one side after the other, 0 being its own. Several sides are those of a curve: of
+    one image, until LONGEST or LARGEST."""
+    batch = int(len(sides) > 1)
+    measure.timed(Call(name, form, mode, device, dtype, 16, batch, max_scores))  # sets up what stays
+    for side in sides:
+        call = Call(name, form, mode, device, dtype, side, batch, max_scores)
+        if device == "cuda":  # where the first call of a size chooses and compiles kernels
+            measure.timed(call)
+        growth, seconds = measure.growth(call, device), measure.timed(call)
+        yield {"side": call.side, "seconds": seconds, "growth": growth}
+        if seconds > LONGEST or growth > LARGEST:
+            return
 
 
-def blocks(device: str, only: Names = None, side: int | None = None, visits: int | None = None) -> Records:
-    """Time and memory of a forward pass against the bound of the scores held at a time."""
-    compared = []
-    for name in only or names("blocks", device):
-        forms = {"reference": None, "ours": None, **{bounded(power): 2**power for power in BLOCKS[name]}}
-        compared.append(Comparison(name, "forward", device, torch.float32, forms, side))
-    visit_all(compared, visits or VISITS[device])
-    for comparison in compared:
-        yield from comparison.records("blocks")
-        for form, max_scores in comparison.forms.items():
-            progress.show(f"{comparison.name}: memory of {form}")
-            arguments = (comparison.name, base(form), "forward", [side], "float32", max_scores)
-            [found] = in_process("held", *arguments)
-            yield comparison.record("blocks", quantity="bytes", value=found["growth"], form=form)
+class Step:
+    """A step of an experiment's training as in lib/training.py, all losses begun, on a batch of noise that stays."""
+
+    form = "ours"
+
+    def __init__(self, chosen: Experiment, device: str):
+        from lib.tasks import experiment
+        from lib.training import OPTIMISERS, PRECISIONS
+
+        how, budget, scale = chosen.recipe.optimiser, chosen.budget, chosen.task.degradation.scale
+        self.device, self.clip = device, chosen.recipe.clip or torch.inf
+        self.dtype = PRECISIONS[chosen.precision] or torch.float32
+        network = experiment.network(chosen).train()
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.start_step(0.999, torch.Generator().manual_seed(0))
+        self.optimiser = OPTIMISERS[how.name](
+            self.network.parameters(), lr=1e-6, betas=how.betas, weight_decay=how.weight_decay, fused=True
+        )
+        noise = torch.Generator().manual_seed(0)
+        shapes = [(budget.batch, chosen.task.colors, side, side) for side in (budget.crop // scale, budget.crop)]
+        degraded, clean = (torch.rand(shape, generator=noise).to(device) for shape in shapes)
+        self.degraded, self.clean = degraded.contiguous(memory_format=torch.channels_last), clean
+
+    def context(self) -> contextlib.AbstractContextManager:
+        return FORMS[self.form]()
+
+    def __call__(self) -> None:
+        with measure.precision(self.device, self.dtype):
+            restored = self.network(self.degraded)
+        loss = F.mse_loss(restored.float(), self.clean) + self.network.auxiliary_loss()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        self.optimiser.step()
 
 
-def sizes(device: str, only: Names = None, sides: Sequence[int] = SIDES) -> Records:
-    """Time and memory of a forward pass on one image against its side, for ours also with small blocks."""
-    for name in only or names("sizes", device):
-        forms = {"ours": None, "reference": None}
-        if name in BLOCKS:
-            forms["ours, small blocks"] = SMALL_BLOCKS
-        for form, max_scores in forms.items():
-            progress.show(f"{name}: {form} against the side of the image")
-            for found in in_process("held", name, base(form), "forward", list(sides), "float32", max_scores):
-                yield Record("sizes", name, "seconds", found["seconds"], form, "forward", side=found["side"])
-                yield Record("sizes", name, "bytes", found["growth"], form, "forward", side=found["side"])
+def steps(device: str, names: Sequence[str], seconds: float = 0) -> Records:
+    """One training step of the experiments' networks, with our modules and with their definitions, as they train: on
+    one thread, on a GPU those of the profile `gpu`.
 
-
-def networks(device: str, only: Names = None, side: int = IMAGE, options: dict[str, dict] = NETWORKS) -> Records:
-    """Time and memory of full-size networks that restore one image in one piece, their attention global."""
-    for name in only or options:
-        progress.show(f"{name} at full size on {side} x {side} pixels")
-        [found] = in_process("restore", name, side, options[name])
-        for quantity in ("seconds", "resident", "growth"):
-            yield Record("networks", name, quantity, found[quantity], "ours", "forward", side=side)
-
-
-def steps(device: str, only: Names = None, repeats: int = 25) -> Records:
-    """One training step of the experiments' networks, their modules ours and references, as they train: on one thread
-    with memory that stays, on a GPU those of the profile `gpu`.
-
-    Experiments with the same network and crops are measured once, under the first one's name; networks without a module
-    that has a reference are left out.
+    Experiments with the same network and crops are measured once, under the first one's name; networks without
+    attention are left out.
     """
-    threads = torch.get_num_threads()
+    from lib import params
+
+    threads, seen = torch.get_num_threads(), set[str]()
     torch.set_num_threads(1)
-    measure.keep_freed()
-    yield Record("steps", MACHINE, "flop/s", measure.peak_rate(device, step_dtype(device)))
-    groups: dict[str, list[params.Experiment]] = {}
-    for chosen in map(study(device).experiment, only or names("steps", device)):
-        if not params.missing(chosen):
-            groups.setdefault(_step_key(chosen), []).append(chosen)
-    for chosen, *others in groups.values():
-        ours = experiments.network(chosen).to(device).train()
-        forms = {"ours": ours, "reference": with_references(ours)}
-        if not has_references(forms["reference"]):
+    for chosen in map(study(device).experiment, names):
+        scale, budget = chosen.task.degradation.scale, chosen.budget
+        alike = str((chosen.model, chosen.options, chosen.task.colors, scale, budget.batch, budget.crop))
+        if alike in seen or params.missing(chosen):
             continue
-        yield from _step(chosen, forms, device, repeats)
-        steps = sum(each.budget.steps * len(each.seeds) for each in [chosen, *others])
-        yield Record("steps", chosen.name, "steps", steps)
+        ours = Step(chosen, device)
+        if any(isinstance(module, Attention) for module in ours.network.modules()):
+            if not seen:
+                yield Record("steps", MACHINE, "flop/s", measure.peak_rate(device, ours.dtype))
+            yield from _step(chosen.name, ours, seconds or STEP_SECONDS)
+            seen.add(alike)
     torch.set_num_threads(threads)
 
 
-def study(device: str) -> params.Params:
+def _step(name: str, ours: Step, seconds: float) -> Records:
+    definition = copy.copy(ours)
+    definition.form = "definition"
+    record = partial(Record, "steps", name, mode="step", side=ours.clean.shape[3])
+    yield record("flops", measure.flops(ours)[1], "ours")
+    for _, repeat, found in measure.rounds({name: {"ours": ours, "definition": definition}}, seconds):
+        progress.show(name, f"round {repeat + 1}")
+        yield from (record("seconds", value, form, repeat=repeat) for form, value in found.items())
+
+
+def study(device: str) -> Params:
     """The experiments whose steps are measured."""
+    from lib import params
+
     return params.Params(profile="gpu" if device == "cuda" else None)
 
 
-def _step_key(chosen: params.Experiment) -> str:
-    scale = chosen.task.degradation.scale
-    return str((chosen.model, chosen.options, chosen.task.colors, scale, chosen.budget.batch, chosen.budget.crop))
-
-
-def _step(chosen: params.Experiment, forms: dict[str, nn.Module], device: str, repeats: int) -> Records:
-    name, side, batch = chosen.name, chosen.budget.crop, images(chosen, device)
-    trainings = {form: training_step(network, chosen, *batch, device) for form, network in forms.items()}
-    for form, training in trainings.items():
-        work = measure.counted(training)[1]
-        yield Record("steps", name, "flops", work.flops, form, "step", side=side)
-    timed = {form: partial(measure.seconds, training, device) for form, training in trainings.items()}
-    for repeat, found in enumerate(measure.by_turns(timed, repeats, STEPS_LIMIT, say=_say(name))):
-        for form, seconds in found.items():
-            yield Record("steps", name, "seconds", seconds, form, "step", side=side, repeat=repeat)
-    yield Record("steps", name, "images", chosen.budget.batch)
-
-
-def step_dtype(device: str) -> torch.dtype:
-    return torch.bfloat16 if device == "cuda" else torch.float32
-
-
-def images(chosen: params.Experiment, device: str) -> tuple[Tensor, Tensor]:
-    """A batch of the experiment: noise that stands for degraded and for clean crops."""
-    budget, scale = chosen.budget, chosen.task.degradation.scale
-    generator = torch.Generator().manual_seed(0)
-    sides = (budget.crop // scale, budget.crop)
-    shapes = [(budget.batch, chosen.task.colors, side, side) for side in sides]
-    degraded, clean = (torch.rand(shape, generator=generator).to(device) for shape in shapes)
-    return degraded, clean
-
-
-def training_step(
-    network: nn.Module, chosen: params.Experiment, degraded: Tensor, clean: Tensor, device: str
-) -> Callable[[], None]:
-    """A step as in lib/training.py, on a batch that stays; every loss inside the network has begun."""
-    network.start_step(0.999, torch.Generator().manual_seed(0))
-    how = chosen.recipe.optimiser
-    optimiser = OPTIMISERS[how.name](network.parameters(), lr=1e-6, betas=how.betas, weight_decay=how.weight_decay)
-
-    def step() -> None:
-        with measure.precision(device, step_dtype(device)):
-            restored = network(degraded)
-        loss = F.mse_loss(restored.float(), clean) + network.auxiliary_loss()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), chosen.recipe.clip or torch.inf)
-        optimiser.step()
-
-    return step
-
-
-def names(part: str, device: str) -> list[str]:
-    """What a part measures, and can be restricted to."""
+def known(part: str, device: str) -> list[str]:
+    """The modules or experiments that a part measures, and can be restricted to."""
     if part == "steps":
-        return list(study(device).experiments)
-    return list({"blocks": BLOCKS, "networks": NETWORKS}.get(part, CASES))
+        return study(device).experiments
+    return [name for name, case in CASES.items() if case.blocks or part != "blocks"]
 
 
-PARTS: dict[str, Callable[[str, Names], Records]] = {
+def dtypes(device: str) -> list[str]:
+    return ["float32", "bfloat16"] if device == "cuda" else ["float32"]
+
+
+PARTS: dict[str, Callable[..., Records]] = {
     "modules": modules,
     "memory": memory,
     "blocks": blocks,
     "sizes": sizes,
-    "networks": networks,
     "steps": steps,
 }
 
 
-def dtypes(device: str) -> tuple[torch.dtype, ...]:
-    return (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _say(title: str) -> Callable[[str], None]:
-    return lambda line: progress.show(f"{title}: {line}")
+if __name__ == "__main__":
+    for finding in held(*json.loads(sys.argv[1])):
+        print(json.dumps(finding), flush=True)

@@ -18,12 +18,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from .blocks import CommonTrunk, Network
 from .operation import plain as plain
-
-STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 class ModelError(ValueError):
@@ -65,12 +61,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key not in known:
             raise ModelError(f"unknown option {key!r} of model {name!r}; known: {', '.join(sorted(known))}")
-        try:
-            TypeAdapter(known[key], config=STRICT).validate_python(value)
-        except ValidationError:
-            raise ModelError(
-                f"option {key!r} of model {name!r} is {value!r}; it must be {_in_words(known[key])}"
-            ) from None
+        if not _has_type(value, known[key]):
+            raise ModelError(f"option {key!r} of model {name!r} is {value!r}; it must be {_in_words(known[key])}")
 
 
 def known_options(name: str, common_trunk: bool = False) -> dict[str, Any]:
@@ -104,6 +96,18 @@ def _parameters(maker: Any) -> dict[str, Any]:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         known = {**_parameters(maker.options_of), **known}
     return known
+
+
+def _has_type(value: Any, annotation: Any) -> bool:
+    try:
+        from pydantic import ConfigDict, TypeAdapter, ValidationError
+    except ModuleNotFoundError:  # a machine that only runs networks, with PyTorch alone
+        return True
+    try:
+        TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _in_words(annotation: Any) -> str:

@@ -1,5 +1,8 @@
-"""What a GPU computes otherwise than a CPU: the same numbers come out, and under autocast finite ones. The fused boxes
-also run here, in Triton's interpreter."""
+"""What a GPU computes otherwise than a CPU: the same numbers come out, and under autocast finite ones.
+
+`python -m pytest --noconftest -m gpu tests/models/test_gpu.py` also runs where there is little more than PyTorch. The
+networks' definitions are compared on a CPU too, and the kernel's box sums in Triton's interpreter.
+"""
 
 from __future__ import annotations
 
@@ -7,85 +10,103 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from test_contracts import CASES, made
 from torch import Tensor, nn
 
-from benchmarks import cases, measure
-from lib.models import blocks, dagl, enlca, ignn, panet
-from lib.params import ROOT
+from lib import models
+from lib.models.blocks import Network
+from lib.models.dagl import MGFAM
+from lib.models.panet import PyramidAttention
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="no Triton here")
 
-#: A module of each kind whose GPU form is another one, with the sizes it is asked for.
+TRAINED = [case for case, (name, _) in CASES.items() if name not in ("bicubic", "bm3d", "input", "nlm")]
+
+#: Modules with bounds of their scores at which a GPU's blocks are of every kind, and with options of no network above.
 MODULES = {
-    "pyramid, one block": lambda: panet.PyramidAttention(8),
-    "pyramid, rows": lambda: panet.PyramidAttention(8, max_scores=4 * 1700),
-    "pyramid, strips": lambda: panet.PyramidAttention(8, max_scores=9 * 700),
-    "pyramid, one level": lambda: panet.PyramidAttention(8, scales=[1], max_scores=40_000),
-    "DAGL": lambda: dagl.MGFAM(8, heads=2, patch=5, stride=3),
-    "DAGL, neighbours": lambda: dagl.MGFAM(8, heads=2, patch=5, stride=3, no_threshold=4),
-    "DAGL, paper": lambda: dagl.MGFAM(8, heads=2, patch=3, stride=2, weights="paper", max_scores=3000),
-    "ENLCA": lambda: enlca.ENLCA(8, contrastive_start=0),
-    "IGNN": lambda: ignn.FeatureGraph(8),
+    "pyramid, one block": lambda: PyramidAttention(8),
+    "pyramid, rows": lambda: PyramidAttention(8, max_scores=4 * 1700),
+    "pyramid, strips": lambda: PyramidAttention(8, max_scores=9 * 700),
+    "pyramid, one level": lambda: PyramidAttention(8, scales=[1], max_scores=40_000),
+    "DAGL, neighbours": lambda: MGFAM(8, heads=2, patch=5, stride=3, no_threshold=4),
+    "DAGL, paper": lambda: MGFAM(8, heads=2, patch=3, stride=2, weights="paper", max_scores=3000),
 }
 
+#: Largest relative error of outputs; of gradients; and of these as a share of the largest, for tensors with hardly any.
+TOLERANCES = {torch.float64: (1e-9, 1e-6, 1e-12), torch.float32: (1e-5, 1e-3, 1e-5)}
 
-def gradients(module: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output and all gradients of a sum of it, with what the module adds to the loss."""
-    module.zero_grad()
+
+def case(name: str) -> tuple[Network, Tensor]:
+    """A network or module in float64, all its losses begun, and two images or features."""
+    if name in TRAINED:
+        network, channels, _ = made(name)
+    else:
+        torch.manual_seed(0)
+        network, channels = MODULES[name](), 8
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    network.double().train().start_step(0.999, torch.Generator())
+    return network, torch.rand(2, channels, 24, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def output_and_gradients(network: Network, x: Tensor) -> list[Tensor]:
+    """The output, and the gradients, zero for none, of a sum of it and of the network's own loss."""
+    network.zero_grad()
     x = x.detach().requires_grad_()
-    y = module(x)
+    y = network(x)
     weights = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view(y.shape)
-    loss = (y * weights).sum()
-    if isinstance(module, blocks.Network):
-        loss = loss + 1000 * module.auxiliary_loss()
-    loss.backward()
-    return [y.detach(), x.grad, *(p.grad.clone() for p in module.parameters() if p.grad is not None)]
+    ((y * weights).sum() + 1000 * network.auxiliary_loss()).backward()
+    found = [torch.zeros_like(t) if t.grad is None else t.grad for t in (x, *network.parameters())]
+    return [tensor.double().cpu().clone() for tensor in (y.detach(), *found)]
 
 
-@needs_gpu
-@pytest.mark.parametrize("size", [(3, 8, 13, 11), (1, 8, 24, 37)])
-@pytest.mark.parametrize("name", MODULES)
-def test_a_gpu_gives_the_same(name, size):
-    torch.manual_seed(0)
-    module = MODULES[name]().double()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(size, dtype=torch.float64)
-    expected = gradients(module, x)
-    found = gradients(module.cuda(), x.cuda())
-    assert len(found) == len(expected)
-    largest = max(b.norm() for b in expected)
-    for a, b in zip(found, expected, strict=True):
-        assert (a.cpu() - b).norm() <= 1e-6 * b.norm() + 1e-12 * largest  # a tensor without effect has rounding alone
+@pytest.fixture
+def all_digits():
+    """No convolution rounds its factors to TF32."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
-@needs_gpu
-@pytest.mark.parametrize("name", cases.CASES)
-def test_a_gpu_gives_the_reference_in_float32(name):
-    case = cases.CASES[name]
-    module, inputs = case.module("cuda"), case.inputs(20, 3, "cuda")
-    with measure.precision("cuda", torch.float32):
-        outputs = [cases.call(case.forms[form], module, inputs, "forward") for form in ("ours", "reference")]
-    for a, b in zip(*outputs, strict=True):
-        assert (a - b).norm() <= 1e-5 * b.norm()
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("name", [*TRAINED, *MODULES])
+def test_every_form_on_every_device_computes_the_definitions(name, device, dtype, all_digits):
+    network, x = case(name)
+    with models.plain():
+        expected = output_and_gradients(network, x)
+    network, x = network.to(device, dtype), x.to(device, dtype)
+    forms = [output_and_gradients(network, x)]
+    if device != "cpu":
+        with models.plain():
+            forms.append(output_and_gradients(network, x))
+    of_output, of_gradients, of_largest = TOLERANCES[dtype]
+    largest = max(tensor.norm() for tensor in expected[1:])
+    for found in forms:
+        assert (found[0] - expected[0]).norm() <= of_output * expected[0].norm()
+        for a, b in zip(found[1:], expected[1:], strict=True):
+            assert (a - b).norm() <= of_gradients * b.norm() + of_largest * largest
 
 
-@needs_gpu
-@pytest.mark.parametrize("case", [case for case, (name, _) in CASES.items() if name not in ("bm3d", "nlm", "input")])
-def test_every_network_trains_under_autocast(case):
-    network, colors, _ = made(case)
-    network.cuda().train().start_step(0.999, torch.Generator())
-    with torch.autocast("cuda", torch.bfloat16):
-        y = network(torch.rand(2, colors, 32, 32, device="cuda"))
+@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_network_trains_a_step_under_autocast(name, device):
+    network, x = case(name)
+    network.to(device, torch.float32, memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    before = [parameter.clone() for parameter in network.parameters()]
+    with torch.autocast(device, torch.bfloat16):
+        y = network(x.to(device, torch.float32))
     loss = y.float().square().mean() + network.auxiliary_loss()
-    if loss.requires_grad:
-        loss.backward()
-    assert torch.isfinite(loss) and all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+    loss.backward()
+    optimiser.step()
+    assert torch.isfinite(loss) and all(parameter.isfinite().all() for parameter in network.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
 @needs_triton
@@ -129,7 +150,7 @@ print(tiling.delay, tiling.margin, max(float((a - b).norm() / b.norm()) for a, b
 """
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     *kinds, difference = ran.stdout.split()
     assert kinds == [str(delay), str(margin)] and float(difference) < 1e-12
