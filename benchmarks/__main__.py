@@ -67,9 +67,12 @@ def report(machine: str) -> int:
             return 1
     try:
         from lib.pipeline import runner  # needs more packages than measuring does
-
+    except ModuleNotFoundError as error:
+        print(f"error: {machine}: no report without the package {error.name}; its csv is there", file=sys.stderr)
+        return 1
+    try:
         runner.execute(NOTEBOOK, RESULTS / f"{machine}.ipynb", {"machine": machine})
-    except (ModuleNotFoundError, runner.StageError) as error:
+    except runner.StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from ..measuring.metrics import Convention
-from ..params.schema import TaskEntry
 from . import degradations
 from .degradations import Degradation
+
+if TYPE_CHECKING:  # a network that resizes needs no parameters
+    from ..params.schema import TaskEntry
 
 
 @dataclass(frozen=True)
