@@ -82,10 +82,10 @@ def _pack_images(runs: Sequence[Experiment], box: Path) -> int:
     """Manifests and images of the experiments' tasks; returns the number of images."""
     rules: dict[Path, set[str | None]] = {}
     for task in {run.task.name: run.task for run in runs}.values():
-        for kind in ("train", "test"):
-            manifest = f"data/{kind}/{task.name}.csv"
+        for side, references in task.sides.items():
+            manifest = f"data/{side}/{task.name}.csv"
             _copy(manifest, box)
-            for item in sets.read(ROOT / manifest):
+            for item in sets.read(ROOT / manifest, may_be_empty=not references):
                 for path in filter(None, (item.target, item.input)):
                     rules.setdefault(path, set()).add(task.gray if task.colors == 1 else None)
     for path, of_image in rules.items():
