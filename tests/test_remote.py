@@ -76,7 +76,7 @@ def returned(clone, tmp_path_factory) -> Path:
     assert there.visit(EDSR, 3) == f"{EDSR}: out of time; `python -m lib remote {EDSR}` goes on"
     subprocess.run(["tar", "cf", clone.folder / "back.tar", "elsewhere"], cwd=there.folder, check=True)
     ended = clone.shell("python -m lib import back.tar", check=False)
-    assert ended.returncode == 1 and "Running stage" not in ended.stdout
+    assert ended.returncode == 1 and "Running stage 'train" not in ended.stdout
     assert f"error: not finished: {EDSR}: log.csv is not there: train is not done. Kept: " in ended.stderr
     [checkpoint] = (clone.folder / "checkpoints").glob("*.pt")
     assert 0 < read_checkpoint(checkpoint)["step"] < 4
@@ -105,7 +105,7 @@ def test_results_come_back_into_the_pipeline(clone, returned):
     before = {path: path.read_bytes() for path in files}
     shutil.rmtree(clone.folder / "elsewhere")
     clone.shell(f"python -m lib run train {EDSR} && python -m lib run evaluate {EDSR}")
-    assert len(before) == 4 and {path: path.read_bytes() for path in files} == before
+    assert len(before) == 6 and {path: path.read_bytes() for path in files} == before
     assert "trained on this machine" in (results / "train" / EDSR / "train.ipynb").read_text()
 
 
@@ -122,7 +122,7 @@ def test_results_of_another_version_are_refused(clone, returned, tmp_path):
     for name, old, new in edits:
         clone.edit(name, new, old)
     [error] = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    assert ended.returncode == 1 and "Running stage" not in ended.stdout
+    assert ended.returncode == 1 and "Running stage 'train" not in ended.stdout
     assert error == (
         f"error: {EDSR}: budget, data/test/gray_denoise_25.csv, lib/training.py differ"
         " from what was packed; go back to that, or pack and run it again"
