@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .models.blocks import Network
 from .params import Budget, Recipe
 from .params.schema import Cosine, Step
 from .tasks.degradations import Degradation
@@ -167,7 +168,7 @@ class Trained:
 
 
 def train(
-    network: nn.Module,
+    network: Network,
     crops: Crops,
     recipe: Recipe,
     budget: Budget,
@@ -189,7 +190,7 @@ def train(
     Raises TrainingError where the loss is not finite, the checkpoint is another network's, or it cannot be saved.
     """
     device, dtype = crops.device, PRECISIONS[precision]
-    network.to(device, memory_format=torch.channels_last).train()
+    network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = copy.deepcopy(network).eval().requires_grad_(False)
     chosen = recipe.optimiser
     optimiser = OPTIMISERS[chosen.name](
@@ -254,7 +255,7 @@ def _average(learned: Sequence[list[Tensor]], kept: Sequence[list[Tensor]], weig
     """Move the first list's parameters towards the second's; buffers (ENLCA's random features) are copied, as a mean
     of random draws is none."""
     with torch.no_grad():
-        torch._foreach_lerp_(*learned, weight)
+        torch._foreach_lerp_(learned[0], learned[1], weight)
         for a, b in zip(*kept, strict=True):
             a.copy_(b)
 

@@ -226,7 +226,7 @@ def _read(path: Path, task: Task) -> torch.Tensor:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise StageError(f"{path}: has more than 8 bits per channel; convert it to 8 first")
-            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise StageError(f"{path}: has transparent pixels; lay it on a background first")
             upright = ImageOps.exif_transpose(image)
             pixels = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
