@@ -39,7 +39,7 @@ class Case:
     shape: of the first input ``(B, C, H, W)``, which gets a gradient
     targets: smallest ratios definition / ours on a CPU: of the time of a forward pass, of the time of forward and
         backward, and of the memory of each
-    outputs: all that is computed from the module and its inputs
+    outputs: computes all outputs from the module and its inputs
     others: the other inputs, from the first
     blocks: bounds of the scores held at a time, powers of 2, that the part "blocks" compares with the module's own
     """

@@ -1,6 +1,6 @@
 """The parts of the benchmark. Each yields records, one per measured number, which `__main__` writes to the csv.
 
-What a form holds of a CPU's memory is measured in a process of its own, so that nothing held or freed before counts:
+The memory that a form holds on a CPU is measured in a process of its own, so that nothing held or freed before counts:
 `python -m benchmarks.parts <arguments of held as JSON>` prints a line of JSON for each finding.
 """
 

@@ -92,7 +92,7 @@ def panet(colors: int = 3, blocks: int = 80, w: int = 64) -> Shapes:
 
 
 def edsr(scale: int, w: int, residual: str, last: int) -> str:
-    """What PA-EDSR and ENLCN have of EDSR; `residual` are the indices of the residual blocks."""
+    """The tensors that PA-EDSR and ENLCN share with EDSR; `residual` are the indices of the residual blocks."""
     return f"""
         [sub,add]_mean* 3 3 1 1
         head.0* {w} 3 3 3
@@ -298,7 +298,7 @@ SMALL = {
 
 
 def options_of(system: str) -> dict:
-    """What a released state dict leaves open."""
+    """The options that a released state dict leaves open."""
     return {"scale": 2} if system == "carn_m" else {}
 
 

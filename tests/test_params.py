@@ -141,7 +141,7 @@ COSINE = "{name: cosine, warm_up: 0.05}"
 BUDGET, SR_BUDGET = "profiles.quick.training.gray_denoise_25", "profiles.quick.training.sr_x2"
 PATH = "it must be a path below the project's folder"
 
-#: What is changed in the file, into what, and how the line about it begins.
+#: A text in the file, its replacement, and the beginning of the line about it.
 FAULTS = [
     # names and keys
     ("profile: quick", "profile: quik", "unknown profile 'quik' in profiles; did you mean 'quick'?"),

@@ -113,7 +113,7 @@ def clone(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def left_as_it_was(request):
-    """What a test changes in the clone, the next one does not see."""
+    """The next test does not see the changes that a test makes in the clone."""
     yield
     if "clone" in request.fixturenames:
         request.getfixturevalue("clone").shell("git checkout -q . && git clean -fdq")

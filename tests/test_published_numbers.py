@@ -137,7 +137,7 @@ def test_panet_stores_noisy_images(study):
     study.add("cbsd68", a=picture(64, 64, 3, seed=5))
     numbers = [("own_noise", "cbsd68", "50", f"{paper} color_denoise", "psnr") for paper in ("panet", "lir")]
     stored, drawn = study.measure(*numbers).value
-    assert stored > drawn + 0.3  # what is clipped is not as far off
+    assert stored > drawn + 0.3  # clipped values are not as far off
 
 
 def test_tiles_restore_like_the_whole_where_they_overlap_by_what_dncnn_sees():

@@ -28,7 +28,7 @@ from lib.training import Crops, read_checkpoint, train
 
 EDSR = "edsr_gray_denoise_25"
 
-#: What another machine need not have.
+#: Packages that another machine need not have.
 ABSENT = ("dvc", "papermill", "nbformat", "IPython", "jupyter_client", "matplotlib", "seaborn", "bm3d")
 
 
@@ -70,7 +70,7 @@ def clone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def returned(clone, tmp_path_factory) -> Path:
-    """What came back of a second visit, which went on with what came back unfinished of the first."""
+    """Results of a second visit, which continued from the unfinished ones of the first."""
     clone.shell(f"python -m lib pack {EDSR} --into first.tar")
     there = Remote(clone.folder / "first.tar", tmp_path_factory.mktemp("first"))
     assert there.visit(EDSR, 3) == f"{EDSR}: out of time; `python -m lib remote {EDSR}` goes on"

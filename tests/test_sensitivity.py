@@ -1,4 +1,4 @@
-"""What each choice of a convention is worth: choices whose effect is known, and the table made from them."""
+"""The effect of each choice of a convention: choices whose effect is known, and the table made from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every table is read against: the input, bicubic, non-local means, BM3D and DnCNN."""
+"""The baselines of every table: the input, bicubic, non-local means, BM3D and DnCNN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every network and every attention module of the study must do; what each does is the other tests' matter."""
+"""Contracts of every network and every attention module of the study; their own files test the rest."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""What a GPU computes otherwise than a CPU: the same numbers come out, and under autocast finite ones.
+"""Operations that a GPU computes otherwise than a CPU: the same numbers come out, and under autocast finite ones.
 
 `python -m pytest --noconftest -m gpu tests/models/test_gpu.py` also runs where there is little more than PyTorch. The
 networks' definitions are compared on a CPU too, and the kernel's box sums in Triton's interpreter.

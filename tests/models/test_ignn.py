@@ -52,7 +52,7 @@ ROWS = {
 
 
 def stand_in(x):
-    """What the released rows were made with in place of VGG19."""
+    """The embedding in place of VGG19 with which the released rows were made."""
     return torch.cat([x, x.square()], 1).repeat(1, 11, 1, 1)[:, :64]
 
 
@@ -153,7 +153,7 @@ def test_windowing_depends_on_the_image_alone():
 
 
 def test_a_size_first_seen_without_gradients_can_be_trained():
-    """What is kept between calls may have been made in inference mode."""
+    """Tensors kept between calls may have been made in inference mode."""
     x, index = torch.randn(1, 3, 26, 34), torch.randint(9, (1, 2, 13, 17))
     first_patches.cache_clear()
     with torch.inference_mode():
