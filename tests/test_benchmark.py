@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -250,9 +249,3 @@ def test_every_part_gets_the_names_and_the_seconds(monkeypatch):
     assert command.main([]) == 0
     assert [part for part, *_ in ran[2:]] == list(parts.PARTS) and ran[2][1:] == (list(CASES), 0)
     assert ran[-1][1] == params.Params().experiments
-
-
-def test_the_machine_names_files():
-    machine = measure.machine("cpu")
-    assert machine["name"] == machine["name"].lower() and machine["name"].endswith("-threads")
-    json.dumps(machine)
