@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.models import plain
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def fill(tensors: Sequence[Tensor | None], amplitudes: dict[int, float] | None = None) -> None:
@@ -23,6 +26,13 @@ def fill(tensors: Sequence[Tensor | None], amplitudes: dict[int, float] | None =
         a = (amplitudes or {}).get(p, a)
         index = torch.arange(tensor.numel(), dtype=torch.float64)
         tensor.data = (a * torch.sin(1 + 0.61803 * index + 7 * p)).float().view(tensor.shape)
+
+
+def randomised(module: Module, scale: float = 0.1) -> Module:
+    """The module, its parameters drawn from N(0, scale^2)."""
+    for tensor in module.parameters():
+        tensor.data.normal_(0, scale)
+    return module
 
 
 def wave(*shape: int) -> Tensor:

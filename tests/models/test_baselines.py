@@ -91,14 +91,6 @@ def test_bm3d_hands_images_to_the_package(monkeypatch):
     assert seen == [("gray", (9, 11), 0.2)] * 2 + [("colour", (9, 11, 3), 0.2)] * 2
 
 
-def test_dncnn_is_the_published_network():
-    state = models.build("dncnn").state_dict()
-    assert list(state) == [f"model.{2 * i}.{kind}" for i in range(17) for kind in ("weight", "bias")]
-    assert sum(tensor.numel() for tensor in state.values()) == 555_137
-    assert tuple(state["model.0.weight"].shape) == (64, 1, 3, 3)
-    assert tuple(state["model.32.weight"].shape) == (1, 64, 3, 3)
-
-
 def test_dncnn_predicts_the_noise():
     network = models.build("dncnn", colors=3, width=8, depth=4)
     x = torch.rand(1, 3, 12, 12)

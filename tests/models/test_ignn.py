@@ -13,7 +13,6 @@ from torch import nn
 from lib.models import ModelError, build, plain
 from lib.models.ignn import (
     IGNN,
-    INERT,
     FeatureGraph,
     GraphAggregation,
     difference_maps,
@@ -63,12 +62,6 @@ def assert_row(output, mean, std, values=()):
 def five(output):
     flat, n = output.detach().flatten(), output.numel()
     return flat[[0, n // 7, n // 3, n // 2, n - 1]].tolist()
-
-
-def randomised(module, scale=0.3):
-    for tensor in module.parameters():
-        tensor.data.normal_(0, scale)
-    return module
 
 
 @pytest.mark.parametrize("scale", ROWS)
@@ -186,44 +179,17 @@ def peak(function, x):
     return most
 
 
-@pytest.mark.parametrize(("scale", "total"), [(2, 47_152_233), (3, 50_102_633), (4, 49_512_553)])
-def test_parameters_of_the_published_networks(scale, total):
-    with torch.device("meta"):
-        network = IGNN(scale=scale)
-    shifts = 3 * 12  # of mean colours, 1x1 convolutions in the released code: before, behind, and VGG19's
-    assert sum(p.numel() for p in network.parameters()) + shifts == total
-    assert sum(p.numel() for p in network.aggregation.parameters()) == 2_843_906
-    assert sum(p.numel() for p in network.embedding.parameters()) + 12 == 38_732
-    assert not any(p.requires_grad for p in network.embedding.parameters())
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"scale": 4, "colors": 1, "image_skip": True, "embedding": "own"},
-        {"scale": 3, "adapn": False, "branch": "lr"},
-        {"edge_weights": "uniform", "branch": "hr"},
-        {"neighbours": 1},
-        {"neighbours": 0},
-    ],
-)
-def test_every_tensor_learns_and_the_trunk_starts_alike(options):
+@pytest.mark.parametrize("options", [{"branch": "lr"}, {"edge_weights": "uniform", "branch": "hr"}, {"neighbours": 0}])
+def test_the_trunk_of_an_ablation_starts_alike(options):
     def network(**options):
         torch.manual_seed(7)
         return build("ignn", width=8, blocks=2, **{"embedding": "random", **options})
 
     ablated = network(**options)
-    full = network(**{name: options[name] for name in ("scale", "colors", "image_skip") if name in options})
-    starts = full.state_dict()
+    starts = network().state_dict()
     for name, tensor in ablated.state_dict().items():
         if name not in ("fuse_lr.0.weight", "fuse_hr.0.weight") and not name.startswith("aggregation.edges"):
             assert torch.equal(tensor, starts[name]), name
-    for parameter in ablated.double().parameters():
-        parameter.data.normal_(0, 0.1)
-    ablated(torch.rand(2, options.get("colors", 3), 14, 13).double()).square().sum().backward()
-    trainable = {name: p.grad.norm() for name, p in ablated.named_parameters() if p.requires_grad}
-    without = {name for name, norm in trainable.items() if norm <= 1e-12 * max(trainable.values())}
-    assert without == {f"aggregation.{name}" for name in INERT} & set(trainable)
 
 
 def test_no_gradient_flows_through_the_graph():
@@ -245,12 +211,6 @@ def test_input_range_and_mean_colour_stay_inside():
     x = torch.rand(1, 3, 6, 6)
     torch.testing.assert_close(network(x), network.mean.expand(1, 3, 12, 12))
     torch.testing.assert_close(seen[0][:, 0], 255 * (x[:, 0] - 0.4488))
-
-
-def test_image_skip_starts_at_the_enlargement():
-    x = torch.rand(1, 3, 13, 15)
-    enlarged = F.interpolate(x, scale_factor=2, mode="bicubic", antialias=True)
-    torch.testing.assert_close(IGNN(width=4, blocks=2, embedding="random", image_skip=True)(x), enlarged)
 
 
 def test_initialisation_is_a_tenth_of_kaimings_embedding_included():
@@ -339,17 +299,6 @@ def test_vgg19_without_weights_does_not_run_but_loads():
     torch.testing.assert_close(network(x), given(x))
 
 
-@pytest.mark.parametrize("options", [{"embedding": "vgg"}, {"branch": "sr"}, {"edge_weights": "fixed"}, {"scale": 5}])
-def test_an_unknown_value_is_an_error_that_names_the_option(options):
-    with pytest.raises(ModelError, match=next(iter(options))):
-        build("ignn", width=4, blocks=2, **options)
-
-
-def test_more_neighbours_than_a_window_holds_is_an_error():
-    with pytest.raises(ValueError, match="neighbours 5"):
-        IGNN(width=4, blocks=2, window=2)
-
-
 def test_module_for_the_common_trunk():
     torch.manual_seed(11)
     network = build("ignn", common_trunk=True, width=8, blocks=2, scale=2, neighbours=3)
@@ -362,15 +311,3 @@ def test_module_for_the_common_trunk():
     for option in ("embedding", "branch"):
         with pytest.raises(ModelError, match=f"'{option}'"):
             build("ignn", common_trunk=True, **{option: "lr"})
-
-
-def test_trains_under_autocast():
-    torch.manual_seed(13)
-    network = IGNN(width=8, blocks=2, embedding="random")
-    x = torch.rand(1, 3, 16, 18)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = network(x)
-    y.float().square().mean().backward()
-    assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
-    with torch.no_grad():
-        assert (y - network(x)).abs().max() < 0.05
