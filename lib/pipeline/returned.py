@@ -35,13 +35,17 @@ DONE = {"train": "log.csv", "evaluate": "images.csv"}
 
 def returned(params: Params, stage: str, experiment: str) -> Returned | None:
     """Results that came back for a stage of an experiment in its present version; None where it is computed here."""
-    if not (ELSEWHERE / experiment / DONE[stage]).exists():
+    folder = ELSEWHERE / experiment
+    if (
+        not (folder / DONE[stage]).exists()
+        or json.loads((folder / "version.json").read_text())["profile"] != params.profile
+    ):
         return None
     stages = ("train",) if stage == "train" else ("train", "evaluate")  # numbers are those of their own weights
     if differs := difference(params, experiment, stages):
         print(f"{differs} from what {ELSEWHERE.name}/{experiment} was made with, so it is done here")
         return None
-    return Returned(ELSEWHERE / experiment)
+    return Returned(folder)
 
 
 class Returned:
