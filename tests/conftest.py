@@ -34,6 +34,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def uninitialised_is_nan():
     torch.use_deterministic_algorithms(True)  # PyTorch then fills what it allocates

@@ -141,7 +141,6 @@ def test_panet_stores_noisy_images(study):
 
 
 def test_tiles_restore_like_the_whole_where_they_overlap_by_what_dncnn_sees():
-    torch.manual_seed(0)
     network = models.build("dncnn", width=4).eval()
     for weight in (p for p in network.parameters() if p.ndim > 1):
         torch.nn.init.kaiming_normal_(weight)  # so that the farthest pixel counts

@@ -12,7 +12,6 @@ from lib.models.enlca import ENLCA, ENLCN, random_features
 
 
 def test_mechanism_shows_the_weights_of_the_forward_pass():
-    torch.manual_seed(10)
     network = ENLCN(scale=1, width=16, blocks=2, every=2)
     image = torch.rand(1, 3, 6, 8)
     shown = mechanism(network, image, [(row, column) for row in range(6) for column in range(8)])
@@ -48,7 +47,6 @@ def test_the_error_of_features_falls_with_their_number_and_grows_with_the_amplif
 
 def test_orthogonal_features_of_few_dimensions_need_random_signs():
     """As released, their directions are not uniform: an error that no number of features takes away."""
-    torch.manual_seed(14)
     found = approximation_in(ENLCA(16), torch.randn(1, 16, 16, 16))
     biased, unbiased = (found[f"error_{kind}"][0] for kind in ("orthogonal", "random_signs"))
     assert unbiased[-1] < 0.35 * unbiased[0]
@@ -56,7 +54,6 @@ def test_orthogonal_features_of_few_dimensions_need_random_signs():
 
 
 def test_the_error_of_features_is_that_of_the_module():
-    torch.manual_seed(12)
     module, x = ENLCA(16, k=4, features=64, branch_scale=1), torch.randn(1, 16, 8, 8)
     draws = []
     for draw in range(DRAWS):

@@ -179,7 +179,6 @@ def test_what_is_in_the_identity_is_not_added():
 
 @pytest.mark.parametrize(("branch", "heads"), [("both", 2), ("lr", 1), ("hr", 1)])
 def test_a_graph_whose_output_is_joined_to_the_features(branch, heads):
-    torch.manual_seed(0)
     network = build("ignn", width=8, blocks=2, branch=branch, embedding="own").eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)

@@ -10,7 +10,6 @@ from lib.models import build
 
 @pytest.mark.parametrize("patch", [1, 3])
 def test_mechanism_shows_the_weights_of_the_forward_pass_on_each_level(patch):
-    torch.manual_seed(4)
     network = build("panet", width=8, blocks=2, patch=patch, scales=(1, 0.8, 0.6))
     for parameter in network.parameters():
         parameter.data.normal_(0, 0.3)

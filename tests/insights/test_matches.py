@@ -13,7 +13,6 @@ from lib.tasks.degradations import resize
 
 @pytest.mark.parametrize("branch", ["both", "lr", "hr"])
 def test_mechanism_shows_the_graph_of_the_forward_pass(branch):
-    torch.manual_seed(12)
     network = build("ignn", width=8, blocks=2, embedding="random", neighbours=3, branch=branch)
     for parameter in network.parameters():
         parameter.data.normal_(0, 0.2)
@@ -39,7 +38,6 @@ def test_mechanism_shows_the_graph_of_the_forward_pass(branch):
 
 
 def test_the_weights_of_a_pixel_are_those_of_its_patchs_matches():
-    torch.manual_seed(13)
     module, x = FeatureGraph(8, neighbours=3, window=4), torch.randn(1, 8, 20, 25)
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.5)

@@ -7,7 +7,6 @@ SMALL = {"width": 8, "blocks": (1, 1, 1, 1, 1)}
 
 
 def test_degradation_is_what_the_network_subtracts():
-    torch.manual_seed(7)
     network = build("lir", **SMALL)
     for tensor in network.parameters():
         tensor.data.normal_(0, 0.1)

@@ -34,7 +34,6 @@ def test_mean_colour_is_taken_away_and_added():
 
 
 def test_trunk_is_what_its_options_say():
-    torch.manual_seed(1)
     x = torch.rand(1, 1, 6, 5)
     trunk = randomised(
         Trunk(1, 4, 2, attention=lambda width: conv(width, width), positions=(0, 1, 2), image_residual=True)
@@ -54,7 +53,6 @@ def test_activations_are_tied_on_request(tied, slopes):
 
 
 def test_res_scale_scales_the_branch():
-    torch.manual_seed(2)
     block, x = ResBlock(3, nn.ReLU(), 0.1), torch.randn(1, 3, 4, 4)
     torch.testing.assert_close(block(x), x + 0.1 * block.body(x))
 
@@ -78,7 +76,6 @@ def full_score_matrix(module: NonLocal, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("size", [(16, 12), (7, 13), (1, 1)])
 def test_non_local_equals_the_full_score_matrix(heads, size):
-    torch.manual_seed(3)
     module = randomised(NonLocal(6, inner=8, heads=heads), 0.5)
     x, direction = torch.randn(2, 2, 6, *size).unbind(0)
     found = []

@@ -114,7 +114,6 @@ def test_stage_equals_its_definitions(case, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_memory_format_changes_nothing(variant):
-    torch.manual_seed(0)
     module = random_stage(heads=2, dtype=torch.float64, max_scores=900, **VARIANTS[variant])
     x, direction = torch.randn(2, 2, 5, 12, 16, dtype=torch.float64).unbind(0)
     expected = output_and_gradients(module, x, direction)
@@ -127,7 +126,6 @@ def test_memory_format_changes_nothing(variant):
 @pytest.mark.parametrize("size", [(24, 32), (21, 30)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stage_in_single_precision(variant, size):
-    torch.manual_seed(1)
     module = random_stage(8, heads=2, **VARIANTS[variant])
     x, direction = torch.randn(2, 2, 8, *size).unbind(0)
     with plain():
@@ -143,7 +141,6 @@ def test_stage_in_single_precision(variant, size):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_heads_at_once_equal_one_after_the_other(variant):
-    torch.manual_seed(3)
     module, x = random_stage(heads=6, dtype=torch.float64, **VARIANTS[variant]), torch.randn(2, 5, 13, 9).double()
     expected = module.aggregate(x, 6)
     for parts in (1, 2):
@@ -184,7 +181,6 @@ def test_unfolded_features_stay_small():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_untrained_modules_get_no_gradient(variant):
-    torch.manual_seed(4)
     module = MGFAM(6, heads=2, patch=3, stride=2, **VARIANTS[variant])
     module(torch.rand(2, 6, 13, 10)).square().mean().backward()
     untrained = {name for key in UNTRAINED if key in variant for name in UNTRAINED[key]} | set(UNUSED)
@@ -196,7 +192,6 @@ def test_untrained_modules_get_no_gradient(variant):
 
 
 def test_ablations_do_what_they_say():
-    torch.manual_seed(5)
     x = torch.randn(1, 5, 16, 12, dtype=torch.float64)
 
     def graph(**options):
@@ -223,7 +218,6 @@ def test_ablations_do_what_they_say():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shown_weights_are_those_that_gather(variant):
-    torch.manual_seed(7)
     module, x = random_stage(heads=2, dtype=torch.float64, **VARIANTS[variant]), torch.randn(1, 5, 13, 10).double()
     patches = F.unfold(module.node(x), 7, padding=3).unflatten(1, (2, -1))[0]
     pasted = F.fold((patches @ insights.weights(module, x).mT).flatten(0, 1), x.shape[2:], 7, padding=3, stride=4)
@@ -242,7 +236,6 @@ def test_query_without_neighbours_gives_zeros(variant):
 
 
 def test_mechanism_shows_the_graph_of_one_head():
-    torch.manual_seed(7)
     network, points = build("dagl", **SMALL), [(0, 0), (19, 16), (9, 9)]
     found = mechanism(network, torch.rand(1, 1, 20, 17), points, stage=1, head=1)
     assert found["kept"].shape == (10, 9) and found["weights"].shape == (3, 20, 17)
@@ -273,7 +266,6 @@ def test_rows_share_the_weights_of_all_layers_but_the_stages():
 
 @pytest.mark.parametrize("form", ["fast", "plain"])
 def test_mixed_precision_keeps_scores_in_single(form):
-    torch.manual_seed(8)
     module, x = random_stage(heads=1), torch.randn(1, 5, 12, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16), plain() if form == "plain" else contextlib.nullcontext():
         assert module.aggregate(x, 1).dtype == torch.float32

@@ -95,7 +95,6 @@ def test_agrees_with_the_released_module(scale, max_scores):
     [(2, (9, 12), {}), (2, (11, 30), {"window": 4}), (3, (7, 16), {"window": 3, "neighbours": 2}), (3, (6, 9), {})],
 )
 def test_matches_are_those_of_all_distances(scale, sons, options, max_scores):
-    torch.manual_seed(0)
     embedded = torch.rand(2, 5, *(scale * side for side in sons), dtype=torch.float64)
     match = partial(match_patches, embedded, torch.rand(2, 5, *sons, dtype=torch.float64), scale, **options)
     graph = match(max_scores=max_scores)
@@ -121,7 +120,6 @@ def test_pasted_patches_are_those_of_the_expanded_form(monkeypatch, scale, sons,
 
 @pytest.mark.parametrize("max_scores", [2**23, 5000, 1])
 def test_matches_are_the_nearest_of_the_window(max_scores):
-    torch.manual_seed(1)
     embedded, small = torch.rand(1, 4, 60, 84), torch.rand(1, 4, 30, 42)
     graph = match_patches(embedded, small, 2, neighbours=3, window=7, max_scores=max_scores)
     queries, sons = (unfold(t.double())[0].flatten(1) for t in (embedded, small))
@@ -137,7 +135,6 @@ def test_matches_are_the_nearest_of_the_window(max_scores):
 
 
 def test_windowing_depends_on_the_image_alone():
-    torch.manual_seed(2)
     embedded, small = torch.rand(1, 3, 40, 48), torch.rand(1, 3, 20, 24)
     before = match_patches(embedded, small, 2, window=5).matches
     match_patches(embedded[:, :, :16, :16], small[:, :, :8, :8], 2, window=5)  # small enough to be searched whole
@@ -156,7 +153,6 @@ def test_a_size_first_seen_without_gradients_can_be_trained():
 
 
 def test_memory_is_a_sixth_of_the_expanded_form():
-    torch.manual_seed(5)
     x, embedded, small = torch.randn(1, 16, 40, 40), torch.rand(1, 16, 40, 40), torch.rand(1, 16, 20, 20)
 
     def pasted(x):
@@ -193,7 +189,6 @@ def test_the_trunk_of_an_ablation_starts_alike(options):
 
 
 def test_no_gradient_flows_through_the_graph():
-    torch.manual_seed(8)
     embedded, small = torch.rand(1, 4, 12, 12, requires_grad=True), torch.rand(1, 4, 6, 6, requires_grad=True)
     x = torch.randn(1, 4, 12, 12, requires_grad=True)
     sum(y.sum() for y in GraphAggregation(4, 4, 2, 5, "both")(x, embedded, small)).backward()
@@ -214,7 +209,6 @@ def test_input_range_and_mean_colour_stay_inside():
 
 
 def test_initialisation_is_a_tenth_of_kaimings_embedding_included():
-    torch.manual_seed(9)
     network = IGNN(width=64, blocks=2, embedding="random")
     assert network.embedding.conv1.weight.std().item() == pytest.approx(0.1 * (2 / 27) ** 0.5, rel=0.1)
     assert network.body1[0].body[0].weight.std().item() == pytest.approx(0.1 * (2 / 576) ** 0.5, rel=0.02)
@@ -300,7 +294,6 @@ def test_vgg19_without_weights_does_not_run_but_loads():
 
 
 def test_module_for_the_common_trunk():
-    torch.manual_seed(11)
     network = build("ignn", common_trunk=True, width=8, blocks=2, scale=2, neighbours=3)
     module = next(part for part in network.body if isinstance(part, FeatureGraph))
     x = torch.randn(2, 8, 13, 17)
