@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.signal import convolve2d
 
 from lib.measuring.metrics import CHANNELS, CONVENTIONS, Convention, ConventionError, luma, psnr, published, ssim
@@ -19,11 +18,6 @@ def pair(channels: int = 3, height: int = 40, width: int = 33) -> tuple[torch.Te
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(channels, height, width, generator=generator)
     return target + 0.1 * torch.randn(target.shape, generator=generator), target
-
-
-def read(path, gray: bool = False) -> torch.Tensor:
-    pixels = np.asarray(Image.open(path).convert("RGB"))[:, :, : 1 if gray else 3]
-    return torch.from_numpy(np.moveaxis(pixels, 2, 0).copy()).float() / 255
 
 
 def reference_ssim(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> float:
@@ -160,73 +154,3 @@ def test_published_conventions():
     assert published("dagl", "jpeg").cut(image).shape == image.shape
     with pytest.raises(ConventionError, match="no convention of 'edsr' for 'sr'; known: dagl"):
         published("edsr", "sr")
-
-
-def averages(pairs, how: Convention) -> tuple[float, float]:
-    values = [how.measure(restored, target) for restored, target in pairs]
-    return float(np.mean([v["psnr"] for v in values])), float(np.mean([v["ssim"] for v in values]))
-
-
-@pytest.mark.parametrize(("quality", "psnr_published", "ssim_published"), [(10, 27.82, 0.7800), (40, 32.43, 0.9011)])
-def test_jpeg_of_classic5(mirror, quality, psnr_published, ssim_published):
-    jpeg = degradations.build("jpeg", quality=quality)
-    images = [read(file, gray=True) for file in sorted((mirror / "classic5").iterdir())]
-    pairs = [(jpeg(image[None], None), image) for image in images]
-    db, similarity = averages(pairs, Convention("gray", quantise=True, window="uniform"))
-    assert db == pytest.approx(psnr_published, abs=0.005)
-    assert similarity == pytest.approx(ssim_published, abs=0.00005)
-
-
-def test_jpeg_of_live1(mirror):
-    jpeg = degradations.build("jpeg", quality=10)
-    images = [read(file, gray=True) for file in sorted((mirror / "live1" / "gray_y").iterdir())]
-    pairs = [(jpeg(image[None], None), image) for image in images]
-    assert averages(pairs, Convention("gray", quantise=True, window="uniform")) == (
-        pytest.approx(27.77, abs=0.005),
-        pytest.approx(0.7905, abs=0.00005),
-    )
-
-
-def test_inputs_of_rain100l(mirror):
-    how = Convention("y", quantise=True)
-    files = sorted((mirror / "rain100l" / "input").iterdir())
-    values = [psnr(*(how.planes(read(f)) for f in (file, file.parent.parent / "target" / file.name))) for file in files]
-    assert len(files) == 100
-    assert np.mean(values) == pytest.approx(26.90, abs=0.005)
-
-
-def test_inputs_of_cc15(mirror):
-    files = sorted((mirror / "cc15").glob("*_real.webp"))
-    pairs = [(read(file), read(file.with_name(file.name.replace("_real", "_mean")))) for file in files]
-    assert len(files) == 15
-    assert averages(pairs, Convention("rgb", quantise=True))[0] == pytest.approx(33.41, abs=0.005)
-
-
-@pytest.mark.parametrize(
-    ("scale", "of_files", "psnr_published", "ssim_published"),
-    [(2, 33.64, 33.66, 0.9299), (3, 30.39, 30.39, 0.8682), (4, 28.42, 28.42, 0.8104)],
-)
-def test_bicubic_of_set5(mirror, scale, of_files, psnr_published, ssim_published):
-    """From the published files, and the published rows: bicubic there and back on the rounded Y, without rounding."""
-    colour, published_way = [], []
-    for file in sorted((mirror / "set5" / "HR").iterdir()):
-        high, low = read(file), read(mirror / "set5" / f"LR_x{scale}" / file.name)
-        high = high[:, : high.shape[1] // scale * scale, : high.shape[2] // scale * scale]
-        colour.append((degradations.resize(low[None], up=scale, rounding="both"), high))
-        gray = torch.from_numpy(Convention("y8").planes(high))
-        there = degradations.resize(gray[None], down=scale)
-        published_way.append((degradations.resize(there, up=scale), gray))
-    assert averages(colour, Convention("y8", scale, True))[0] == pytest.approx(of_files, abs=0.005)
-    assert averages(published_way, Convention("gray", scale, True)) == (
-        pytest.approx(psnr_published, abs=0.005),
-        pytest.approx(ssim_published, abs=0.00005),
-    )
-
-
-def test_bicubic_of_set14(mirror):
-    pairs = []
-    for file in sorted((mirror / "set14" / "HR").iterdir()):
-        high, low = read(file), read(mirror / "set14" / "LR_x4" / file.name)
-        high = high[:, : high.shape[1] // 4 * 4, : high.shape[2] // 4 * 4]
-        pairs.append((degradations.resize(low[None], up=4, rounding="both"), high))
-    assert averages(pairs, Convention("y8", 4, True))[0] == pytest.approx(26.08, abs=0.01)

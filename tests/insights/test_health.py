@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from oracles import randomised
 from PIL import Image
 from torch import nn
 
@@ -179,9 +180,7 @@ def test_what_is_in_the_identity_is_not_added():
 
 @pytest.mark.parametrize(("branch", "heads"), [("both", 2), ("lr", 1), ("hr", 1)])
 def test_a_graph_whose_output_is_joined_to_the_features(branch, heads):
-    network = build("ignn", width=8, blocks=2, branch=branch, embedding="own").eval()
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
+    network = randomised(build("ignn", width=8, blocks=2, branch=branch, embedding="own").eval())
     image = torch.rand(1, 3, 24, 24)
     with torch.inference_mode():
         restored = network(image)

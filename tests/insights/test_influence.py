@@ -1,5 +1,6 @@
 import pytest
 import torch
+from oracles import randomised
 
 from lib.insights import influence, mechanism
 from lib.models import build
@@ -23,10 +24,8 @@ def test_influence_is_the_norm_of_the_jacobian():
 @pytest.mark.parametrize("name", ["edsr", "dagl", "panet", "enlca", "ignn"])
 def test_every_module_in_the_common_trunk_shows_its_influence(name):
     options = {"attention": "nl"} if name == "edsr" else {"common_trunk": True}
-    network = build(name, colors=1, width=8, blocks=2, **options)
+    network = randomised(build(name, colors=1, width=8, blocks=2, **options))
     torch.manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
     maps = mechanism(network.eval(), torch.rand(1, 1, 12, 14), [(3, 4), (8, 9)])["influence"]
     assert maps.shape == (2, 12, 14) and bool(maps.isfinite().all()) and float(maps.amax()) > 0
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import randomised
 
 from lib.insights import attended, mechanism, weights
 from lib.models import build
@@ -10,9 +11,7 @@ from lib.models import build
 
 @pytest.mark.parametrize("patch", [1, 3])
 def test_mechanism_shows_the_weights_of_the_forward_pass_on_each_level(patch):
-    network = build("panet", width=8, blocks=2, patch=patch, scales=(1, 0.8, 0.6))
-    for parameter in network.parameters():
-        parameter.data.normal_(0, 0.3)
+    network = randomised(build("panet", width=8, blocks=2, patch=patch, scales=(1, 0.8, 0.6)), 0.3)
     image = torch.rand(1, 3, 7, 9)
     shown = mechanism(network, image, [(row, column) for row in range(7) for column in range(9)])
     assert {key: value.shape[1:] for key, value in shown.items()} == {

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import randomised
 
 from lib.insights import mechanism, weights
 from lib.models import build
@@ -13,9 +14,7 @@ from lib.tasks.degradations import resize
 
 @pytest.mark.parametrize("branch", ["both", "lr", "hr"])
 def test_mechanism_shows_the_graph_of_the_forward_pass(branch):
-    network = build("ignn", width=8, blocks=2, embedding="random", neighbours=3, branch=branch)
-    for parameter in network.parameters():
-        parameter.data.normal_(0, 0.2)
+    network = randomised(build("ignn", width=8, blocks=2, embedding="random", neighbours=3, branch=branch), 0.2)
     image, points = torch.rand(1, 3, 24, 33), [(0, 0), (5, 8), (23, 32)]
     shown = mechanism(network, image, points)
     present = [f"weight_{side}" for side in ("lr", "hr") if branch in ("both", side)]
@@ -38,9 +37,7 @@ def test_mechanism_shows_the_graph_of_the_forward_pass(branch):
 
 
 def test_the_weights_of_a_pixel_are_those_of_its_patchs_matches():
-    module, x = FeatureGraph(8, neighbours=3, window=4), torch.randn(1, 8, 20, 25)
-    for parameter in module.parameters():
-        parameter.data.normal_(0, 0.5)
+    module, x = randomised(FeatureGraph(8, neighbours=3, window=4), 0.5), torch.randn(1, 8, 20, 25)
     found = weights(module, x)
     assert found.shape == (1, 20 * 25, 5 * 6)  # the copy of 20 x 26 pixels has 10 x 13
     torch.testing.assert_close(found.sum(2), torch.ones(1, 500))
