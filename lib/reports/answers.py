@@ -97,6 +97,24 @@ def with_similarity(report: Report, better: str, worse: str, name: str) -> str:
     )
 
 
+def who_acts(report: Report) -> str:
+    """Which rows' attention acts and which does not, with the share of modules over all seeds where it is a part of
+    them; nothing where no evaluation recorded it."""
+    measured = report.acts[report.acts.str.fullmatch(r"yes|no|\d+ of \d+")]
+    if measured.empty:
+        return ""
+    shares = {row: f" ({acts} modules)" if " of " in acts else "" for row, acts in measured.items()}
+    named = {
+        acts: [f"{report.labels[row]}{share}" for row, share in shares.items() if bool(report.tested[row]) == acts]
+        for acts in (True, False)
+    }
+    clauses = {
+        True: "attention acts in {}",
+        False: "it does not act in {}" if named[True] else "attention acts in none of {}",
+    }
+    return "; ".join(clauses[acts].format(text.listed(rows)) for acts, rows in named.items() if rows)
+
+
 def count(which: pd.Series) -> str:
     """How many are: "none is", "1 is", "3 are"."""
     found = int(which.sum())
@@ -110,6 +128,7 @@ def dagl_ablation(report: Report) -> list[str]:
     same = (run.difference > 0) == (run.published > 0)
     resolved = run.verdict.isin((HOLDS, REVERSED))
     return [
+        who_acts(report),
         report.outcome(full, f"{full}-nl", ("DAGL's graph", "plain non-local attention with one head in its place")),
         report.outcome(full, "edsr_gray_denoise_25", ("DAGL", "its trunk without attention")),
         f"of the {len(run)} differences that the paper's Table 5 implies, {count(resolved)} resolved here and "

@@ -38,7 +38,8 @@ class Report:
         self.images = pd.read_csv(source / "images.csv")
         self.rows = pd.read_csv(source / "rows.csv", index_col=0)
         self.costs = pd.read_csv(source / "costs.csv", index_col=0)
-        self.acts = pd.read_csv(source / "acts.csv", index_col=0, keep_default_na=False).acts
+        acting = pd.read_csv(source / "acts.csv", index_col=0, keep_default_na=False)
+        self.acts, self.tested = acting.acts, acting.tested
         self.verdicts = pd.read_csv(source / "verdicts.csv", dtype={"reason": str, "source": str})
         self.verdicts = self.verdicts.fillna({"reason": "", "source": ""})
         self.fields = pd.read_csv(source / "field.csv")

@@ -41,6 +41,7 @@ def test_an_inactive_module_is_not_tested(made_up):
     made.row(NL, 29.0, acts=0.3)
     report = made.report("dagl_ablation")
     assert "attention that does not act is not tested" in report.said()
+    assert report.said().startswith("Attention acts in DAGL, single-head non-local; it does not act in DAGL. ")
     assert "not tested: the attention of DAGL does not act" in report.claims().data
     assert "| DAGL | reference |  | 31.15 | no |" in report.table().data
 
