@@ -1,10 +1,12 @@
-"""A real HTTP server on the loopback that continues files, and misbehaves as a test asks."""
+"""A misbehaving world: a real HTTP server on the loopback that continues files, and a full disk."""
 
 from __future__ import annotations
 
 import contextlib
+import resource
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -71,3 +73,14 @@ class Site:
             time.sleep(values[1] if kind == "slow" else 0)
         if kind == "stall":
             time.sleep(values[1])
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Let writing beyond `size` bytes fail, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import multiprocessing
-import resource
 import socket
 import stat
 import tarfile
@@ -17,6 +15,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from loopback import no_file_larger_than
 
 from lib.images.fetch import CHUNK, Fetcher, Hopeless, extract
 from lib.images.sets import SetError
@@ -164,16 +163,6 @@ def test_an_unreachable_host_ends_everything_and_an_address_that_is_none_is_a_li
         port = free.getsockname()[1]
     fails(get, "refused", "3 tries", "mirror", kind=Hopeless, url=f"http://127.0.0.1:{port}/x.png")
     fails(get, url="gopher://x/y.png")
-
-
-@contextlib.contextmanager
-def no_file_larger_than(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_line_and_the_part_is_continued_later(get, site, part):

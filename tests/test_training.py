@@ -1,8 +1,6 @@
 """Training: what a crop is, what a step does, and that an interrupted run ends like an uninterrupted one."""
 
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +8,7 @@ from itertools import count
 
 import pytest
 import torch
+from loopback import no_file_larger_than
 
 from lib.models import build
 from lib.params import Budget, Recipe
@@ -105,12 +104,6 @@ def test_it_learns(tmp_path):
     assert result.log[-1]["psnr"] > result.log[0]["psnr"] + 6
 
 
-def test_the_same_run_twice_gives_the_same_weights(tmp_path):
-    first, second = run(tmp_path / "a.pt"), run(tmp_path / "b.pt")
-    assert first.log == second.log
-    assert all(torch.equal(first.weights[key], second.weights[key]) for key in first.weights)
-
-
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path):
     clean = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     validation = Validation(clean + 0.1, clean)
@@ -132,32 +125,24 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path):
 
 
 SCRIPT = """
-import sys, time, torch
-torch.set_num_threads(1)
+import sys
 sys.path[:0] = ["tests"]
 from pathlib import Path
-from test_training import BUDGET, RECIPE, Budget, crops, network, train
-budget = Budget(400, BUDGET.batch, BUDGET.crop, BUDGET.lr, BUDGET.ema)
-result = train(network(), crops(), RECIPE, budget, 1, Path(sys.argv[1]), clock=time.monotonic, save_every=0.02)
-torch.save(result.weights, sys.argv[2])
+from test_training import run, torch
+torch.set_num_threads(1)
+run(Path(sys.argv[1]), 400, save_every=0.02)
 """
 
 
 def test_kill_9_loses_nothing(tmp_path):
-    def start(name):
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / f"{name}.ckpt", tmp_path / f"{name}.pt"])
-
-    assert start("whole").wait() == 0
-    killed = start("killed")
-    while not (tmp_path / "killed.ckpt").exists():
-        time.sleep(0.005)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed.pt").exists()
-    assert read_checkpoint(tmp_path / "killed.ckpt")["step"] < 400
-    assert start("killed").wait() == 0
-    whole, resumed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    checkpoint = tmp_path / "killed"
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, checkpoint]) as killed:
+        while not checkpoint.exists() and killed.poll() is None:
+            time.sleep(0.005)
+        killed.kill()
+    assert read_checkpoint(checkpoint)["step"] < 400
+    whole, resumed = run(tmp_path / "whole", 400), run(checkpoint, 400)
+    assert all(torch.equal(whole.weights[key], resumed.weights[key]) for key in whole.weights)
 
 
 def test_random_features_are_not_averaged(tmp_path):
@@ -183,7 +168,7 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path):
         train(other, crops(), RECIPE, BUDGET, 1, tmp_path / "c.pt", clock=time.monotonic)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", *range(0, 100, 7)])
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", *range(0, 100, 20)])
 def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     path = tmp_path / "c.pt"
     run(path, steps=2)
@@ -239,10 +224,6 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path):
 
 
 def test_a_really_full_disk_stops_training_and_leaves_no_half_file(tmp_path):
-    script = SCRIPT.replace("import sys", "import resource, sys").replace(
-        "result =", "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nresult ="
-    )
-    command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + script]
-    ended = subprocess.run([*command, tmp_path / "c.ckpt", tmp_path / "w.pt"], capture_output=True, text=True)
-    assert ended.returncode == 1 and "could not be saved" in ended.stderr.splitlines()[-1]
+    with no_file_larger_than(4096), pytest.raises(TrainingError, match="could not be saved"):
+        run(tmp_path / "c.ckpt", save_every=0.0)
     assert list(tmp_path.iterdir()) == []
