@@ -1,4 +1,4 @@
-"""Values that the released modules give for a fixed fill of their weights and a fixed input."""
+"""Inputs and references that tests share, among them the values that the released modules give for a fixed fill."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+from skimage import data
 from torch import Tensor, nn
 
 from lib.models import plain
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def photographs(count: int = 3, side: int = 64, colors: int = 3) -> Tensor:
+    """Parts of one photograph, ``(count, colors, side, side)`` in [0, 1]."""
+    chelsea = torch.from_numpy(data.chelsea()).movedim(2, 0)[:colors].float() / 255
+    return torch.stack([chelsea[:, 30 * i : 30 * i + side, 40 * i : 40 * i + side] for i in range(count)])
 
 
 def fill(tensors: Sequence[Tensor | None], amplitudes: dict[int, float] | None = None) -> None:

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracles import photographs
 from PIL import Image
-from skimage import data
 
 from lib.tasks import degradations
 from lib.tasks.degradations import DEGRADATIONS, DegradationError, build, resize
@@ -28,11 +28,6 @@ EXAMPLES = {
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def photographs(count: int = 3, side: int = 64) -> torch.Tensor:
-    chelsea = torch.from_numpy(data.chelsea()).movedim(2, 0).float() / 255
-    return torch.stack([chelsea[:, 30 * i : 30 * i + side, 40 * i : 40 * i + side] for i in range(count)])
 
 
 # --- building -----------------------------------------------------------------------------------------------------

@@ -74,16 +74,12 @@ def test_tiles_of_a_mosaic_overlap_enough_and_cover_it():
         assert spans[0][2] == 0 and spans[-1][3] == spans[-1][1] == size
 
 
-def test_without_a_tile_the_image_stays_whole():
-    image, seen = torch.rand(1, 1, 50, 60), []
-    restore(Watch(seen), image, None, 0)
-    assert seen == [50 * 60]
-
-
 def test_memory_follows_the_tile_not_the_image():
-    seen = []
-    restore(Watch(seen), torch.rand(1, 1, 200, 300), tile=32, overlap=8)
+    image, seen = torch.rand(1, 1, 200, 300), []
+    restore(Watch(seen), image, tile=32, overlap=8)
     assert max(seen) <= 32 * 32
+    restore(Watch(seen), image, tile=None, overlap=0)
+    assert seen[-1] == image.numel()
 
 
 def test_the_self_ensemble_is_the_mean_over_eight_undone_transforms():

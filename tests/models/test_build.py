@@ -109,7 +109,7 @@ def test_options_are_known_by_following_them_on_their_way_down(monkeypatch):
         ("enlca", {"contrastive_ranks": "top"}),
         *[("dncnn", {key: 0}) for key in ("depth", "width")],
         *[("nlm", {key: -1}) for key in ("sigma", "patch_size", "patch_distance", "h")],
-        ("nlm", {"patch_size": 4}),
+        *[("nlm", option) for option in ({"patch_size": 4}, {"colors": 2})],
         *[("imdn", {key: 1}) for key in ("scale", "width")],
         *[("carn_m", {key: -1}) for key in ("scale", "width", "groups")],
     ],

@@ -89,6 +89,7 @@ def output_and_gradients(module, x, direction) -> list[torch.Tensor]:
 EXACT = {  # size, options
     "every column": ((12, 16), {}),
     "odd": ((13, 9), {}),
+    "larger": ((21, 30), {}),
     "patch 5": ((5, 22), {"patch": 5, "stride": 3}),
     "patch 3": ((9, 7), {"patch": 3, "stride": 1}),
     "less than a patch": ((3, 2), {}),
@@ -121,22 +122,6 @@ def test_memory_format_changes_nothing(variant):
     x = x.contiguous(memory_format=torch.channels_last)
     for a, b in zip(output_and_gradients(module, x, direction), expected, strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("size", [(24, 32), (21, 30)])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_stage_in_single_precision(variant, size):
-    module = random_stage(8, heads=2, **VARIANTS[variant])
-    x, direction = torch.randn(2, 2, 8, *size).unbind(0)
-    with plain():
-        expected = output_and_gradients(module, x, direction)
-    scale = max(gradient.norm() for gradient in expected[2:])
-    for max_scores in (2**23, 20_000):
-        module.max_scores = max_scores
-        found = output_and_gradients(module, x, direction)
-        assert (found[0] - expected[0]).norm() <= 1e-5 * expected[0].norm()
-        for a, b in zip(found[1:], expected[1:], strict=True):
-            assert (a - b).norm() <= 1e-4 * a.norm() + 1e-6 * scale
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
