@@ -299,13 +299,10 @@ def test_a_fault_is_one_line_that_names_its_key(tmp_path, old, new, message):
 #: Model, task, and options that it does not take, or none where it cannot do the task.
 REFUSED = [
     *(("dagl", "gray_denoise_25", options) for options in (
-        'heads: "3"', "heads: 3.5", "heads: -1", "heads: 0", "heads: null", "attention: foo", "attention: 1",
-        "weights: papr", "patch: 4", "stride: 99", "stages: 0", "blocks: -1", "width: 0", "width: [16]",
-        "image_skip: no", "image_skip: off", "image_skip: yes", "image_skip: 1", "no_threshold: -3")),
-    *(("panet", "color_denoise_30", options) for options in (
-        "scales: [1, 0]", "scales: [2]", "scales: []", 'scales: "1, 0.9"', "positions: foo", "patch: 0")),
-    *(("enlca", "sr_x2", options) for options in ('k: "6"', "features: 0", "contrastive: no", "every: 0")),
-    *(("ignn", "sr_x2", options) for options in ("neighbours: -1", "embedding: foo", "edge_weights: foo")),
+        'heads: "3"', "heads: 3.5", "heads: 0", "heads: null", "attention: foo", "stride: 99", "width: [16]",
+        "image_skip: no", "image_skip: off", "image_skip: 1")),
+    *(("panet", "color_denoise_30", options) for options in ("scales: [1, 0]", "scales: []", 'scales: "1, 0.9"')),
+    *(("enlca", "sr_x2", options) for options in ('k: "6"', "contrastive: no")), ("ignn", "sr_x2", "embedding: foo"),
     *((model, task, "") for model, task in (
         ("dagl", "sr_x2"), ("lir", "sr_x2"), ("ignn", "gray_denoise_25"), ("ignn", "color_denoise_30"),
         ("bicubic", "gray_denoise_25"), ("bicubic", "sr_x2"), ("nlm", "demosaic"))),

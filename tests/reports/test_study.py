@@ -35,14 +35,16 @@ def test_the_answer_counts_what_is_resolved_as_published(made_up):
     assert "Of the 2 differences that the paper's Table 5 implies, 2 are resolved here and 1 is resolved" in said
 
 
-def test_an_inactive_module_is_not_tested(made_up):
+def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made_up):
     made = made_up()
     made.row(DAGL, 30.0, acts=0.0)
     made.row(NL, 29.0, acts=0.3)
+    made.row(EDSR, 29.0, seeds=(1,))
     report = made.report("dagl_ablation")
     assert "attention that does not act is not tested" in report.said()
     assert report.said().startswith("Attention acts in DAGL, single-head non-local; it does not act in DAGL. ")
     assert "not tested: the attention of DAGL does not act" in report.claims().data
+    assert "not run: EDSR trunk lacks seeds 2, 3 of DAGL" in report.claims().data
     assert "| DAGL | reference |  | 31.15 | no |" in report.table().data
 
 
@@ -61,14 +63,6 @@ def test_the_smoke_run_draws_no_conclusions(made_up):
     report = made.report("dagl_ablation")
     assert "draws no conclusions" in report.said() and "dB" not in report.said()
     assert "which draws no conclusions" in report.limits().data
-
-
-def test_rows_with_other_seeds_are_refused_by_name(made_up):
-    made = made_up()
-    made.row(DAGL, 30.0)
-    made.row(NL, 29.0, seeds=(1,))
-    shown = made.report("dagl_ablation").claims().data
-    assert "not run: DAGL, single-head non-local lacks seeds 2, 3 of DAGL" in shown
 
 
 def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
@@ -110,23 +104,16 @@ def test_tables_have_at_most_six_columns_and_titles_for_names(made_up):
     assert (report.out / "rows.md").read_text().strip() == report.table().data
 
 
-def test_the_readme_counts_verdicts_of_the_largest_profile(made_up):
-    made = made_up()
-    made.row(DAGL, 30.0)
-    made.row(NL, 29.0)
-    made.report("dagl_ablation").answer()
-    shown = readme.counts([made.params])
-    title = made.params.study("dagl_ablation").title
-    assert f"[{title}](results/cpu/report/dagl_ablation/report_dagl_ablation.ipynb) | cpu | 1 holds, 7 not run" in shown
-
-
-def test_the_readme_shows_answer_figure_and_table(made_up):
+def test_the_readme_shows_counts_answer_figure_and_table(made_up):
     made = made_up()
     made.row(DAGL, 30.0)
     made.row(NL, 29.0)
     report = made.report("dagl_ablation")
     shown = readme.results(["dagl_ablation"], [made.params])
-    assert readme.counts([made.params]) in shown and report.said() in shown and report.table().data in shown
+    counts = readme.counts([made.params])
+    assert counts in shown and report.said() in shown and report.table().data in shown
+    link = f"[{report.study.title}](results/cpu/report/dagl_ablation/report_dagl_ablation.ipynb)"
+    assert f"{link} | cpu | 1 holds, 7 not run" in counts
     assert "(results/cpu/report/dagl_ablation/differences.png)" in shown
     assert "Fewer than 10 claims" in readme.trust(made.params)
     assert "### " + report.study.title in readme.verdicts(made.params).data
