@@ -108,10 +108,8 @@ def who_acts(report: Report) -> str:
         acts: [f"{report.labels[row]}{share}" for row, share in shares.items() if bool(report.tested[row]) == acts]
         for acts in (True, False)
     }
-    clauses = {
-        True: "attention acts in {}",
-        False: "it does not act in {}" if named[True] else "attention acts in none of {}",
-    }
+    subject = "it" if named[True] else "attention"
+    clauses = {True: "attention acts in {}", False: subject + " does not act in {}"}
     return "; ".join(clauses[acts].format(text.listed(rows)) for acts, rows in named.items() if rows)
 
 
