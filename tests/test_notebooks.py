@@ -26,6 +26,7 @@ def test_executed_copies_are_whole_and_within_their_size(path):
     assert all(cell["execution_count"] for cell in cells)
     assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
     limit = 150_000 if path.stem in ("train", "evaluate") else 1_000_000
+    assert "site-packages" not in path.read_text(), "a warning that names a path of the machine"
     assert path.stat().st_size < limit
 
 

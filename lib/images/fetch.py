@@ -15,6 +15,7 @@ import stat
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +25,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import pooch
 import requests
 from filelock import FileLock
 from requests.adapters import HTTPAdapter, Retry
@@ -39,6 +39,10 @@ UNPACKED = 10  # times its own size that an archive of images may hold
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+
+with warnings.catch_warnings():  # tqdm remarks on notebooks by a path of the machine, which would stay in them
+    warnings.simplefilter("ignore")
+    import pooch
 
 pooch.get_logger().setLevel("ERROR")  # our errors and progress say it
 
