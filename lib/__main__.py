@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
     verb = verbs.add_parser("compare", help="list how results differ from the committed ones, in dB")
     verb.add_argument("revision", nargs="?", default="HEAD")
+    verb = verbs.add_parser("search", help="search the learning rates of a profile anew, where its `recipe_search` is")
+    verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb = verbs.add_parser("verdicts", help="print every claim with its verdict, and what would resolve it")
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb.add_argument("--seeds", type=int, metavar="N", help="plan which rows to train, up to N seeds each")
@@ -77,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
             from .reports import plan
 
             return plan.show(given.profile, given.seeds)
+        if given.verb == "search":
+            runner.search(parameters.Params(profile=given.profile))
+            return 0
         if given.verb in ("repro", "compare"):
             from .pipeline import repro as pipeline  # needs pandas, which a stage's own process does not
 

@@ -282,6 +282,9 @@ def _references(file: ParamsFile) -> Iterator[str]:
         for task in profile.training:
             if task not in file.tasks:
                 yield unknown("task", task, file.tasks, f"{where}.training")
+        for row in profile.recipe_search.experiments if profile.recipe_search else ():
+            if row not in file.experiments:
+                yield unknown("experiment", row, file.experiments, f"{where}.recipe_search.experiments")
         numbers = profile.published_numbers
         for key, value in (("denoised", numbers.denoised), ("enlarged", numbers.enlarged)):
             if value not in numbers.sets:

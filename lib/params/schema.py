@@ -156,6 +156,15 @@ class PublishedNumbers:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class RecipeSearch:
+    """The search for peak learning rates: which experiments are trained at which rates, and for how many steps."""
+
+    experiments: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(_different)]
+    rates: Annotated[tuple[Positive, ...], Field(min_length=2), AfterValidator(_ascending)]
+    steps: Count
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ProfileSets:
     """Image sets in place of every task's own."""
 
@@ -175,6 +184,7 @@ class Profile:
     training: dict[Name, Budget]
     published_numbers: PublishedNumbers
     precision: Literal["float32", "bf16"] = "float32"
+    recipe_search: RecipeSearch | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)

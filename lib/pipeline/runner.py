@@ -76,6 +76,18 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     return target
 
 
+def search(params: Params) -> Path:
+    """Execute the search for learning rates, which belongs to no stage: its result is chosen, and written in
+    params.yaml, by hand. Raises StageError where the profile has none, or the notebook fails."""
+    if params.settings.recipe_search is None:
+        raise StageError(f"{params.file}: profile {params.profile} has no recipe_search")
+    source = ROOT / "notebooks" / "recipe_search.ipynb"
+    target = params.results("recipe_search", source.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    execute(source, target, {"profile": params.profile})
+    return target
+
+
 def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
     """Say in a row's results why it was not run; returns that file."""
     params.results("weights", key).mkdir(parents=True, exist_ok=True)
