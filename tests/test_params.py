@@ -98,6 +98,11 @@ def test_a_budget_may_name_its_own_seeds(tmp_path):
     assert fingerprint(known.experiment(name)) == fingerprint(params(tmp_path).experiment(name))
 
 
+def test_a_folder_is_no_file_that_a_row_needs(tmp_path):
+    row = replace(params(tmp_path).experiment("edsr_sr_x2"), needs="lib")
+    assert missing(row) == "the file lib is not there"
+
+
 def test_what_a_row_needs_is_named_when_it_is_missing(tmp_path):
     known = params(tmp_path)
     row = known.experiment("ignn_sr_x2-vgg19_embedding")
@@ -174,16 +179,29 @@ FAULTS = [
      "'edsr_gray_denoise_25' is the name of an experiment and of a baseline"),
     *(("  edsr_gray_denoise_25: {title", f"  {name!r}: {{title".replace("'", '"'), "experiments.")
       for name in ("edsr_gray_denoise_25-$(touch X)", "edsr_gray_denoise_25-a;b", "a&b", "a b", "a*", "a.b", "é", "")),
+    *((f"\n{section}:\n", f"\n{section}:\n  {key}: {{}}\n", "has a list, mapping or date for a key, or an alias inside")
+      for section in ("recipes", "studies") for key in ("? [a, b]\n  ", "2020-01-01")),
+    ("\ndelta:", "\nmore: &more [*more]\ndelta:", "has a list, mapping or date for a key, or an alias inside"),
+    ("  edsr_gray_denoise_25: {title", '  "edsr_gray_denoise_25-\\n": {title',
+     "experiments.'edsr_gray_denoise_25-\\n'"),
+    ("  edsr_gray_denoise_25: {title", "  edsr_gray_denoise_25-: {title",
+     "the name 'edsr_gray_denoise_25-' must be edsr_gray_denoise_25 or that and -<difference>"),
+    ("  dagl_ablation:", "  published_numbers:", "studies.published_numbers: that is the name of the study of"),
+    *(("title: EDSR trunk, ", f"title: {title}, ", f"{EDSR}.title is ")
+      for title in ('"a | b"', '"<b>a</b>"', '"a "', '"a\\nb"', '""', '"`a`"')),
     # options that follow from the task, and rows in the wrong section
     (*with_options("edsr", "sr_x2", "{scale: 2}"), "experiments.edsr_sr_x2-z0.options: 'scale' follows from the task"),
     (*with_options("edsr", "sr_x2", "{colors: 1}"),
      "experiments.edsr_sr_x2-z0.options: 'colors' follows from the task"),
-    (*added("baselines", "nlm_sr_x2: {title: a, model: nlm, task: sr_x2}"),
+    (*added("baselines", "nlm_sr_x2: {title: a, model: nlm, task: sr_x2, options: {sigma: 25}}"),
      "baselines.nlm_sr_x2: model 'nlm' has no option 'scale', but sr_x2 is x2"),
     (*added("baselines", "edsr_sr_x2-a: {title: a, model: edsr, task: sr_x2}"),
      "baselines.edsr_sr_x2-a: model 'edsr' must be trained"),
     *(("options: {sigma: 25}", f"options: {{sigma: {sigma}}}", "baselines.nlm_gray_denoise_25: ")
-      for sigma in ('"25"', "-1", "0", "yes")),
+      for sigma in ('"25"', "-1", "0", "yes", "300", ".nan")),
+    (", options: {sigma: 25}}", "}", "baselines.nlm_gray_denoise_25: model 'nlm' needs the option 'sigma'"),
+    (*added("baselines", "nlm_jpeg_10: {title: a, model: nlm, task: jpeg_10}"),
+     "baselines.nlm_jpeg_10: model 'nlm' needs the option 'sigma'"),
     # recipes
     *(("loss: mse", f"loss: {loss}", f"recipes.common.loss is '{loss}'; it must be l1 or mse")
       for loss in ("L1", "huber")),
@@ -215,13 +233,15 @@ FAULTS = [
         ("steps: 950", "steps", "950.5", "", "a whole number"), ("batch: 4", "batch", "0", "", "at least 1"),
         ("batch: 4", "batch", "true", "True", "a whole number"), ("lr: 4.0e-3", "lr", "-1", "", "above 0"),
         ("lr: 4.0e-3", "lr", ".inf", "inf", "a finite number"), ("ema: 0.97", "ema", "1", "", "below 1"),
-        ("ema: 0.97", "ema", "1.5", "", "below 1"), ("crop: 20", "crop", "0", "", "at least 1"))),
+        ("ema: 0.97", "ema", "1.5", "", "below 1"), ("lr: 4.0e-3", "lr", "100", "", "at most 1"),
+        ("crop: 20", "crop", "0", "", "at least 1"))),
     ("crop: 20, lr", "crop: 4096, lr", f"{BUDGET}.crop is 4096; the smallest training photograph has a side of "),
     ("crop: 20, lr", "crop: 4, lr", f"{BUDGET}.crop is 4, 4 input pixels; a patch of the attention of dagl has 5 x 5"),
     ("crop: 40, lr", "crop: 41, lr", f"{SR_BUDGET}.crop is 41; it must be a multiple of the scale 2"),
     ("steps: 950", "steps: 950, seeds: [1, 1]", f"{BUDGET}.seeds is [1, 1]; 1 is listed twice"),
     ("seeds: [1, 2, 3]", "seeds: [1, 1]", "profiles.quick.seeds is [1, 1]; 1 is listed twice"),
     ("seeds: [1, 2, 3]", "seeds: []", "profiles.quick.seeds is []; it must be a list that is not empty"),
+    ("seeds: [1, 2, 3]", "seeds: [9223372036854775808]", "profiles.quick.seeds[0] is 9223372036854775808; it must be"),
     ("seeds: [1, 2, 3]", "seeds: 3", "profiles.quick.seeds is 3; it must be a list"),
     ("seeds: [1, 2, 3]", "seeds: [-1]", "profiles.quick.seeds[0] is -1; it must be at least 0"),
     ("precision: float32", "precision: fp16", "profiles.quick.precision is 'fp16'; it must be float32 or bf16"),
@@ -250,7 +270,16 @@ FAULTS = [
     # degradations and image sets
     ("sigma: 25}", "sigma: -25}",
      "tasks.gray_denoise_25.degradation: gaussian_noise: sigma is -25; it must be a number"),
-    ("sigma: 25}", 'sigma: "25"}', "tasks.gray_denoise_25.degradation: gaussian_noise: sigma is '25'"),
+    *(("sigma: 25}", f"{options}}}", f"tasks.gray_denoise_25.degradation: gaussian_noise: {message}")
+      for options, message in (
+        ('sigma: "25"', "sigma is '25'"), ("sigma: true", "sigma is True"), ("sigma: [0]", "sigma is [0]"),
+        ("sigma: 25, quantise: no", "quantise is 'no'; it must be bool"), ("sigma: 0", "leaves a photograph as it is"),
+        ("sigma: .nan", "sigma is "), ("sigma: 25, noise: 3", "noise is 3"))),
+    *(("{name: jpeg, quality: 10}", f"{{name: {options}}}", f"tasks.jpeg_10.degradation: {message}")
+      for options, message in (
+        ("rain, density: yes", "rain: density is 'yes'"), ("rain, density: true", "rain: density is True"),
+        ("rain, density: 0", "rain: leaves a photograph as it is"), ("blur, noise: yes", "blur: noise is 'yes'"),
+        ("blur, noise: true", "blur: noise is True"), ("bicubic, scale: 2.0", "bicubic: scale is 2.0"))),
     ("{name: bayer}", "{name: bayr}", "tasks.demosaic.degradation: unknown degradation 'bayr'; known: bayer"),
     ("{name: bayer}", "{pattern: RGGB}", "tasks.demosaic.degradation: it lacks `name`"),
     ("{name: jpeg, quality: 10}", "{name: bayer}", "tasks.jpeg_10.degradation: bayer: the image has 1 channels"),
@@ -258,7 +287,7 @@ FAULTS = [
     ("test: [mcmaster", "test: [bsds500/train, mcmaster",
      "tasks.demosaic: bsds500/train is in train and in test (profile gpu"),
     *(("train: [sample/train]", f"train: [{path}]", f"profiles.quick.sets.train[0] is '{path}'; {PATH}")
-      for path in ("own//tmp/x", "own/../x", "/tmp/x", "~/x", "own/./x", "own/$(x)")),
+      for path in ("own//tmp/x", "own/../x", "/tmp/x", "~/x", "own/./x", "own/$(x)", "own/ x", "own/x /y")),
     ("train: [sample/train]", "train: sample/train", "profiles.quick.sets.train is 'sample/train'; it must be a list"),
     ("train: [sample/train]", "train: []", "profiles.quick.sets.train is []; it must be a list that is not empty"),
     ("train: [sample/train]", "train: [a, a]", "profiles.quick.sets.train is ['a', 'a']; 'a' is listed twice"),
@@ -301,6 +330,11 @@ REFUSED = [
     *(("dagl", "gray_denoise_25", options) for options in (
         'heads: "3"', "heads: 3.5", "heads: 0", "heads: null", "attention: foo", "stride: 99", "width: [16]",
         "image_skip: no", "image_skip: off", "image_skip: 1")),
+    *(("enlca", "sr_x2", options) for options in (
+        "redraw: 1", "redraw: 2.0", "redraw: 640", "contrastive_start: 1", "contrastive_weight: 0", "margin: -1",
+        "k: 1000")),
+    *(("panet", "color_denoise_30", f"positions: {places}") for places in ("0", "-1", "[]")),
+    ("ignn", "sr_x2", "embedding: vgg19"),
     *(("panet", "color_denoise_30", options) for options in ("scales: [1, 0]", "scales: []", 'scales: "1, 0.9"')),
     *(("enlca", "sr_x2", options) for options in ('k: "6"', "contrastive: no")), ("ignn", "sr_x2", "embedding: foo"),
     *((model, task, "") for model, task in (

@@ -52,7 +52,7 @@ def missing(row: Row) -> str | None:
     if needed.startswith("package:"):
         package = needed.removeprefix("package:")
         return None if importlib.util.find_spec(package) else f"the package {package} is not installed"
-    return None if (ROOT / needed).exists() else f"the file {needed} is not there"
+    return None if not needed or (ROOT / needed).is_file() else f"the file {needed} is not there"
 
 
 def mirror() -> str | None:

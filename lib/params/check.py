@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,17 @@ from .schema import BaselineEntry
 
 #: Side of the image on which a degradation is tried; a multiple of every `multiple`.
 SIDE = 48
+
+#: Values of options that a network takes although nothing comes of them: what holds of those that it can mean.
+MEANT: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "contrastive_start": (lambda start: start < 1, "below 1, else there is no loss (contrastive: false says that)"),
+    "contrastive_weight": (lambda weight: weight > 0, "above 0 (contrastive: false leaves the loss out)"),
+    "k": (lambda k: k <= 80, "at most 80, for exp(k) is a float32 number"),
+    "margin": (lambda margin: margin > 0, "above 0, else the loss is 0"),
+    "positions": (lambda places: places != [] and not (isinstance(places, int) and places < 1), "one place or more"),
+    "redraw": (lambda share: share is None or share < 1, "a fraction of the run below 1, or null for never"),
+    "sigma": (lambda sigma: sigma <= 255, "at most 255"),
+}
 
 
 def faults(params: Params) -> list[str]:
@@ -57,8 +69,13 @@ def faults(params: Params) -> list[str]:
 
 
 def _try(task: Task) -> None:
-    if not isinstance(task.degradation, Paired):
-        task.degradation(torch.zeros(1, task.colors, SIDE, SIDE), torch.Generator())
+    if isinstance(task.degradation, Paired):
+        return
+    for side in (SIDE, 20 * SIDE):  # a large image has the rare drops of a light rain
+        image = torch.rand(1, task.colors, side, side, generator=torch.Generator().manual_seed(0))
+        if not torch.equal(task.degradation(image, torch.Generator().manual_seed(0)), image):
+            return
+    raise DegradationError(f"{task.degradation.name}: leaves a photograph as it is; there is nothing to restore")
 
 
 def _of_row(params: Params, name: str) -> Iterator[str]:
@@ -69,6 +86,7 @@ def _of_row(params: Params, name: str) -> Iterator[str]:
     row = params.row(name)
     try:
         models.check_options(row.model, row.options)
+        _check_meant(row)
         network = None if missing(row) else _network(row)
     except (models.ModelError, OfficialError) as error:
         yield f"{where}: {error}"
@@ -80,6 +98,19 @@ def _of_row(params: Params, name: str) -> Iterator[str]:
         if isinstance(row, Baseline) and trained and not checkpoint:
             yield f"{where}: model {row.model!r} must be trained; name it among the experiments, or a checkpoint"
     yield from _of_sizes(params, row, _patch(network) if network else 1)
+
+
+def _check_meant(row: Experiment | Baseline) -> None:
+    for option, value in row.options.items():
+        means, must = MEANT.get(option, (lambda _: True, ""))
+        if not means(value):
+            raise models.ModelError(f"option {option!r} of model {row.model!r} is {value!r}; it must be {must}")
+    if (
+        isinstance(row, Baseline)
+        and not row.checkpoint
+        and "sigma" in {*models.known_options(row.model)} - {*row.options}
+    ):
+        raise models.ModelError(f"model {row.model!r} needs the option 'sigma', the noise that it takes away")
 
 
 def _network(row: Experiment | Baseline) -> nn.Module:
@@ -94,6 +125,8 @@ def _network(row: Experiment | Baseline) -> nn.Module:
     for name, tensor in network.state_dict().items():
         if not tensor.numel():
             raise models.ModelError(f"model {row.model!r} with {row.options}: {name} has no elements")
+        if tensor.isnan().any():  # IGNN's VGG-19 embedding without its file
+            raise models.ModelError(f"model {row.model!r} with {row.options}: {name} has no values; name their file")
     return network
 
 

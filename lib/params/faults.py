@@ -74,7 +74,7 @@ _WANTED = {
     "float_type": "a number",
     "string_type": "a text",
     "string_too_short": "a text",
-    "string_pattern_mismatch": "a text without blanks at its ends",
+    "string_pattern_mismatch": "a text of one line without | < > ` and without blanks at its ends",
     "finite_number": "a finite number",
     "dict_type": "a mapping",
     "dataclass_type": "a mapping",
@@ -95,8 +95,9 @@ _NOT_IN_FILE = ("[key]", "cosine", "step")
 
 
 def _dotted(place: Sequence[str | int]) -> str:
-    """`claims[0].better` of ("claims", 0, "better")."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+    """`claims[0].better` of ("claims", 0, "better"); a key that would break the line is quoted."""
+    keys = (part if isinstance(part, int) or part.isprintable() else repr(part) for part in place)
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
 def _shown(value: object) -> str:

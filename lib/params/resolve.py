@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import operator
+import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from .faults import ParamsError, line, unknown
@@ -181,6 +183,7 @@ class Params:
         if name not in self._tasks:
             entry = self.contents.tasks[name]
             try:
+                _check_types(entry.degradation)
                 self._tasks[name] = tasks.build(name, entry, sides(entry, self.settings.sets))
             except DegradationError as error:
                 raise ParamsError(f"{self.file}: tasks.{name}.degradation: {error}") from None
@@ -255,6 +258,23 @@ def sides(entry: TaskEntry, replaced: ProfileSets) -> dict[str, tuple[str, ...]]
     return {side: getattr(entry, side) if references is None else references for side, references in ours.items()}
 
 
+def _check_types(degradation: dict[str, Any]) -> None:
+    """Raise DegradationError for an option of another type than the degradation states, such as a text for a bool."""
+    from ..tasks.degradations import DEGRADATIONS, DegradationError
+
+    kind = DEGRADATIONS.get(degradation["name"])
+    for option, annotation in typing.get_type_hints(kind).items() if kind else ():
+        if option in degradation:
+            try:
+                wanted = TypeAdapter(annotation, config=ConfigDict(strict=True))
+                wanted.validate_json(json.dumps(degradation[option]))
+            except ValidationError:
+                must = inspect.formatannotation(annotation)
+                raise DegradationError(
+                    f"{degradation['name']}: {option} is {degradation[option]!r}; it must be {must}"
+                ) from None
+
+
 def _read(path: Path) -> dict:
     try:
         raw = YAML(typ="safe").load(path)
@@ -269,7 +289,12 @@ def _read(path: Path) -> dict:
 
 def _validated(raw: dict, file: str) -> ParamsFile:
     try:
-        return TypeAdapter(ParamsFile).validate_json(json.dumps(raw, default=str))
+        text = json.dumps(raw, default=str)
+    except (TypeError, ValueError):
+        raise ParamsError(f"{file}: has a list, mapping or date for a key, or an alias inside of what it stands for; "
+                          "keys are texts") from None  # fmt: skip
+    try:
+        return TypeAdapter(ParamsFile).validate_json(text)
     except ValidationError as error:
         found = [line(fault, ParamsFile) for fault in error.errors()]
         raise ParamsError([f"{file}: {fault}" for fault in found]) from None
@@ -314,7 +339,7 @@ def _of_rows(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry])
         where = f"{'experiments' if isinstance(row, ExperimentEntry) else 'baselines'}.{name}"
         if row.task not in file.tasks:
             yield unknown("task", row.task, file.tasks, where)
-        elif not f"{name}-".startswith(f"{row.model}_{row.task}-"):
+        elif not f"{name}-".startswith(f"{row.model}_{row.task}-") or name.endswith("-"):
             yield f"the name {name!r} must be {row.model}_{row.task} or that and -<difference>"
         if (other := titles.setdefault((row.task, row.title), name)) != name:
             yield f"{where}.title is {row.title!r}, as that of {other!r} on the same task"
@@ -333,6 +358,8 @@ def _of_rows(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry])
 def _of_studies(file: ParamsFile, rows: dict[str, ExperimentEntry | BaselineEntry]) -> Iterator[str]:
     for name, study in file.studies.items():
         where = f"studies.{name}"
+        if name == "published_numbers":
+            yield f"{where}: that is the name of the study of published numbers; choose another"
         for row in study.experiments:
             if row not in rows:
                 yield unknown("row", row, rows, where)

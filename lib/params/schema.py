@@ -25,8 +25,9 @@ def _name(name: str) -> str:
 
 
 def _path(path: str) -> str:
-    if any(part in ("", ".", "..") for part in path.split("/")) or re.search(r"[^\w ./+-]", path):
-        raise ValueError("it must be a path below the project's folder, of letters, digits, _ - + . and blanks")
+    parts = path.split("/")
+    if any(part in (".", "..") or part != part.strip() or not part for part in parts) or re.search(r"[^\w ./+-]", path):
+        raise ValueError("it must be a path below the project's folder, of letters, digits, _ - + . and blanks inside")
     return path
 
 
@@ -58,12 +59,13 @@ def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-Title = Annotated[str, Field(min_length=1, pattern=r"^\S(.*\S)?$")]
+#: In tables of Markdown, where | ends a cell and < begins HTML.
+Title = Annotated[str, Field(min_length=1, pattern=r"^[^\s|<>`]([^|<>`\n]*[^\s|<>`])?$")]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Moment = Annotated[float, Field(gt=0, lt=1)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1), AfterValidator(_different)]
 Sets = Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], AfterValidator(_different)]
 SomeSets = Annotated[Sets, Field(min_length=1)]
 Needs = Annotated[str, AfterValidator(_needed)]
@@ -121,7 +123,7 @@ class Budget:
     steps: Count
     batch: Count
     crop: Count
-    lr: Positive
+    lr: Annotated[float, Field(gt=0, le=1)]
     ema: Fraction
     seeds: Seeds | None = None
 
