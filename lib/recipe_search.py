@@ -1,4 +1,5 @@
-"""Which peak learning rate suits each row? Short trainings, measured on validation photographs.
+"""Which peak learning rate suits each row, and when does its attention die? Short trainings, measured on validation
+photographs.
 
 Every row gets the same search: the same rates, the same number of steps, its profile's recipe, batch and crop, seed 1.
 """
@@ -6,8 +7,10 @@ Every row gets the same search: the same rates, the same number of steps, its pr
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +18,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from .images import sets
 from .insights import health
+from .models.blocks import Network
 from .params import ROOT, Experiment, Params
 from .tasks import experiment as experiments
-from .training import Trained, Validation, train
+from .training import HALVINGS, Trained, Validation, train
 
 SEED = 1
 
@@ -32,9 +36,43 @@ PHOTOGRAPHS = 4
 def search(params: Params, name: str, rate: float, steps: int) -> pd.DataFrame:
     """Train row `name` for `steps` steps at the peak `rate`.
 
-    A row for each attention module and head, or one row: experiment, rate, psnr (dB on the validation photographs),
-    seconds per step, and what `lib.insights.health.measure` finds, its means over photographs.
+    A row for each attention module and head, or one row: experiment, title, task, rate, steps, psnr (dB on the
+    validation photographs), seconds per step, and what `lib.insights.health.measure` finds, its means over photographs.
     """
+    run, validation = _prepared(params, name, rate, steps)
+    began = time.process_time()
+    trained = _trained(run, experiments.network(run, SEED), validation)
+    seconds = (time.process_time() - began) / steps
+    network = experiments.network(run, SEED)
+    network.load_state_dict(trained.weights)
+    of_row = {"experiment": name, "title": run.title, "task": run.task.title, "rate": rate, "steps": steps}
+    found = _acts(run, network.eval(), validation)
+    return found.assign(**of_row, psnr=trained.curve[-1]["psnr"], seconds=seconds)
+
+
+def course(
+    params: Params, name: str, rate: float, steps: int, prepare: Callable[[Network], object] = lambda network: None
+) -> pd.DataFrame:
+    """What `lib.insights.health.measure` finds before the first step of such a training and whenever the steps have
+    doubled, by the weights of the moment: its columns and step. prepare: changes the network before it is trained.
+    """
+    run, validation = _prepared(params, name, rate, steps)
+    network = experiments.network(run, SEED)
+    prepare(network)
+    moments, calls, tables = {0, *(steps >> k for k in range(1, HALVINGS + 1))}, itertools.count(), []
+
+    def look(network: nn.Module, inputs: object) -> None:
+        if network.training and (step := next(calls)) in moments:
+            with torch.autocast("cpu", enabled=False):
+                tables.append(_acts(run, network.eval(), validation).assign(step=step))
+            network.train()
+
+    network.register_forward_pre_hook(look)
+    _trained(run, network, validation)
+    return pd.concat([*tables, _acts(run, network.eval(), validation).assign(step=steps)], ignore_index=True)
+
+
+def _prepared(params: Params, name: str, rate: float, steps: int) -> tuple[Experiment, Validation]:
     torch.set_num_threads(1)
     run = params.experiment(name)
     run = dataclasses.replace(run, budget=dataclasses.replace(run.budget, steps=steps, lr=rate))
@@ -42,34 +80,23 @@ def search(params: Params, name: str, rate: float, steps: int) -> pd.DataFrame:
     if validation is None:
         raise sets.SetError(f"task {run.task.name}: a search needs validation photographs, and profile "
                             f"{params.profile} has none")  # fmt: skip
+    return run, validation
+
+
+def _trained(run: Experiment, network: Network, validation: Validation) -> Trained:
     crops = experiments.crops(run.task, _items("train", run), run.budget.crop, "cpu")
-    network = experiments.network(run, SEED)
-    began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(
+        return train(
             network, crops, run.recipe, run.budget, SEED, Path(folder) / "checkpoint.pt",
             validation=validation, precision=run.precision, clock=time.monotonic, save_every=float("inf"),
         )  # fmt: skip
-    seconds = (time.process_time() - began) / steps
-    found = {
-        "experiment": name,
-        "title": run.title,
-        "task": run.task.title,
-        "rate": rate,
-        "steps": steps,
-        "psnr": trained.curve[-1]["psnr"],
-    }
-    return _acts(run, trained, validation).assign(**found, seconds=seconds)
 
 
 def _items(side: str, run: Experiment) -> list[sets.Item]:
     return sets.read(ROOT / "data" / side / f"{run.task.name}.csv", side == "validation" and not run.task.validation)
 
 
-def _acts(run: Experiment, trained: Trained, validation: Validation) -> pd.DataFrame:
-    network = experiments.network(run, SEED)
-    network.load_state_dict(trained.weights)
-    network.eval()
+def _acts(run: Experiment, network: nn.Module, validation: Validation) -> pd.DataFrame:
     tables = []
     for index in range(0, len(validation.clean), -(-len(validation.clean) // PHOTOGRAPHS)):
         degraded, clean = (images[index : index + 1] for images in (validation.degraded, validation.clean))
@@ -111,4 +138,25 @@ def figure(table: pd.DataFrame) -> Figure:
             axis.plot(full.rate, full.psnr, "o", color=line.get_color())
         axis.set(xscale="log", xlabel="peak learning rate", ylabel="PSNR, dB", title=task)
         axis.legend(frameon=False, fontsize=8)
+    return drawn
+
+
+def figure_of_courses(courses: Mapping[str, pd.DataFrame]) -> Figure:
+    """Along each training: a query's share of the keys, the share of queries with one and the same largest key, and the
+    dB lost without the module's variation; a line per training, of its first module's first head."""
+    shown = {
+        "effective_share": ("effective keys, share of all", None),
+        "same_largest": ("queries with the same largest key", health.LARGEST_SHARE),
+        "psnr_lost_mean": ("dB lost with its mean in its place", health.SMALLEST_LOSS),
+    }
+    drawn, axes = plt.subplots(1, len(shown), figsize=(12, 3.4))
+    for axis, (column, (label, limit)) in zip(axes, shown.items(), strict=True):
+        for title, table in courses.items():
+            rows = table.groupby("step").first().reset_index()
+            axis.plot(rows.step, rows[column], "o-", ms=3, label=title)
+        if limit is not None:
+            axis.axhline(limit, color="0.6", lw=0.8, ls="--")
+        axis.set(xscale="symlog", xlabel="step", title=label)
+    axes[0].set_yscale("log")
+    axes[0].legend(frameon=False, fontsize=8)
     return drawn

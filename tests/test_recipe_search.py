@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from skimage import data
 
 from lib import recipe_search
@@ -45,3 +46,20 @@ def test_without_validation_photographs_there_is_no_search(params, monkeypatch):
     monkeypatch.setattr(recipe_search, "_items", lambda side, run: [])
     with pytest.raises(SetError, match="needs validation photographs"):
         recipe_search.search(params, "edsr_gray_denoise_25", 1e-3, steps=1)
+
+
+def test_attention_is_watched_from_the_first_step(params):
+    watched = recipe_search.course(params, "dagl_gray_denoise_25-nl", 1e-3, steps=2)
+    assert sorted(set(watched.step)) == [0, 1, 2]
+    before = watched[watched.step == 0]
+    assert (before.psnr_lost_zero == 0).all()  # it starts as the identity
+    assert len(recipe_search.figure_of_courses({"one": watched}).axes) == 3
+
+
+def test_a_network_can_be_changed_before_it_is_watched(params):
+    rows = ["psnr_lost_mean", "effective_keys"]
+    watched = recipe_search.course(params, "dagl_gray_denoise_25-common_trunk", 1e-3, steps=2)
+    changed = recipe_search.course(
+        params, "dagl_gray_denoise_25-common_trunk", 1e-3, 2, lambda network: torch.nn.init.zeros_(network.head.weight)
+    )
+    assert not watched[rows].equals(changed[rows])

@@ -76,16 +76,15 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     return target
 
 
-def search(params: Params) -> Path:
-    """Execute the search for learning rates, which belongs to no stage: its result is chosen, and written in
-    params.yaml, by hand. Raises StageError where the profile has none, or the notebook fails."""
+def search(params: Params) -> None:
+    """Execute the search for learning rates, and how attention fares in training. They belong to no stage: their result
+    is chosen, and written in params.yaml, by hand. Raises StageError where the profile has no search, or one fails."""
     if params.settings.recipe_search is None:
         raise StageError(f"{params.file}: profile {params.profile} has no recipe_search")
-    source = ROOT / "notebooks" / "recipe_search.ipynb"
-    target = params.results("recipe_search", source.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    execute(source, target, {"profile": params.profile})
-    return target
+    for name in ("recipe_search", "attention_in_training"):
+        target = params.results("recipe_search", f"{name}.ipynb")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        execute(ROOT / "notebooks" / target.name, target, {"profile": params.profile})
 
 
 def _not_run(params: Params, stage: str, key: str, reason: str) -> Path:
