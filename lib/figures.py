@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,11 +24,11 @@ PALETTE = 256
 WIDTH = 9.0  # inches; 900 pixels at the notebooks' resolution
 
 
-def style() -> None:
+def style(dpi: int = 100, font_scale: float = 0.95) -> None:
     """Set the look of every figure, and of tables; called once by each notebook that draws."""
     pd.set_option("display.max_colwidth", None)
-    sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95)
-    plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True})
+    sns.set_theme(style="whitegrid", palette="colorblind", font_scale=font_scale)
+    plt.rcParams.update({"figure.dpi": dpi, "savefig.dpi": dpi, "figure.constrained_layout.use": True})
 
 
 def show(figure: Figure, save: Path | None = None, photographs: bool = False, alt: str | None = None) -> Image:
@@ -57,7 +58,7 @@ def gallery(pictures: Mapping[str, np.ndarray], columns: int = 4, side: float = 
         axis.set_axis_off()
     for axis, (title, picture) in zip(axes.flat, pictures.items(), strict=False):
         axis.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(title, fontsize=9)
+        axis.set_title(textwrap.fill(title, int(14 * side)), fontsize=9)
     return figure
 
 

@@ -30,7 +30,7 @@ PARAMETER = {
     "train": "experiment",
     "evaluate": "experiment",
     "tables": None,
-    "report": "study",
+    "report": None,
     "summary": None,
     PUBLISHED_NUMBERS: None,
 }

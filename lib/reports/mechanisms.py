@@ -78,13 +78,15 @@ def dagl_edges(report: Report, name: str) -> Shown:
 @_or_not_run
 def dagl_places(report: Report) -> Shown:
     """How many places hold nine tenths of the weight of three pixels, for every row that has weights."""
-    kept = {report.labels[name]: seen for name, seen in report.all_seen(report.study.experiments).items()}
+    kept = report.all_seen(report.study.experiments)
     held = {
-        label: [plots.places_holding(weights) for weights in seen["weights"].astype(float)]
-        for label, seen in kept.items()
+        report.labels[name]: (name, [plots.places_holding(weights) for weights in seen["weights"].astype(float)])
+        for name, seen in kept.items()
         if "weights" in seen
     }
-    return report.show(plots.points(held, "places that hold 90 % of the weight", log=True), "places")
+    told = "; ".join(f"{label}: {text.listed([*map(str, places)])}" for label, (_, places) in held.items())
+    drawn = plots.points(held, "places that hold 90 % of the weight", log=True)
+    return report.show(drawn, "places", f"How many places hold 90 % of the weight of three pixels. {told}.")
 
 
 # -- PANet ----------------------------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ def enlca_gain(report: Report) -> Shown:
     if any(table.empty for table in panels.values()):
         raise NotRun("These rows were not run with the same seeds in this profile.")
     alt = "Gain on the trunk without attention against k and against m; the claims have the numbers."
-    return report.show(plots.along(panels, "gain on no attention (dB)"), "amplification", alt)
+    return report.show(plots.along(panels, "gain on no attention (dB)", ENLCA), "amplification", alt)
 
 
 @_or_not_run
@@ -213,7 +215,7 @@ def enlca_entropy(report: Report) -> Shown:
         for module in range(len(first["k"]))
     }
     pixels = first["entropy_exact"][0].size
-    drawn = plots.quartiles(sharpness, "amplification k", "entropy (nats)", ("log HW", np.log(pixels)))
+    drawn = plots.quartiles(sharpness, "amplification k", "entropy (nats)", ("log HW", np.log(pixels)), ENLCA)
     return report.show(drawn, "entropy", "Entropy of the weights against k, medians and quartiles over pixels.")
 
 
@@ -313,7 +315,7 @@ def ignn_neighbours(report: Report, name: str) -> Shown:
     """Distances and edge weights of the neighbours by rank."""
     seen = report.seen(name)
     low, high = seen["weight_lr"].astype(float), seen["weight_hr"].astype(float)
-    panels = {"distance": seen["distance"].astype(float), "weight, small resolution": low, "weight, large": high}
+    panels = {"distance": seen["distance"].astype(float), "weight, small image": low, "weight, large image": high}
     return report.show(plots.by_rank(panels, 1 / low.shape[1]), "neighbours", "Distance and weight by rank.")
 
 
@@ -373,7 +375,9 @@ def lir_degradations(report: Report, names: list[str]) -> Shown:
         task, found = report.task_title(name), _correlations(taken)
         shown |= {f"{task}: {key}": picture for key, picture in pictures.items()}
         shown |= {f"{key}, {found[key]:+.2f} ({task})": 0.5 + one for key, one in taken.items()}
-    return report.show(gallery(shown, columns=3, side=2.6), "degradations", "What LIR subtracts.", photographs=True)
+    return report.show(
+        gallery(shown, columns=3, side=plots.WIDTH / 3), "degradations", "What LIR subtracts.", photographs=True
+    )
 
 
 @_or_not_run

@@ -14,9 +14,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from ..figures import WIDTH
+from .. import figures
 from .text import module_of
+
+#: Inches: on a phone 350 pixels, where letters of 9 points are 8 pixels high.
+WIDTH = 5.4
 
 #: One colour per attention module in every figure, safe for colour-blind readers; baselines and no attention are gray.
 _COLORBLIND = sns.color_palette("colorblind")
@@ -37,35 +41,81 @@ FEW = 20
 #: The rows of one module are told apart by these, in their order.
 MARKERS = "osD^vP*X<>"
 
+#: Letters that fit a panel of half the width.
+HALF = 34
+
+
+def style() -> None:
+    """The look of the reports' figures and tables: called once by each report."""
+    figures.style(dpi=150, font_scale=0.82)
+
+
+def _panels(count: int, height: float, most: int = 2, **options) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of a height in inches, at most so many side by side."""
+    columns = min(most, count)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(WIDTH, height * lines), squeeze=False, **options)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, [*axes.flat[:count]]
+
+
+def _looks(rows: Mapping[str, str]) -> dict[str, dict]:
+    """Colour and marker of each label from its row's module; a label looks the same in every panel of a figure."""
+    used: dict[str, int] = {}
+    looks = {}
+    for label, row in rows.items():
+        module = module_of(row)
+        looks[label] = {"color": COLORS[module], "marker": MARKERS[used.setdefault(module, 0) % len(MARKERS)]}
+        used[module] += 1
+    return looks
+
+
+def _legend(figure: Figure, looks: Mapping[str, dict]) -> None:
+    """One legend under all panels, as wide as its labels need."""
+    labels = [textwrap.fill(label, HALF) for label in looks]
+    marks = [plt.Line2D([], [], markersize=6, label=t, **look) for t, look in zip(labels, looks.values(), strict=True)]
+    figure.legend(handles=marks, loc="outside lower center", ncols=min(2, len(marks)), frameon=False)
+
+
+def _label(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
+    """Names of axes that are the same in all panels: under the lowest, and once on the left."""
+    lowest = max(axis.get_subplotspec().rowspan.start for axis in axes)
+    for axis in axes:
+        if axis.get_subplotspec().rowspan.start == lowest:
+            axis.set_xlabel(xlabel)
+    axes[0].figure.supylabel(ylabel, fontsize=9)
+
 
 def differences(changes: Mapping[str, pd.DataFrame], bounds: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     """Per-photograph differences to the reference: their shape (dots where they are few), the mean and its interval.
 
     changes: for each title of a panel a row per photograph, a column per row of the study, dB. bounds: `difference`,
-    `low`, `high` of each, NaN where there is no interval.
+    `low`, `high` of each, NaN where there is no interval. Shapes leave out the outermost hundredth on either side.
     """
     heights = [max(len(table.columns), 1) for table in changes.values()]
-    size = (WIDTH, 0.45 * sum(heights) + 0.8 * len(heights) + 0.3)
+    size = (WIDTH, 0.42 * sum(heights) + 0.62 * len(heights) + 0.4)
     figure, axes = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, sharex=True, squeeze=False)
     for axis, (title, table) in zip(axes.flat, changes.items(), strict=True):
-        axis.set_title(title, fontsize=11, loc="left")
+        axis.set_title(textwrap.fill(title, 50), loc="left", fontsize=9)
         axis.axvline(0, color="0.4", linewidth=1)
         for row, name in enumerate(table.columns):
             values, color = table[name].dropna().to_numpy(), COLORS[module_of(name)]
             if len(values) < FEW:
                 axis.plot(values, np.full(len(values), row), "o", color=color, alpha=0.6, markersize=5)
             else:
-                shape = axis.violinplot(values, [row], orientation="horizontal", widths=0.8, showextrema=False)[
-                    "bodies"
-                ][0]
-                shape.set(facecolor=color, alpha=0.45)
+                low, high = np.quantile(values, [0.01, 0.99])
+                inner = values[(low <= values) & (values <= high)]
+                drawn = axis.violinplot(inner, [row], orientation="horizontal", widths=0.85, showextrema=False)
+                drawn["bodies"][0].set(facecolor=color, alpha=0.5)
             mean, low, high = bounds.loc[name, ["difference", "low", "high"]].astype(float)
-            axis.plot([low, high], [row, row], color="k", linewidth=2.5)
-            axis.plot(mean, row, "D", color="k", markersize=6)
-        axis.set_yticks(range(len(table.columns)), [labels[name] for name in table.columns])
-        axis.set_ylim(len(table.columns) - 0.4, -0.6)
+            axis.plot([low, high], [row, row], color="k", linewidth=2)
+            axis.plot(mean, row, "D", color="k", markersize=4.5)
+        names = [textwrap.fill(labels[name], 24) for name in table.columns]
+        axis.set_yticks(range(len(names)), names, fontsize=8.5)
+        axis.set_ylim(len(names) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
-    figure.supxlabel("difference of PSNR (dB); diamond: mean, bar: its 95 % interval", fontsize=10)
+    figure.supxlabel("difference of PSNR (dB): photographs, mean, 95 % interval", fontsize=9)
     return figure
 
 
@@ -74,16 +124,16 @@ def attention(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: n
     (H, W), as dots of that area, and how many places hold nine tenths of the weight.
 
     The map's grid, in which the points are given, may be coarser than the photograph."""
-    columns = len(points) + 1
-    figure, axes = plt.subplots(1, columns, figsize=(WIDTH, WIDTH / columns + 0.4))
+    figure, axes = _panels(len(points) + 1, WIDTH / 2 + 0.2)
     _lay(axes[0], photograph, maps.shape[1:])
-    axes[0].set_title("photograph", fontsize=9)
+    axes[0].set_title("photograph")
     for number, ((row, column), weights) in enumerate(zip(points, maps, strict=True), 1):
-        axes[0].text(column, row, str(number), color="C1", weight="bold", ha="center", va="center")
+        seen = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+        axes[0].text(column, row, str(number), weight="bold", fontsize=8, ha="center", va="center", bbox=seen)
         _lay(axes[number], photograph, weights.shape, alpha=0.5)
         _dots(axes[number], weights, shown)
         axes[number].plot(column, row, "o", color="C2", markersize=14, fillstyle="none", markeredgewidth=2)
-        axes[number].set_title(f"pixel {number}: {holding(weights)}", fontsize=9)
+        axes[number].set_title(f"pixel {number}: {holding(weights)}")
     for axis in axes:
         axis.set_axis_off()
     return figure
@@ -127,7 +177,7 @@ def influences(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: 
     from 1 (the most) to a thousandth (nothing drawn) on a logarithmic scale; circles mark the points, which are on the
     maps' grid. A module that no pixel moves is named as such."""
     columns = len(points)
-    size = (WIDTH, (WIDTH / columns + 0.4) * len(maps) + 0.7)
+    size = (WIDTH, (WIDTH / columns + 0.38) * len(maps) + 0.6)
     figure, axes = plt.subplots(len(maps), columns, figsize=size, squeeze=False)
     for line, (label, shown) in zip(axes, maps.items(), strict=True):
         for axis, (row, column), values in zip(line, points, shown, strict=True):
@@ -136,102 +186,116 @@ def influences(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: 
             drawn = axis.imshow(relative, cmap="plasma", vmin=-3, vmax=0, alpha=((relative + 3) / 3) ** 0.5)
             axis.plot(column, row, "o", color="C2", markersize=13, fillstyle="none", markeredgewidth=2)
             places = places_holding(values)
-            axis.set_title(f"{places} pixels hold 90 %" if places else "no pixel moves it", fontsize=9)
-        line[0].set_title(f"{label}\n{line[0].get_title()}", fontsize=9, loc="left")
-        line[0].set_title("")
+            axis.set_title(f"{places} pixels hold 90 %" if places else "no pixel moves it", fontsize=8, loc="left")
+        line[0].set_title(f"{label}\n{line[0].get_title('left')}", fontsize=8, loc="left")
     for axis in axes.flat:
         axis.set_axis_off()
     scale = plt.cm.ScalarMappable(drawn.norm, drawn.cmap)
     label = "influence, log10 of its share of the largest"
-    figure.colorbar(scale, ax=axes, location="bottom", shrink=0.6, aspect=40, label=label)
+    figure.colorbar(scale, ax=axes, location="bottom", shrink=0.8, aspect=40, label=label)
     return figure
 
 
 def quality_against_cost(rows: pd.DataFrame, labels: Mapping[str, str], tasks: Mapping[str, str]) -> Figure:
     """PSNR (dB) against multiply-adds on one input, a panel per task; the area of a mark grows with the parameters.
+    A dB is as high in one panel as in another.
 
     rows: psnr, multiply_adds, parameters per row of the study. tasks: title of the panel of each.
     """
     titles = list(dict.fromkeys(tasks.values()))
-    figure, axes = plt.subplots(1, len(titles), figsize=(WIDTH, 4.4), squeeze=False)
-    used: dict[str, int] = {}
-    look = {}
-    for name in rows.index:
-        if labels[name] not in look:  # a title stands for the same module in every panel
-            module = module_of(name)
-            look[labels[name]] = (COLORS[module], MARKERS[used.setdefault(module, 0) % len(MARKERS)])
-            used[module] += 1
-    for axis, title in zip(axes.flat, titles, strict=True):
-        for name, row in rows[[tasks[name] == title for name in rows.index]].iterrows():
-            color, marker = look[labels[name]]
-            area = 40 + 240 * row.parameters / rows.parameters.max()
-            axis.scatter(row.multiply_adds / 1e9, row.psnr, s=area, color=color, marker=marker, alpha=0.8)
+    figure, axes = _panels(len(titles), 2.7)
+    looks = _looks({labels[name]: name for name in rows.index})
+    by_task = {title: rows[[tasks[name] == title for name in rows.index]] for title in titles}
+    reach = max(found.psnr.max() - found.psnr.min() for found in by_task.values()) * 0.65 + 0.02
+    for axis, (title, found) in zip(axes, by_task.items(), strict=True):
+        for name, row in found.iterrows():
+            area = 30 + 150 * row.parameters / rows.parameters.max()
+            axis.scatter(row.multiply_adds / 1e9, row.psnr, s=area, alpha=0.8, **looks[labels[name]])
         axis.set(title=title, xlabel="multiply-adds (G)", ylabel="PSNR (dB)", xscale="log")
-        axis.margins(x=0.15, y=0.15)
-    marks = [plt.Line2D([], [], color=c, marker=m, linestyle="", markersize=8, label=t) for t, (c, m) in look.items()]
-    figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        middle = (found.psnr.max() + found.psnr.min()) / 2
+        axis.set_ylim(middle - reach, middle + reach)
+        axis.margins(x=0.2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+    for look in looks.values():
+        look["linestyle"] = ""
+    _legend(figure, looks)
     return figure
 
 
 def heat(values: np.ndarray, label: str, photograph: np.ndarray | None = None) -> Figure:
     """A map with its colour bar, beside the photograph that it belongs to."""
-    figure, axes = plt.subplots(1, 2 if photograph is not None else 1, figsize=(WIDTH * 0.7, 3.2), squeeze=False)
+    figure, axes = _panels(2 if photograph is not None else 1, WIDTH / 2 + 0.3)
     if photograph is not None:
-        axes[0, 0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
-    drawn = axes[0, -1].imshow(values, cmap="viridis")
-    for axis in axes.flat:
+        axes[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
+    drawn = axes[-1].imshow(values, cmap="viridis")
+    for axis in axes:
         axis.set_axis_off()
-    figure.colorbar(drawn, ax=axes[0, -1], label=label)
+    figure.colorbar(drawn, ax=axes[-1], label=label, location="bottom", shrink=0.9).locator = MaxNLocator(4)
     return figure
 
 
 def fields(panels: Mapping[str, Mapping[str, tuple[str, pd.Series]]]) -> Figure:
     """Change of PSNR (dB) from the smallest field to larger ones: a panel per title, a line per label with its row's
     name and its PSNR by the side of the field."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.0), squeeze=False, sharey=True)
-    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
-        used: dict[str, int] = {}
+    figure, axes = _panels(len(panels), 2.1, sharey=True)
+    looks = _looks({label: row for rows in panels.values() for label, (row, _) in rows.items()})
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color="0.4", linewidth=1)
-        for label, (row, psnr) in rows.items():
-            module = module_of(row)
-            marker = MARKERS[used.setdefault(module, 0) % len(MARKERS)]
-            used[module] += 1
-            change = psnr - psnr.iloc[0]
-            axis.plot(psnr.index, change, marker=marker, color=COLORS[module], label=label)
-        axis.set(title=title, xlabel="side of the field (input pixels)")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, fontsize=8)
-    axes[0, 0].set_ylabel("change of PSNR (dB)")
+        for label, (_, psnr) in rows.items():
+            axis.plot(psnr.index, psnr - psnr.iloc[0], markersize=5, **looks[label])
+        sides = sorted({side for _, psnr in rows.values() for side in psnr.index})
+        axis.set_xticks(sides, [f"{side:g}" for side in sides])
+        axis.set_title(title, loc="left", fontsize=9)
+    _label(axes, "side of the field (input pixels)", "change of PSNR (dB)")
+    _legend(figure, looks)
+    return figure
+
+
+def along_training(panels: Mapping[str, Mapping[str, tuple[str, pd.DataFrame]]]) -> Figure:
+    """Difference (dB) to the reference on the validation photographs against the step: a panel per title, a line per
+    label with its row's name and a table by step: mean, low, high, the band of which is filled."""
+    figure, axes = _panels(len(panels), 2.6, most=1)
+    looks = _looks({label: row for rows in panels.values() for label, (row, _) in rows.items()})
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        axis.axhline(0, color="0.4", linewidth=1)
+        for label, (_, curve) in rows.items():
+            axis.plot(curve.index, curve["mean"], markersize=5, **looks[label])
+            axis.fill_between(curve.index, curve.low, curve.high, color=looks[label]["color"], alpha=0.15, linewidth=0)
+        steps = sorted({step for _, curve in rows.values() for step in curve.index})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(steps[::-2], [f"{step:,}" for step in steps[::-2]])
+        axis.minorticks_off()
+        axis.set_title(textwrap.fill(title, 50), loc="left", fontsize=9)
+    _label(axes, "training step", "difference of PSNR (dB)")
+    _legend(figure, looks)
     return figure
 
 
 def against_similarity(panels: Mapping[str, tuple[str, pd.DataFrame, tuple[float, float, float] | None]]) -> Figure:
     """Per-photograph gain (dB) against self-similarity, a panel per title with the gaining row's name, its `gains`, and
     the slope of a line with the ends of its interval (dotted), or None."""
-    columns = min(len(panels), 3)
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(WIDTH * (0.6 if columns == 1 else 1), 2.9 * lines), squeeze=False, sharey=True
-    )
-    for axis, (title, (row, found, slopes)) in zip(axes.flat, panels.items(), strict=False):
+    figure, axes = _panels(len(panels), 2.0, sharex=True, sharey=True)
+    for axis, (title, (row, found, slopes)) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color="0.4", linewidth=1)
-        axis.plot(found.self_similarity, found.gain, "o", color=COLORS[module_of(row)], alpha=0.5, markersize=4)
-        axis.set_title(textwrap.fill(title, 34 if columns > 1 else 70), fontsize=9)
+        axis.plot(found.self_similarity, found.gain, "o", color=COLORS[module_of(row)], alpha=0.5, markersize=3)
+        lines = title.replace(" (", "\n(").split("\n")  # the task on a line of its own
+        axis.set_title("\n".join(textwrap.fill(line, HALF) for line in lines), fontsize=8, loc="left")
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.tick_params(labelbottom=True)
         x = np.array([found.self_similarity.min(), found.self_similarity.max()])
         for slope, style in zip(slopes or (), ("-", ":", ":"), strict=False):
             axis.plot(x, found.gain.mean() + slope * (x - found.self_similarity.mean()), style, color="k")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    figure.supxlabel("self-similarity of the photograph", fontsize=10)
-    figure.supylabel("gain (dB)", fontsize=10)
+    _label(axes, "self-similarity", "gain (dB)")
     return figure
 
 
-def points(values: Mapping[str, Sequence[float]], label: str, log: bool = False) -> Figure:
-    """A few numbers for each row, every one a dot."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.8 + 0.36 * len(values)))
-    for row, numbers in enumerate(values.values()):
-        axis.plot(numbers, [row] * len(numbers), "o", color="C0", alpha=0.6)
-    axis.set_yticks(range(len(values)), list(values))
+def points(values: Mapping[str, tuple[str, Sequence[float]]], label: str, log: bool = False) -> Figure:
+    """A few numbers for each label, every one a dot in the colour of its row's module."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.32 * len(values)))
+    for place, (row, numbers) in enumerate(values.values()):
+        axis.plot(numbers, [place] * len(numbers), "o", color=COLORS[module_of(row)], alpha=0.6)
+    axis.set_yticks(range(len(values)), [textwrap.fill(name, 24) for name in values], fontsize=8.5)
     axis.invert_yaxis()
     axis.set(xlabel=label, xscale="log" if log else "linear")
     return figure
@@ -245,7 +309,7 @@ def pyramid(
     levels: per title of a level its weights (points, h, w) on its own grid; over all levels they sum to 1. Points are
     on the first level's grid. Dots of one row are in proportion.
     """
-    size = (WIDTH, WIDTH / len(levels) * len(points) + 0.3 * len(points))
+    size = (WIDTH, (WIDTH / len(levels) + 0.25) * len(points))
     figure, axes = plt.subplots(len(points), len(levels), figsize=size, squeeze=False)
     grid = next(iter(levels.values())).shape[1:]
     for line, (index, point) in zip(axes, enumerate(points), strict=True):
@@ -254,8 +318,8 @@ def pyramid(
             _lay(axis, photograph, maps.shape[1:], alpha=0.5)
             _dots(axis, maps[index], shown, largest)
             row, column = ((p + 0.5) * n / full - 0.5 for p, n, full in zip(point, maps.shape[1:], grid, strict=True))
-            axis.plot(column, row, "o", color="C2", markersize=12, fillstyle="none", markeredgewidth=2)
-            axis.set_title(f"scale {title}: {maps[index].sum():.0%}", fontsize=9)
+            axis.plot(column, row, "o", color="C2", markersize=10, fillstyle="none", markeredgewidth=1.5)
+            axis.set_title(f"x {title}: {maps[index].sum():.0%}", fontsize=8)
             axis.set_axis_off()
     return figure
 
@@ -263,7 +327,7 @@ def pyramid(
 def masses(shares: Mapping[str, pd.Series], uniform: Mapping[str, pd.Series]) -> Figure:
     """A group of bars per network: the share of the attention that each level of its pyramid gets, indexed by scale;
     a line across a bar is the share that uniform attention would give."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.16 * sum(len(share) + 1.5 for share in shares.values())))
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.13 * sum(len(share) + 1.5 for share in shares.values())))
     scales = sorted({scale for share in shares.values() for scale in share.index}, reverse=True)
     color = dict(zip(scales, sns.color_palette("viridis", len(scales)), strict=True))
     top, ticks = 0.0, []
@@ -276,72 +340,78 @@ def masses(shares: Mapping[str, pd.Series], uniform: Mapping[str, pd.Series]) ->
     for scale in scales:
         axis.barh(0, 0, color=color[scale], label=f"scale {scale:g}")
     axis.vlines([], 0, 0, color="C3", linewidth=2, label="uniform attention")
-    axis.set_yticks(ticks, [textwrap.fill(name, 36) for name in shares], fontsize=8)
+    axis.set_yticks(ticks, [textwrap.fill(name, 24) for name in shares], fontsize=8)
     axis.set_ylim(top - 1, -1)
     axis.set(xlabel="share of the attention")
     axis.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def along(panels: Mapping[str, pd.DataFrame], ylabel: str) -> Figure:
+def along(panels: Mapping[str, pd.DataFrame], ylabel: str, row: str) -> Figure:
     """Values per photograph (rows) against a number (columns), a panel per meaning of that number: the mean as a line,
-    photographs as points or, from twenty on, their quartiles as a band."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.2), squeeze=False, sharey=True)
-    for axis, (xlabel, table) in zip(axes.flat, panels.items(), strict=True):
+    photographs as points or, from twenty on, their quartiles as a band, in the colour of a row's module."""
+    figure, axes = _panels(len(panels), 2.5, sharey=True)
+    color = COLORS[module_of(row)]
+    for axis, (xlabel, table) in zip(axes, panels.items(), strict=True):
         mean = table.mean()
         axis.axhline(0, color="0.4", linewidth=1)
         if len(table) < FEW:
-            axis.plot(table.columns, table.T, "o", color="C0", alpha=0.45, markersize=5)
+            axis.plot(table.columns, table.T, "o", color=color, alpha=0.45, markersize=4)
         else:
-            axis.fill_between(mean.index, *table.quantile([0.25, 0.75]).to_numpy(), color="C0", alpha=0.25)
-        axis.plot(mean.index, mean, "D-", color="k", markersize=6)
+            axis.fill_between(mean.index, *table.quantile([0.25, 0.75]).to_numpy(), color=color, alpha=0.25)
+        axis.plot(mean.index, mean, "D-", color="k", markersize=5)
         axis.set(xlabel=xlabel, xscale="log")
         axis.set_xticks(table.columns, [f"{x:g}" for x in table.columns])
         axis.minorticks_off()
-    axes[0, 0].set_ylabel(ylabel)
+    axes[0].set_ylabel(ylabel)
     return figure
 
 
 def quartiles(
-    panels: Mapping[str, Mapping[str, Mapping]], xlabel: str, ylabel: str, limit: tuple[str, float]
+    panels: Mapping[str, Mapping[str, Mapping]], xlabel: str, ylabel: str, limit: tuple[str, float], row: str
 ) -> Figure:
-    """Median and quartiles of many values against a number: a panel per title, a line per label, values per number.
+    """Median and quartiles of many values against a number: a panel per title, a line per label, values per number;
+    the first label black, the second in the colour of a row's module.
 
     limit: name and height of a line across all panels.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), squeeze=False, sharey=True)
-    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+    figure, axes = _panels(len(panels), 2.4, most=3, sharey=True)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         axis.axhline(limit[1], color="0.4", linestyle="--", linewidth=1, label=limit[0])
         for number, (label, values) in enumerate(lines.items()):
             low, middle, high = np.array([np.percentile(v, [25, 50, 75]) for v in values.values()]).T
             bars = [middle - low, high - middle]
             places = np.array(list(values)) * (1 + 0.03 * number)  # bars side by side
-            axis.errorbar(places, middle, bars, fmt="o-", markersize=5, capsize=3, color=f"C{number}", label=label)
-        axis.set(title=title, xlabel=xlabel)
-        axis.set_xticks(list(values), [f"{x:g}" for x in values])
-    axes[0, 0].set_ylabel(ylabel)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+            color = COLORS[module_of(row)] if number else "k"
+            axis.errorbar(places, middle, bars, fmt="o-", markersize=4, capsize=2, color=color, label=label)
+        axis.set(title=title)
+        axis.set_xticks(list(values), [f"{x:g}" for x in values], fontsize=8)
+    _label(axes, xlabel, ylabel)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=3)
     return figure
 
 
 def curves(panels: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, legend: str, **axis_options) -> Figure:
     """Lines against a number: a panel per title, a line per column of its table, points where it was measured; one
-    colour per name of a column, from dark to light where the names are numbers."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.2), squeeze=False, sharey=True)
+    colour and marker per name of a column, from dark to light."""
+    figure, axes = _panels(len(panels), 3.1, most=3, sharey=True)
     names = list(dict.fromkeys(name for table in panels.values() for name in table))
-    palette = "colorblind" if any(isinstance(name, str) for name in names) else "viridis"
-    color = dict(zip(names, sns.color_palette(palette, len(names)), strict=True))
-    lines = {}
-    for axis, (title, table) in zip(axes.flat, panels.items(), strict=True):
+    color = dict(zip(names, sns.color_palette("viridis", len(names)), strict=True))
+    words, lines = any(len(str(name)) > 8 for name in names), {}
+    for axis, (title, table) in zip(axes, panels.items(), strict=True):
         for name, values in table.items():
-            [lines[str(name)]] = axis.plot(table.index, values, "o-", markersize=4, color=color[name])
-        axis.set(title=title, xlabel=xlabel, **axis_options)
+            marker = MARKERS[names.index(name)]
+            [lines[str(name)]] = axis.plot(table.index, values, marker=marker, markersize=4, color=color[name])
+        axis.set(**axis_options)
+        axis.set_title(textwrap.fill(title, 22 if len(panels) > 2 else HALF), fontsize=8.5)
         axis.set_xticks(table.index, [f"{x:g}" for x in table.index], fontsize=8)
+        if max(table.index) >= 1000:  # three digits do not fit side by side
+            axis.tick_params(axis="x", rotation=90)
         axis.minorticks_off()
-    axes[0, 0].set_ylabel(ylabel)
+    _label(axes, xlabel, ylabel)
     figure.legend(
-        lines.values(), lines, title=legend, loc="outside right upper", frameon=False, fontsize=8, title_fontsize=8
+        lines.values(), lines, title=legend, loc="outside lower center", frameon=False, ncols=2 if words else 4
     )
     return figure
 
@@ -360,37 +430,43 @@ def matches(
     queries ``(P, 2)``, found ``(P, k, 2)``: top left corners (row, column) of 3 x 3 and of side x side pixels of an
     image of which a pixel is `grid` pixels of the photograph, k the nearest first.
     """
-    count = found.shape[1]
-    size = (WIDTH, 1.45 * len(queries))
-    figure, axes = plt.subplots(len(queries), count + 2, figsize=size, width_ratios=[1.6, *[1] * (count + 1)])
-    for line, query, several, texts in zip(np.atleast_2d(axes), queries, found, titles, strict=True):
+    lines = -(-(found.shape[1] + 1) // 3)
+    figure = plt.figure(figsize=(WIDTH, len(queries) * lines * WIDTH / 5 * 1.15))
+    grid_of = figure.add_gridspec(len(queries) * lines, 5)
+    for place, (query, several, texts) in enumerate(zip(queries, found, titles, strict=True)):
         boxes = [
             (query, 3, "C2", "query"),
             *((corner, side, "C3", text) for corner, text in zip(several, texts, strict=True)),
         ]
-        line[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
-        for axis, ((row, column), pixels, color, title) in zip(line[1:], boxes, strict=True):
+        top_line = place * lines
+        whole = figure.add_subplot(grid_of[top_line : top_line + lines, :2])
+        whole.imshow(photograph, cmap="gray", vmin=0, vmax=1)
+        whole.set_axis_off()
+        for cell, ((row, column), pixels, color, title) in enumerate(boxes):
             top, left, width = (int(grid * number) for number in (row, column, pixels))
-            line[0].add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, width, fill=False, color=color))
+            whole.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, width, fill=False, color=color))
+            axis = figure.add_subplot(grid_of[top_line + cell // 3, 2 + cell % 3])
             axis.imshow(photograph[top : top + width, left : left + width], cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=8, color=color)
-    for axis in axes.flat:
-        axis.set_axis_off()
+            axis.set_axis_off()
     return figure
 
 
 def by_rank(panels: Mapping[str, np.ndarray], uniform: float) -> Figure:
     """Numbers of the k nearest neighbours ``(P, k)`` against their rank: a panel per name, a line per query; `uniform`
     is drawn where the numbers of a query sum to 1."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0))
-    for axis, (title, values) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    figure, axes = _panels(len(panels), 2.3, most=3)
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
         ranks = np.arange(1, values.shape[1] + 1)
         for number, line in enumerate(values, 1):
-            axis.plot(ranks, line, "o-", markersize=5, label=f"pixel {number}")
+            look = {"marker": MARKERS[number - 1], "color": str(0.25 * (number - 1))}
+            axis.plot(ranks, line, markersize=4, label=f"pixel {number}", **look)
         if np.allclose(values.sum(1), 1, atol=1e-2):
             axis.axhline(uniform, color="0.4", linestyle="--", linewidth=1)
-        axis.set(title=title, xlabel="rank of the neighbour", xticks=ranks, ylim=(0, 1.15 * values.max()))
-    axis.legend(frameon=False, fontsize=8)
+        axis.set(xticks=ranks, ylim=(0, 1.15 * values.max()))
+        axis.set_title(textwrap.fill(title, 18), fontsize=9)
+    _label(axes, "rank of the neighbour", "")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -402,9 +478,9 @@ def mixtures(alpha: np.ndarray, beta: np.ndarray, rows: Sequence[str], operators
     how = {"annot": True, "fmt": ".2f", "cmap": "vlag", "annot_kws": {"fontsize": 8}, "cbar": False}
     sns.heatmap(alpha, ax=axes[0], vmin=1 - reach, vmax=1 + reach, xticklabels=operators, yticklabels=rows, **how)
     sns.heatmap(beta[:, None], ax=axes[1], vmin=-reach, vmax=reach, xticklabels=["identity"], yticklabels=False, **how)
-    for axis, title in zip(axes, ("alpha, which starts at 1", "beta, at 0"), strict=True):
-        axis.set_title(title, fontsize=10)
-        axis.tick_params(axis="x", rotation=35)
+    for axis, title in zip(axes, ("alpha, which starts at 1", "beta"), strict=True):
+        axis.set_title(title, fontsize=8.5, loc="left")
+        axis.tick_params(axis="x", rotation=45)
         axis.tick_params(axis="y", rotation=0)
     return figure
 
@@ -417,7 +493,8 @@ def deviations(rows: pd.DataFrame) -> Figure:
     """
     labels = list(dict.fromkeys(rows.label))
     panels = {metric: text for metric, text in UNITS.items() if (rows.metric == metric).any()}
-    size = (WIDTH, 1.0 + 0.25 * len(labels))
+    names = [textwrap.fill(label, 30) for label in labels]
+    size = (WIDTH, 1.0 + 0.14 * sum(1.6 + name.count("\n") for name in names))
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (metric, unit) in zip(axes.flat, panels.items(), strict=True):
         shown = rows[rows.metric == metric]
@@ -427,9 +504,11 @@ def deviations(rows: pd.DataFrame) -> Figure:
         for agrees, color, marker in ((True, "C0", "o"), (False, "C3", "D")):
             of_kind = shown.agrees == agrees
             axis.plot(shown.deviation[of_kind], line[of_kind], marker, color=color, alpha=0.7, markersize=5)
-        axis.set_xlabel(f"measured - reference ({unit})")
+        axis.set_xlabel(unit)
+        axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.grid(axis="y", visible=False)
-    axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=9)
+    figure.supxlabel("measured - reference", fontsize=9)
+    axes[0, 0].set_yticks(range(len(labels)), names, fontsize=8)
     axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
     return figure
 
@@ -446,8 +525,8 @@ def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
     parts = [rows.reset_index(drop=True) for _, rows in choices.groupby("number", sort=False)]
     colors = {group: f"C{number}" for number, group in enumerate(dict.fromkeys(choices.group))}
     figure, axes = plt.subplots(
-        len(parts), 2, figsize=(WIDTH, 1.2 + 0.26 * len(choices)), sharex="col", sharey="row", squeeze=False,
-        height_ratios=[len(rows) + 1 for rows in parts], width_ratios=[3, 1.3],
+        len(parts), 2, figsize=(WIDTH, 1.2 + 0.31 * len(choices)), sharex="col", sharey="row", squeeze=False,
+        height_ratios=[len(rows) + 1 for rows in parts], width_ratios=[2.2, 1.3],
     )  # fmt: skip
     for (left, right), rows in zip(axes, parts, strict=True):
         left.hlines(rows.index, rows.low, rows.high, color="0.2", linewidth=2, zorder=3)
@@ -462,13 +541,16 @@ def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
                 axis.annotate(
                     text, (end, place), (side, 0), textcoords="offset points", ha=align, va="center", fontsize=8
                 )
-        left.set_yticks(rows.index, rows.group + ": " + rows.choice, fontsize=8)
+        names = (rows.group + ": " + rows.choice).map(lambda name: textwrap.fill(name, 28))
+        left.set_yticks(rows.index, names, fontsize=8)
         left.set_ylim(len(rows) - 0.4, -0.6)
-        left.set_title(rows.number[0], fontsize=10, loc="left")
+        left.set_title(rows.number[0], fontsize=9, loc="left")
     left, right = axes[-1]
     reach, ssim_reach = choices.difference.abs().max(), choices.ssim_difference.abs().max()
     left.set_xscale("symlog", linthresh=linear)
     left.set(xlim=(-12 * reach, 12 * reach), xlabel="difference of PSNR (dB)")
+    left.set_xticks([-1, -linear, 0, linear, 1])
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set(xlim=(-2.6 * ssim_reach, 2.6 * ssim_reach), xlabel="difference of SSIM")
+    right.xaxis.set_major_locator(MaxNLocator(3))
     return figure

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from .. import figures
 from ..params import Params
 from ..params import text as in_words
-from . import answers, plots, statistics, tables, text
+from . import answers, curves, plots, statistics, tables, text
 
 #: The profile that proves that everything runs, and draws no conclusions.
 SMOKE_RUN = "quick"
@@ -31,7 +31,7 @@ class Report:
     """
 
     def __init__(self, study: str, params: Params | None = None):
-        figures.style()
+        plots.style()
         self.params = params or Params()
         self.study = self.params.study(study)
         source, self.out = self.params.results("tables", study), self.params.results("report", study)
@@ -42,7 +42,7 @@ class Report:
         self.acts, self.tested = acting.acts, acting.tested
         self.verdicts = pd.read_csv(source / "verdicts.csv", dtype={"reason": str, "source": str})
         self.verdicts = self.verdicts.fillna({"reason": "", "source": ""})
-        self.fields = pd.read_csv(source / "field.csv")
+        self.fields, self.curves = pd.read_csv(source / "field.csv"), pd.read_csv(source / "curve.csv")
         self.not_run = pd.read_csv(source / "not_run.csv", index_col=0)
         fitted = pd.read_csv(source / "prior.csv", index_col=0)
         self.priors = {metric: statistics.Prior(*fitted.loc[metric]) for metric in fitted.index}
@@ -97,7 +97,7 @@ class Report:
             }
             for row in self.verdicts.itertuples()
         ]
-        return Markdown(text.markdown(pd.DataFrame(rows).set_index("claim")))
+        return Markdown(text.markdown(_filled(pd.DataFrame(rows).set_index("claim"))))
 
     def _reason(self, row: Any) -> str:
         """A claim's reason with titles for names, and why a row was not run where it says so."""
@@ -154,7 +154,7 @@ class Report:
                 "attention acts": self.acts.get(name, ""),
                 "parameters; multiply-adds": spent if pd.notna(cost.parameters) else "",
             }
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")
+        return _filled(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row"))
 
     def _relation(self, name: str, reference: str) -> str:
         """Verdict on a row against its reference, by the claim about the two in either direction; empty without one."""
@@ -241,9 +241,9 @@ class Report:
             quarters = tables.by_quartile(tables.gains(self.images, claim.better, claim.worse))
             shown = {f"{name} similar quarter": text.number(gain, 2, True) for name, gain in quarters.items()}
             rows[self.name(claim)] = {"trend per 0.1 (95 % interval)": trend, **shown}
-        if not rows:
-            return Markdown("With so few photographs or seeds no trend is shown.")
-        return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")))
+        return Markdown(
+            text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")) if rows else ""
+        )
 
     def limits(self) -> Markdown:
         """Limits of these numbers: profile, training, field, photographs, seeds."""
@@ -266,8 +266,8 @@ class Report:
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
-    def show(self, figure: Figure, name: str, alt: str | None = None, photographs: bool = False) -> Image:
-        """A figure for the notebook, saved under a name in the report's folder."""
+    def show(self, figure: Figure, name: str, alt: str, photographs: bool = False) -> Image:
+        """A figure for the notebook, saved under a name in the report's folder; alt says what it shows."""
         return figures.show(figure, self.out / name, photographs=photographs, alt=alt)
 
     def differences(self) -> Image | Markdown:
@@ -276,13 +276,54 @@ class Report:
         for task, names in self._by_task():
             shown = [n for n in names[1:] if pd.notna(self.rows.difference[n]) and n in self.params.experiments]
             if shown:
-                panels[f"{task}: difference to {self.labels[names[0]]}"] = (
-                    psnr[shown].sub(psnr[names[0]], axis=0).dropna()
-                )
+                panels[self._against(task)] = psnr[shown].sub(psnr[names[0]], axis=0).dropna()
         if not panels:
             return Markdown("No two rows can be compared yet.")
         alt = "Differences of PSNR on single photographs, row by row; the numbers are in the table below."
         return self.show(plots.differences(panels, self.rows, self.labels), "differences", alt)
+
+    def _against(self, task: str) -> str:
+        return f"{task}: difference to {self.labels[self.tasks[task][0]]}"
+
+    def along_training(self) -> Image | Markdown:
+        """Differences to the reference on the validation photographs against training steps, with the range of the
+        seeds as a band."""
+        panels = {}
+        for task, found in self._curves().items():
+            bands = {name: table.agg(["mean", "min", "max"], axis=1) for name, table in found.items()}
+            panels[self._against(task)] = {
+                self.labels[name]: (name, band.rename(columns={"min": "low", "max": "high"}))
+                for name, band in bands.items()
+            }
+        if not panels:
+            return Markdown("The trainings behind these numbers kept no validation curve.")
+        alt = "Differences to the first row against the training step; the sentences below say how they end."
+        return self.show(plots.along_training(panels), "along_training", alt)
+
+    def still_moving(self) -> Markdown:
+        """A sentence per task: which differences grew, settled or vanished over the last doubling of the steps."""
+        said = []
+        for task, found in self._curves().items():
+            outcomes = curves.outcomes(found, self.params.delta.psnr)
+            clauses = []
+            for outcome, rows in outcomes.groupby("outcome", sort=False):
+                shown = [
+                    f"{self.labels[row.Index]} ({text.number(row.half, 2, True)} to {text.number(row.end, 2, True)} dB)"
+                    for row in rows.itertuples()
+                ]
+                clauses.append(f"{outcome} for {text.listed(shown)}")
+            steps = self.params.experiment(self.tasks[task][0]).budget.steps
+            reference = self.labels[self.tasks[task][0]]
+            said.append(
+                f"*{task}*: from {steps // 2:,} to {steps:,} steps the difference to {reference} "
+                f"{'; it '.join(clauses)}."
+            )
+        return Markdown("\n\n".join(said))
+
+    def _curves(self) -> dict[str, dict[str, pd.DataFrame]]:
+        """For each task with validation curves the differences of its rows to the reference (`curves.differences`)."""
+        found = {task: curves.differences(self.curves, names[1:], names[0]) for task, names in self._by_task()}
+        return {task: tables for task, tables in found.items() if tables}
 
     def cost(self) -> Image:
         """PSNR against multiply-adds."""
@@ -299,8 +340,8 @@ class Report:
             for claim in self.run_claims().itertuples()
             for pair in [(claim.better, claim.worse)]
         }
-        if not panels:
-            return Markdown("No claim has been run.")
+        if not any(trend for *_, trend in panels.values()):
+            return Markdown("With so few photographs or seeds no trend is shown.")
         alt = (
             "Gain on each photograph against its self-similarity, a panel per claim; the trends are in the table below."
         )
@@ -308,15 +349,17 @@ class Report:
 
     def field(self) -> Image | Markdown:
         """PSNR against the field that attention sees, the mean over seeds, relative to the smallest field."""
-        if self.fields.empty:
-            return Markdown("The evaluations of this profile did not record it.")
-        means = self.fields.groupby(["experiment", "side"]).psnr.mean()
+        means = {name: rows.groupby("side").psnr.mean() for name, rows in self.fields.groupby("experiment")}
+        several = {name: psnr for name, psnr in means.items() if len(psnr) > 1}
         panels = {
-            task: {self.labels[name]: (name, means[name]) for name in names if name in means.index.get_level_values(0)}
+            task: {self.labels[name]: (name, several[name]) for name in names if name in several}
             for task, names in self._by_task()
         }
+        panels = {task: rows for task, rows in panels.items() if rows}
+        if not panels:
+            return Markdown("The evaluations of this profile did not record it for more than one side.")
         alt = "Change of PSNR against the side of the field for every row with attention."
-        return self.show(plots.fields({task: rows for task, rows in panels.items() if rows}), "field", alt)
+        return self.show(plots.fields(panels), "field", alt)
 
     def influence(self, task: str) -> Image | Markdown:
         """Where the modules of the rows of a task look, by one measure for all kinds of attention."""
@@ -357,3 +400,8 @@ class Report:
     def scale(self, name: str) -> int:
         """How many times a row's task enlarges an image."""
         return self._resolved[name].task.degradation.scale
+
+
+def _filled(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of text without the columns in which every cell is empty."""
+    return table.loc[:, (table != "").any()]

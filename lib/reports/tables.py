@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..insights import health
 from ..params import Params, Study
-from . import statistics, text
+from . import curves, statistics, text
 
 #: Published numbers, keyed by our rows' names.
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -64,7 +64,8 @@ def gather(params: Params) -> pd.DataFrame:
     images.csv: a row per photograph and seed; costs.csv, rows.csv: a row per row of the study, rows.csv with its
     difference to the first of its task; verdicts.csv: the study's claims; acts.csv: whether the attention of rows acts;
     mechanism.csv: attention as `evaluate` kept it, by content; not_run.csv: why rows have no numbers; prior.csv: the
-    variance over seeds of all claims of the profile; field.csv: PSNR against the field that attention sees.
+    variance over seeds of all claims of the profile; field.csv: PSNR against the field that attention sees; curve.csv:
+    PSNR on the validation photographs against the training step.
     """
     evaluated, gathered, counts = params.results("evaluate"), read(params), []
     priors = pd.DataFrame({metric: asdict(prior) for metric, prior in gathered.priors.items()}).T
@@ -80,6 +81,7 @@ def gather(params: Params) -> pd.DataFrame:
         collect_reasons(evaluated, study.experiments).to_csv(folder / "not_run.csv", index=False)
         priors.to_csv(folder / "prior.csv")
         collect_fields(evaluated, study.experiments).to_csv(folder / "field.csv", index=False)
+        curves.collect(params.results("train"), study.experiments).to_csv(folder / "curve.csv", index=False)
         run = images.experiment.nunique()
         missing = len(study.experiments) - run
         counts.append({"study": name, "rows run": run, "rows not run": missing, "images measured": len(images)})

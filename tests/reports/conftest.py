@@ -42,6 +42,17 @@ class MadeUp:
         rows = [{"seed": 1, "side": side, "psnr": value} for side, value in psnr.items()]
         pd.DataFrame(rows).to_csv(self.params.results("evaluate", name, "field.csv"), index=False)
 
+    def curve(self, name: str, psnr: dict[int, float], scatter: float = 0.001) -> None:
+        """psnr: by step; the three seeds differ by `scatter` dB, always in the same way."""
+        folder = self.params.results("train", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"step": step, "psnr": value + scatter * seed * (1 + len(name) % 3 * i), "seed": seed}
+            for i, (step, value) in enumerate(psnr.items())
+            for seed in (1, 2, 3)
+        ]
+        pd.DataFrame(rows).to_csv(folder / "validation.csv", index=False)
+
     def report(self, study: str):
         from lib.reports.study import Report
 

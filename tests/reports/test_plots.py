@@ -38,7 +38,7 @@ def test_a_pyramid_has_a_row_per_point_and_a_column_per_level():
     full[:, 0, 0], half[0, 3, 5], half[1, 1, 2] = [0.75, 0.5], 0.25, 0.5
     drawn = plots.pyramid(np.zeros((16, 24, 3)), [(4, 6), (1, 1)], {"1": full, "0.5": half})
     titles = [axis.get_title() for axis in drawn.axes]
-    assert titles == ["scale 1: 75%", "scale 0.5: 25%", "scale 1: 50%", "scale 0.5: 50%"]
+    assert titles == ["x 1: 75%", "x 0.5: 25%", "x 1: 50%", "x 0.5: 50%"]
     coarse = drawn.axes[1]
     assert coarse.images[0].get_extent() == [-0.5, 5.5, 3.5, -0.5]
     np.testing.assert_array_equal(offsets(coarse), [[5, 3]])
@@ -63,14 +63,14 @@ def test_masses_are_bars_with_a_line_for_uniform_attention():
 
 def test_along_draws_every_photograph_and_the_mean():
     table = pd.DataFrame({1.0: [0.1, 0.3], 6.0: [0.2, 0.6]}, index=["a", "b"])
-    axis = plots.along({"amplification k": table}, "gain (dB)").axes[0]
+    axis = plots.along({"amplification k": table}, "gain (dB)", "enlca_t").axes[0]
     _, *points, mean = axis.lines
     assert sorted(y for line in points for y in line.get_ydata()) == [0.1, 0.2, 0.3, 0.6]
     np.testing.assert_allclose(mean.get_xydata(), [[1, 0.2], [6, 0.4]])
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("amplification k", "gain (dB)")
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "6"]
     many = pd.DataFrame({1.0: np.arange(21.0), 6.0: np.arange(21.0)})
-    band = plots.along({"k": many}, "gain (dB)").axes[0].collections[0].get_paths()[0].get_extents()
+    band = plots.along({"k": many}, "gain (dB)", "enlca_t").axes[0].collections[0].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == (5, 15)
 
 
@@ -112,6 +112,38 @@ def test_fields_start_at_no_change():
     assert drawn.axes[0].lines[1].get_color() == plots.COLORS["panet"]
 
 
+def test_differences_along_the_training_have_a_band():
+    curve = pd.DataFrame({"mean": [0.1, 0.4], "low": [0.0, 0.2], "high": [0.2, 0.6]}, index=[500, 1000])
+    axis = plots.along_training({"task": {"PANet": ("panet_t", curve)}}).axes[0]
+    assert axis.lines[1].get_xydata().tolist() == [[500, 0.1], [1000, 0.4]]
+    assert axis.lines[1].get_color() == plots.COLORS["panet"]
+    band = axis.collections[0].get_paths()[0].get_extents()
+    assert (band.x0, band.y0, band.x1, band.y1) == (500, 0, 1000, 0.6)
+    assert axis.get_xlabel() == "training step"
+
+
+def test_dots_have_the_colour_of_their_module():
+    axis = plots.points({"DAGL": ("dagl_t", [1, 10]), "trunk": ("edsr_t", [3])}, "places").axes[0]
+    assert [line.get_color() for line in axis.lines] == [plots.COLORS["dagl"], plots.COLORS["none"]]
+
+
+@pytest.mark.parametrize("count", [1, 3, 11])
+def test_words_of_a_figure_overlap_neither_each_other_nor_a_panel(count):
+    plots.style()
+    psnr = pd.Series([30.0, 30.5, 31], [32, 64, 128])
+    rows = [{f"PANet's pyramid in the common trunk, part {n}": ("panet_t", psnr)} for n in range(count)]
+    drawn = plots.fields({f"colour denoising, sigma {n}": row for n, row in enumerate(rows)})
+    drawn.canvas.draw()
+    words = [text for axis in drawn.axes for text in (axis.xaxis.label, axis._left_title)]
+    words += [*drawn.legends[0].get_texts(), *drawn.texts]
+    boxes = [axis.get_window_extent() for axis in drawn.axes]
+    for text in words:
+        box = text.get_window_extent()
+        assert drawn.bbox.x0 <= box.x0 and box.x1 <= drawn.bbox.x1, text
+        assert not text.get_text() or not any(box.overlaps(other) for other in boxes), text
+        boxes.append(box)
+
+
 def test_cost_has_one_look_per_title_in_all_panels():
     rows = pd.DataFrame(
         {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "parameters": [1, 2, 4]}, ["edsr_a", "panet_a", "panet_b"]
@@ -126,7 +158,9 @@ def test_cost_has_one_look_per_title_in_all_panels():
 
 def test_quartiles_are_those_of_the_values():
     values = {1: np.arange(101), 6: np.arange(101) / 2}
-    axis = plots.quartiles({"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0)).axes[0]
+    axis = plots.quartiles(
+        {"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0), "enlca_t"
+    ).axes[0]
     [container] = axis.containers
     middle, _, [bars] = container.lines
     np.testing.assert_allclose(middle.get_ydata(), [50, 25])

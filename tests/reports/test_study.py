@@ -56,6 +56,27 @@ def test_the_field_is_drawn_where_it_was_recorded(made_up):
     assert made.report("dagl_ablation").field().data[:4] == b"\x89PNG"
 
 
+def test_differences_along_the_training_are_drawn_and_told(made_up):
+    made = made_up()
+    for name in (EDSR, DAGL, NL, f"{DAGL}-mhnl"):
+        made.row(name, 30.0)
+    report = made.report("dagl_ablation")
+    assert "no validation curve" in report.along_training().data and report.still_moving().data == ""
+    for name, gains in {
+        DAGL: (0, 0, 0),
+        NL: (0.4, 0.2, 0.3),
+        EDSR: (0.3, 0.5, 0.25),
+        f"{DAGL}-mhnl": (0, 0, 0),
+    }.items():
+        made.curve(name, {250: 28 + gains[0], 500: 29 + gains[1], 1000: 30 + gains[2]})
+    report = made.report("dagl_ablation")
+    assert report.along_training().data[:4] == b"\x89PNG"
+    said = report.still_moving().data
+    assert "the difference to DAGL grows for DAGL, single-head non-local (+0.20 to +0.30 dB)" in said
+    assert "it has settled for DAGL, multi-head non-local (+0.00 to +0.00 dB)" in said
+    assert "it vanishes for EDSR trunk (+0.50 to +0.25 dB)" in said
+
+
 def test_the_smoke_run_draws_no_conclusions(made_up):
     made = made_up("quick")
     made.row(DAGL, 30.0)
