@@ -236,11 +236,12 @@ def test_weights_of_another_version_are_neither_used_nor_kept(clone):
 
 def test_the_readme_shows_each_study_by_the_largest_profile_in_which_it_was_run(clone):
     text = (clone.folder / "README.md").read_text()
-    assert "### published numbers (profile `tiny`)" in text and "report_dagl_ablation.ipynb) | tiny | " in text
+    published = "[published numbers](results/tiny/report/published_numbers/report_published_numbers.ipynb)"
+    assert published in text and " | tiny | " in text and "### DAGL (profile `tiny`)" in text
     shutil.copytree(clone.folder / "results/tiny/tables", clone.folder / "results/quick/tables")
     clone.shell("python -c 'from lib.pipeline import repro; repro.write_readme()'")
     text = (clone.folder / "README.md").read_text()
-    assert "### DAGL (profile `quick`)" in text and "### published numbers (profile `tiny`)" in text
+    assert "### DAGL (profile `quick`)" in text and published in text
 
 
 def test_training_again_gives_the_same_results(clone):

@@ -169,8 +169,7 @@ def _pins(profile: str) -> Path:
 
 
 def write_readme() -> None:
-    """Put every study's verdicts, the table and the figure of the first and the last study, and those of the
-    published numbers into the README: each of the largest profile in which the study was run."""
+    """Put the results (`lib.reports.readme.results`) between the README's marks."""
     path = ROOT / "README.md"
     text = path.read_text()
     before, _, rest = text.partition(README_MARKS[0])
@@ -179,22 +178,9 @@ def write_readme() -> None:
         raise PipelineError(f"{path.name}: the marks {' and '.join(README_MARKS)} are missing")
     from ..reports import readme  # here: draws figures, whose library takes seconds to import
 
-    studies = [*Params().studies]
-    shown = [readme.results((studies[-1], studies[0])), _published_numbers()]
-    new = "\n\n".join([before + README_MARKS[0], *shown, mark + after])
+    new = "\n\n".join([before + README_MARKS[0], readme.results(), mark + after])
     if new != text:
         path.write_text(new)
-
-
-def _published_numbers() -> str:
-    """The table and the figure of the study of published numbers in the largest profile in which it was run."""
-    for profile in reversed(Params().profiles):
-        folder = ROOT / "results" / profile / "report" / PUBLISHED_NUMBERS
-        if (folder / "rows.md").exists():
-            figure = f"![{PUBLISHED_NUMBERS}]({(folder / 'differences.png').relative_to(ROOT)})"
-            title = f"### {PUBLISHED_NUMBERS.replace('_', ' ')} (profile `{profile}`)"
-            return "\n\n".join([title, (folder / "rows.md").read_text().strip(), figure])
-    return f"**{PUBLISHED_NUMBERS}**: not run"
 
 
 def dvc(*arguments: str) -> int:

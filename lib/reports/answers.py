@@ -23,14 +23,14 @@ SMOKE = (
 )
 
 
-def answer(report: Report) -> str:
+def answer(report: Report) -> list[str]:
     """The sentences for a study in the profile of the report."""
     if not report.conclusive:
-        return SMOKE.format(profile=report.params.profile)
+        return [SMOKE.format(profile=report.params.profile)]
     if report.run_claims().empty:
-        return f"None of the rows that would answer this has been run in profile `{report.params.profile}`."
+        return [f"None of the rows that would answer this has been run in profile `{report.params.profile}`."]
     sentences = [*filter(None, ANSWERS.get(report.study.name, in_general)(report))] or in_general(report)
-    return " ".join(f"{text.capital(sentence)}." for sentence in sentences if sentence)
+    return [f"{text.capital(sentence)}." for sentence in sentences if sentence]
 
 
 def in_general(report: Report) -> list[str]:

@@ -80,9 +80,9 @@ def _legend(figure: Figure, looks: Mapping[str, dict]) -> None:
 
 def _label(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
     """Names of axes that are the same in all panels: under the lowest, and once on the left."""
-    lowest = max(axis.get_subplotspec().rowspan.start for axis in axes)
-    for axis in axes:
-        if axis.get_subplotspec().rowspan.start == lowest:
+    tops = [axis.get_position().y1 for axis in axes]
+    for axis, top in zip(axes, tops, strict=True):
+        if top == min(tops):
             axis.set_xlabel(xlabel)
     axes[0].figure.supylabel(ylabel, fontsize=9)
 
@@ -459,8 +459,8 @@ def by_rank(panels: Mapping[str, np.ndarray], uniform: float) -> Figure:
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         ranks = np.arange(1, values.shape[1] + 1)
         for number, line in enumerate(values, 1):
-            look = {"marker": MARKERS[number - 1], "color": str(0.25 * (number - 1))}
-            axis.plot(ranks, line, markersize=4, label=f"pixel {number}", **look)
+            shade, marker = str(0.25 * (number - 1)), MARKERS[number - 1]
+            axis.plot(ranks, line, color=shade, marker=marker, markersize=4, label=f"pixel {number}")
         if np.allclose(values.sum(1), 1, atol=1e-2):
             axis.axhline(uniform, color="0.4", linestyle="--", linewidth=1)
         axis.set(xticks=ranks, ylim=(0, 1.15 * values.max()))

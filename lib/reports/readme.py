@@ -10,20 +10,38 @@ from IPython.display import Markdown
 
 from ..params import Params
 from . import simulation, statistics, text
+from .answers import answer as all_sentences
 from .study import Report
+
+#: The study of conventions, which has no rows and no claims.
+PUBLISHED_NUMBERS = "published_numbers"
 
 #: Simulated profiles behind the numbers of `trust`.
 REPETITIONS = 200
 
 
-def results(studies: Sequence[str] = (), shown: Sequence[Params] | None = None) -> str:
-    """The README's results as Markdown: how many claims of each study got which verdict, then answer, table and figure
-    of some studies; each of the largest profile in which the study was run."""
+def results(shown: Sequence[Params] | None = None) -> str:
+    """The README's results as Markdown: answer and figure of the last study, then every study with the first sentence
+    of its answer and how many claims got which verdict; each of the largest profile in which the study was run."""
     profiles = shown or [Params(profile=name) for name in Params().profiles]
-    return "\n\n".join([counts(profiles), *(_study(name, profiles) for name in studies)])
+    last = [*profiles[0].studies][-1]
+    params = largest_run(last, profiles)
+    parts = [counts(profiles, answered=True), _published_numbers(profiles)]
+    if params.results("tables", last, "verdicts.csv").exists():
+        report = Report(last, params)
+        alt = "Differences of each module to the trunk without attention, photograph by photograph"
+        figure = f"![{alt}](results/{params.profile}/report/{last}/differences.png)"
+        parts = [
+            f"### {report.study.title} (profile `{params.profile}`)",
+            report.said(),
+            figure,
+            "### Every study",
+            *parts,
+        ]
+    return "\n\n".join(filter(None, parts))
 
 
-def _largest_run(study: str, profiles: Sequence[Params]) -> Params:
+def largest_run(study: str, profiles: Sequence[Params]) -> Params:
     """The last of the profiles in which a claim of the study was run, else the first."""
     for params in reversed(profiles):
         file = params.results("tables", study, "verdicts.csv")
@@ -32,28 +50,41 @@ def _largest_run(study: str, profiles: Sequence[Params]) -> Params:
     return profiles[0]
 
 
-def counts(profiles: Sequence[Params]) -> str:
-    """How many claims of each study got which verdict, each study a link to its report."""
+def counts(profiles: Sequence[Params], answered: bool = False, root: str = "") -> str:
+    """How many claims of each study got which verdict, each study a link to its report; where asked for with the first
+    sentence of its answer. root: the way to the project's root."""
     rows = {}
     for name, study in profiles[0].studies.items():
-        params = _largest_run(name, profiles)
+        params = largest_run(name, profiles)
         file = params.results("tables", name, "verdicts.csv")
         found = pd.read_csv(file).verdict.value_counts() if file.exists() else {statistics.NOT_RUN: len(study.claims)}
-        report = f"results/{params.profile}/report/{name}/report_{name}.ipynb"
+        report = f"{root}results/{params.profile}/report/{name}/report_{name}.ipynb"
         many = {kind: int(found.get(kind, 0)) for kind in statistics.VERDICTS}
         said = ", ".join(f"{number} {kind}" for kind, number in many.items() if number)
-        rows[f"[{study.title}]({report})"] = {"profile": params.profile, "claims": said}
+        row = {"profile": params.profile, "claims": said}
+        rows[f"[{study.title}]({report})"] = {"in short": in_short(name, params), **row} if answered else row
     return text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("study"))
 
 
-def _study(name: str, profiles: Sequence[Params]) -> str:
-    params = _largest_run(name, profiles)
-    if not params.results("tables", name, "verdicts.csv").exists():
-        return f"### {params.study(name).title}\n\nNot run."
-    report = Report(name, params)
-    figure = f"![{report.study.title}](results/{params.profile}/report/{name}/differences.png)"
-    said = f"### {report.study.title} (profile `{params.profile}`)"
-    return "\n\n".join([said, report.said(), figure, report.table().data])
+def in_short(study: str, params: Params) -> str:
+    """The first sentence of a study's answer; of a smoke run that it is one."""
+    if not params.results("tables", study, "verdicts.csv").exists():
+        return "not run"
+    report = Report(study, params)
+    return all_sentences(report)[0] if report.conclusive else "a smoke run, which draws no conclusions"
+
+
+def _published_numbers(profiles: Sequence[Params]) -> str:
+    """What came out of comparing our numbers with published ones, in the largest profile in which it was run."""
+    folder = f"report/{PUBLISHED_NUMBERS}"
+    for params in reversed(profiles):
+        if (rows := params.results(folder, "rows.md")).exists():
+            table = pd.read_table(rows, sep=r"\s*\|\s*", engine="python", skiprows=[1], dtype=str)
+            agree = table.agree.dropna().str.extract(r"(\d+) of (\d+)").dropna().astype(int).sum()
+            link = f"[published numbers](results/{params.profile}/{folder}/report_{PUBLISHED_NUMBERS}.ipynb)"
+            checked = f"How we measure is checked against {link} (profile `{params.profile}`)"
+            return f"{checked}: {agree[0]} of {agree[1]} agree."
+    return ""
 
 
 def answers(params: Params) -> str:

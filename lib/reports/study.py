@@ -42,7 +42,9 @@ class Report:
         self.acts, self.tested = acting.acts, acting.tested
         self.verdicts = pd.read_csv(source / "verdicts.csv", dtype={"reason": str, "source": str})
         self.verdicts = self.verdicts.fillna({"reason": "", "source": ""})
-        self.fields, self.curves = pd.read_csv(source / "field.csv"), pd.read_csv(source / "curve.csv")
+        self.fields = pd.read_csv(source / "field.csv")
+        curve = source / "curve.csv"  # tables of another profile may be older than it
+        self.curves = pd.read_csv(curve) if curve.exists() else pd.DataFrame(columns=curves.COLUMNS)
         self.not_run = pd.read_csv(source / "not_run.csv", index_col=0)
         fitted = pd.read_csv(source / "prior.csv", index_col=0)
         self.priors = {metric: statistics.Prior(*fitted.loc[metric]) for metric in fitted.index}
@@ -61,16 +63,11 @@ class Report:
 
     def said(self) -> str:
         """Two or three sentences that answer the study's question."""
-        return answers.answer(self)
+        return " ".join(answers.answer(self))
 
     def answer(self) -> Markdown:
-        """`said` for the notebook; kept in `answer.md` too."""
-        self._keep("answer.md", self.said())
+        """`said` for the notebook."""
         return Markdown(f"**Answer.** {self.said()}")
-
-    def _keep(self, name: str, words: str) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / name).write_text(words + "\n")
 
     def outcome(self, better: str, worse: str, names: tuple[str, str]) -> str:
         """A claim's outcome in words (`text.sentence`), `names` standing for its rows; nothing where the study does not
@@ -136,10 +133,9 @@ class Report:
         )
 
     def table(self) -> Markdown:
-        """The main table, a part per task; kept in `rows.md` too."""
+        """The main table, a part per task."""
         parts = [f"**{task}**, {self._measured_on(names)}\n\n{text.markdown(self._part(names))}"
                  for task, names in self._by_task()]  # fmt: skip
-        self._keep("rows.md", "\n\n".join(parts))
         return Markdown("\n\n".join(parts))
 
     def _part(self, names: Sequence[str]) -> pd.DataFrame:

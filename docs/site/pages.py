@@ -1,0 +1,188 @@
+"""`make site`: the pages of the site, from the executed notebooks and docs/, built by Sphinx.
+
+Reports come from the largest profile in which their study was run, with the notebooks of the rows that they link to.
+Nothing is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from sphinx.cmd.build import build_main
+
+from lib.params import ROOT, Params
+from lib.reports import readme
+
+HERE = Path(__file__).parent
+OUT = ROOT / "build" / "site"
+
+#: Pages of docs/ and the root by their names on the site.
+DOCS = {name: ROOT / "docs" / f"{name}.md" for name in ("running", "measuring", "architecture", "decisions")}
+DOCS["contributing"] = ROOT / "CONTRIBUTING.md"
+
+MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "edsr")
+
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+class Site:
+    """The sources of the site in a folder; `pages` maps a file of the project to its page."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.profiles = [Params(profile=name) for name in Params().profiles]
+        self.pages: dict[Path, str] = {}
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    def write(self) -> None:
+        """All pages: what each links to is known before the first is written."""
+        studies = {name: readme.largest_run(name, self.profiles) for name in self.profiles[0].studies}
+        reports = {name: one.results("report", name, f"report_{name}.ipynb") for name, one in studies.items()}
+        reports = {name: path for name, path in reports.items() if path.exists()}
+        if checked := self._published_numbers():
+            reports[readme.PUBLISHED_NUMBERS] = checked
+        self.pages = {path: name for name, path in reports.items()}
+        self.pages |= {path: name for name, path in DOCS.items()}
+        summary = self._latest("summary", "summary.ipynb")
+        self.pages |= {path: path.stem for path in [*summary, *sorted(ROOT.glob("results/benchmark/*.ipynb"))]}
+        rows = [path for report in reports.values() for path in self._rows(report)]
+        self.pages |= {path: f"rows/{path.parts[-4]}-{path.parent.name}" for path in rows}
+        for path, name in self.pages.items():
+            (self._notebook if path.suffix == ".ipynb" else self._markdown)(path, name)
+        self._models()
+        self._index(studies, reports)
+
+    def _latest(self, *parts: str) -> list[Path]:
+        found = [path for params in self.profiles[1:] if (path := params.results(*parts)).exists()]
+        return found[:1]
+
+    def _published_numbers(self) -> Path | None:
+        name = readme.PUBLISHED_NUMBERS
+        found = [params.results("report", name, f"report_{name}.ipynb") for params in self.profiles]
+        return next((path for path in reversed(found) if path.exists()), None)
+
+    def _rows(self, report: Path) -> list[Path]:
+        """The rows' notebooks that a report links to; those of a smoke run would double the site."""
+        if report.parts[-4] == self.profiles[0].profile:
+            return []
+        links = re.findall(r"\]\((\.\./\.\./evaluate/[^)]+)\)", report.read_text())
+        return [path for link in dict.fromkeys(links) if (path := (report.parent / link).resolve()).exists()]
+
+    def _linked(self, words: str, source: Path, page: str) -> str:
+        """Markdown whose links between files of the project lead to their pages; a link to a file without a page is
+        its text."""
+
+        def link(found: re.Match) -> str:
+            text, target, anchor = found[1], found[2], found[3] or ""
+            if re.match(r"\w+:", target):
+                return found[0]
+            leads_to = (source.parent / target).resolve()
+            name = self.pages.get(leads_to)
+            return f"[{text}]({'../' * page.count('/')}{name}{leads_to.suffix}{anchor})" if name else text
+
+        return LINK.sub(link, words).replace("```mermaid", "```text")
+
+    def _markdown(self, path: Path, name: str) -> None:
+        (self.folder / f"{name}.md").write_text(self._linked(path.read_text(), path, name))
+
+    def _notebook(self, path: Path, name: str) -> None:
+        """A notebook with its code folded and its figures' descriptions where Sphinx looks for them."""
+        notebook = json.loads(path.read_text())
+        cells = []
+        for cell in notebook["cells"]:
+            tags = cell["metadata"].get("tags", [])
+            if {"parameters", "injected-parameters"} & {*tags}:
+                continue
+            if cell["cell_type"] == "markdown":
+                cell["source"] = self._linked("".join(cell["source"]), path, name)
+            else:
+                cell["metadata"]["tags"] = [*tags, "hide-input"]
+                for output in cell["outputs"]:
+                    self._output(cell, output, path, name)
+            cells.append(cell)
+        target = self.folder / f"{name}.ipynb"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(notebook | {"cells": cells}))
+
+    def _output(self, cell: dict, output: dict, path: Path, name: str) -> None:
+        data = output.get("data", {})
+        if "text/markdown" in data:
+            data["text/markdown"] = self._linked("".join(data["text/markdown"]), path, name)
+        for kind in ("image/png", "image/jpeg"):
+            if alt := output.get("metadata", {}).get(kind, {}).get("alt"):
+                cell["metadata"]["mystnb"] = {"image": {"alt": alt.replace("\n", " ")}}
+
+    def _models(self) -> None:
+        parts = ["# Models\n\nThe networks and their options, from the code."]
+        for name in MODELS:
+            directive = f".. automodule:: lib.models.{name}\n   :members:\n   :show-inheritance:"
+            parts.append(f"## {name}\n\n```{{eval-rst}}\n{directive}\n```")
+        (self.folder / "models.md").write_text("\n\n".join(parts))
+
+    def _index(self, studies: dict[str, Params], reports: dict[str, Path]) -> None:
+        """The landing page: what the README says before its results, and a card for each study."""
+        source = ROOT / "README.md"
+        before, _, _ = source.read_text().partition("## ")
+        words = "\n".join(line for line in before.splitlines() if "badge.svg" not in line)
+        cards = []
+        for name, path in reports.items():
+            params = studies.get(name)
+            title = params.study(name).title if params else "Do our conventions give published numbers back?"
+            said = _answer(path)
+            figure = path.with_name("differences.png")
+            shown = f"![{title}]({name}.png)" if figure.exists() else ""
+            if shown:
+                shutil.copy(figure, self.folder / f"{name}.png")
+            profile = path.parts[-4]
+            cards.append(
+                f":::{{container}} card\n**[{title}]({name}.ipynb)**\n\n{said} (profile `{profile}`)\n\n{shown}\n:::"
+            )
+        trees = {
+            "Reports": reports,
+            "Results": [n for n in self.pages.values() if n not in reports and n not in DOCS and "/" not in n],
+            "Documentation": [*DOCS, "models"],
+            "Rows": [n for n in self.pages.values() if n.startswith("rows/")],
+        }
+        parts = [self._linked(words, source, "index"), "::::{container} gallery\n" + "\n\n".join(cards) + "\n::::"]
+        parts += [
+            f"```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```"
+            for caption, names in trees.items()
+            if names
+        ]
+        (self.folder / "index.md").write_text("\n\n".join(parts))
+
+
+def _answer(report: Path) -> str:
+    """The answer of an executed report, or its finding."""
+    cells = json.loads(report.read_text())["cells"]
+    found = [output.get("data", {}).get("text/markdown", "") for cell in cells for output in cell.get("outputs", ())]
+    shown = ["".join(words) for words in found if words]
+    answers = [words.removeprefix("**Answer.** ") for words in shown if words.startswith("**Answer.** ")]
+    return answers[0] if answers else shown[-1]
+
+
+def main() -> int:
+    """Build the site; returns Sphinx's exit status: a broken link or reference is an error."""
+    Site(OUT / "source").write()
+    return build_main(
+        [
+            "-q",
+            "-W",
+            "--keep-going",
+            "-c",
+            str(HERE),
+            "-d",
+            str(OUT / "doctrees"),
+            str(OUT / "source"),
+            str(OUT / "html"),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
