@@ -94,6 +94,11 @@ class Site:
         """A notebook with its code folded and its figures' descriptions where Sphinx looks for them."""
         notebook = json.loads(path.read_text())
         cells = []
+        if name.startswith("rows/"):  # all of them have one title
+            params = next(one for one in self.profiles if one.profile == path.parts[-4])
+            row = params.row(path.parent.name)
+            words = "".join(notebook["cells"][0]["source"]).partition("\n")[2]
+            notebook["cells"][0]["source"] = f"# {row.title}: {row.task.title} ({params.profile})\n{words}"
         for cell in notebook["cells"]:
             tags = cell["metadata"].get("tags", [])
             if {"parameters", "injected-parameters"} & {*tags}:
@@ -130,31 +135,35 @@ class Site:
         before, _, _ = source.read_text().partition("## ")
         words = "\n".join(line for line in before.splitlines() if "badge.svg" not in line)
         cards = []
-        for name, path in reports.items():
+        for name, path in sorted(reports.items(), key=lambda item: item[1].parts[-4] == self.profiles[0].profile):
             params = studies.get(name)
             title = params.study(name).title if params else "Do our conventions give published numbers back?"
             said = _answer(path)
             figure = path.with_name("differences.png")
-            shown = f"![{title}]({name}.png)" if figure.exists() else ""
-            if shown:
+            profile, shown = path.parts[-4], ""
+            if figure.exists() and profile != self.profiles[0].profile:
                 shutil.copy(figure, self.folder / f"{name}.png")
-            profile = path.parts[-4]
+                shown = f"![{title}]({name}.png)"
             cards.append(
                 f":::{{container}} card\n**[{title}]({name}.ipynb)**\n\n{said} (profile `{profile}`)\n\n{shown}\n:::"
             )
-        trees = {
-            "Reports": reports,
-            "Results": [n for n in self.pages.values() if n not in reports and n not in DOCS and "/" not in n],
-            "Documentation": [*DOCS, "models"],
-            "Rows": [n for n in self.pages.values() if n.startswith("rows/")],
-        }
+        rows = [page for page in self.pages.values() if page.startswith("rows/")]
+        costs = [page for page in self.pages.values() if page not in {*reports, *DOCS, "summary", *rows}]
+        self._tree("rows", "Rows", "Each network and baseline by itself: photographs, training, cost, attention.", rows)
+        self._tree("costs", "What attention costs", "Each attention module beside its definition, by machine.", costs)
+        trees = {"Reports": [*reports, "summary", "rows", "costs"], "Documentation": [*DOCS, "models"]}
         parts = [self._linked(words, source, "index"), "::::{container} gallery\n" + "\n\n".join(cards) + "\n::::"]
-        parts += [
-            f"```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```"
-            for caption, names in trees.items()
-            if names
-        ]
+        parts += [_toctree(pages, f":caption: {caption}\n:hidden:") for caption, pages in trees.items()]
         (self.folder / "index.md").write_text("\n\n".join(parts))
+
+    def _tree(self, name: str, title: str, words: str, pages: list[str]) -> None:
+        """A page that lists others; those of a machine by its name."""
+        listed = [f"{page} <{page}>" if name == "costs" else page for page in pages]
+        (self.folder / f"{name}.md").write_text(f"# {title}\n\n{words}\n\n{_toctree(listed, ':maxdepth: 1')}\n")
+
+
+def _toctree(pages: list[str], options: str) -> str:
+    return f"```{{toctree}}\n{options}\n\n" + "\n".join(pages) + "\n```"
 
 
 def _answer(report: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,9 +83,8 @@ class Report:
 
     def claims(self) -> Markdown:
         """The study's claims with their verdicts, differences in dB."""
-        rows = [
-            {
-                "claim": self.name(row),
+        rows = {
+            (row.better, row.worse): {
                 "verdict": text.verdict(row._asdict() | {"reason": self._reason(row)}),
                 "difference (95 % interval)": text.difference(row._asdict()),
                 "published": text.number(row.published, 2, signed=True),
@@ -93,8 +92,18 @@ class Report:
                 "claimed by": row.source,
             }
             for row in self.verdicts.itertuples()
-        ]
-        return Markdown(text.markdown(_filled(pd.DataFrame(rows).set_index("claim"))))
+        }
+        return self._by_claim(rows)
+
+    def _by_claim(self, rows: Mapping[tuple[str, str], Mapping[str, str]]) -> Markdown:
+        """Cells of claims (better, worse) as a table for each task."""
+        parts = []
+        for task, names in self._by_task():
+            cells = {f"{self.labels[a]} over {self.labels[b]}": row for (a, b), row in rows.items() if a in names}
+            if cells:
+                table = pd.DataFrame.from_dict(cells, orient="index").fillna("").rename_axis("claim")
+                parts += [f"**{task}**", text.markdown(_filled(table))]
+        return Markdown("\n\n".join(parts))
 
     def _reason(self, row: Any) -> str:
         """A claim's reason with titles for names, and why a row was not run where it says so."""
@@ -213,8 +222,8 @@ class Report:
                 found, _ = statistics.differences_of(images, [pair], "psnr")
                 low, high = statistics.estimate(found, self.priors["psnr"]).interval()
                 of_set[name] = text.difference({"difference": found.mean[0], "low": low[0], "high": high[0]})
-            rows[self.name(claim)] = of_set
-        return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("claim")))
+            rows[pair] = of_set
+        return self._by_claim(rows)
 
     def run_claims(self) -> pd.DataFrame:
         """The verdicts of claims whose rows could be compared."""
@@ -236,10 +245,8 @@ class Report:
             trend = text.difference({"difference": slope, "low": low, "high": high})
             quarters = tables.by_quartile(tables.gains(self.images, claim.better, claim.worse))
             shown = {f"{name} similar quarter": text.number(gain, 2, True) for name, gain in quarters.items()}
-            rows[self.name(claim)] = {"trend per 0.1 (95 % interval)": trend, **shown}
-        return Markdown(
-            text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")) if rows else ""
-        )
+            rows[claim.better, claim.worse] = {"trend per 0.1 (95 % interval)": trend, **shown}
+        return self._by_claim(rows)
 
     def limits(self) -> Markdown:
         """Limits of these numbers: profile, training, field, photographs, seeds."""
