@@ -1,9 +1,9 @@
-# make repro [PROFILE=quick] [STUDY=...] [JOBS=2] | test | check | lab | benchmark; each makes .venv on first use.
+# make repro [PROFILE=quick] [STUDY=...] [JOBS=2] | test | check | lab | site | benchmark; each makes .venv on first use.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: repro test check lab benchmark lock
+.PHONY: repro test check lab site benchmark lock
 repro: .venv/ready
 	python -m lib repro $(if $(PROFILE),--profile $(PROFILE)) $(if $(STUDY),--study $(STUDY)) $(if $(JOBS),--jobs $(JOBS))
 
@@ -16,6 +16,14 @@ check: .venv/ready
 
 lab: .venv/ready
 	jupyter lab
+
+# The executed reports and docs/ as pages in build/site/html; nothing is run.
+site: .venv/site
+	PYTHONPATH=. python docs/site/pages.py
+
+.venv/site: .venv/ready docs/site/requirements.txt
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r docs/site/requirements.txt
+	touch $@
 
 # Time and memory beside the definitions, on this machine; PART=modules measures one part again.
 benchmark: .venv/ready

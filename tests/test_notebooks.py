@@ -1,6 +1,7 @@
 """Notebook sources are stripped and small; executed copies stay within their size."""
 
 import json
+import re
 
 import pytest
 
@@ -63,3 +64,8 @@ def test_a_row_that_was_not_run_names_a_stage_of_its_own(path):
     stage = path.read_text().split()[-1]
     assert stage.endswith(f"@{path.parent.name}")
     assert f"\n  {stage}:\n" in (ROOT / "dvc.lock").read_text()
+
+
+def test_the_readme_has_at_most_1200_words():
+    words = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", (ROOT / "README.md").read_text())
+    assert len(re.findall(r"[^\s|]+", words)) <= 1200

@@ -24,6 +24,7 @@ html_theme = "furo"
 html_title = "Non-local attention: a reference study"
 html_static_path = [str(Path(__file__).with_name("static"))]
 html_css_files = ["site.css"]
+html_favicon = str(Path(__file__).with_name("static") / "favicon.svg")
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
 

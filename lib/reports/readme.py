@@ -26,7 +26,7 @@ def results(shown: Sequence[Params] | None = None) -> str:
     profiles = shown or [Params(profile=name) for name in Params().profiles]
     last = [*profiles[0].studies][-1]
     params = largest_run(last, profiles)
-    parts = [counts(profiles, answered=True), _published_numbers(profiles)]
+    parts = [counts(profiles, answers_of=[*profiles[0].studies][:-1]), _published_numbers(profiles)]
     if params.results("tables", last, "verdicts.csv").exists():
         report = Report(last, params)
         alt = "Differences of each module to the trunk without attention, photograph by photograph"
@@ -50,9 +50,9 @@ def largest_run(study: str, profiles: Sequence[Params]) -> Params:
     return profiles[0]
 
 
-def counts(profiles: Sequence[Params], answered: bool = False, root: str = "") -> str:
-    """How many claims of each study got which verdict, each study a link to its report; where asked for with the first
-    sentence of its answer. root: the way to the project's root."""
+def counts(profiles: Sequence[Params], answers_of: Sequence[str] = (), root: str = "") -> str:
+    """How many claims of each study got which verdict, each study a link to its report, some with the first sentence
+    of their answers. root: the way to the project's root."""
     rows = {}
     for name, study in profiles[0].studies.items():
         params = largest_run(name, profiles)
@@ -62,8 +62,8 @@ def counts(profiles: Sequence[Params], answered: bool = False, root: str = "") -
         many = {kind: int(found.get(kind, 0)) for kind in statistics.VERDICTS}
         said = ", ".join(f"{number} {kind}" for kind, number in many.items() if number)
         row = {"profile": params.profile, "claims": said}
-        rows[f"[{study.title}]({report})"] = {"in short": in_short(name, params), **row} if answered else row
-    return text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("study"))
+        rows[f"[{study.title}]({report})"] = {"in short": in_short(name, params), **row} if name in answers_of else row
+    return text.markdown(pd.DataFrame.from_dict(rows, orient="index").fillna("see above").rename_axis("study"))
 
 
 def in_short(study: str, params: Params) -> str:
