@@ -211,8 +211,7 @@ class FeatureGraph(Attention):
     """The graph for the common trunk, ours: x + x_lr, of features ``(B, width, H, W)`` that are embedded by themselves.
 
     The smaller copy is the features' bicubic downscaling. Any H, W >= 1, as in IGNN. Layers start as PyTorch's do, the
-    last at zero, so that the module starts as the identity: with the released network's initial weights, a tenth of
-    Kaiming's in each of three layers, what the module adds stays a constant.
+    last at zero: the module starts as the identity.
     """
 
     options_of = GraphAggregation
