@@ -177,7 +177,8 @@ class ProfileSets:
 
 @dataclass(frozen=True, config=_STRICT)
 class Profile:
-    """How much is spent. models: options of every network of a model; a mapping among them is a `size`."""
+    """How much is spent. models: options of every network of a model; a mapping among them is a `size`; rates: factor
+    of the peak learning rate for every network of a model, 1 unless it is named."""
 
     sets: ProfileSets
     seeds: Seeds
@@ -186,6 +187,7 @@ class Profile:
     training: dict[Name, Budget]
     published_numbers: PublishedNumbers
     precision: Literal["float32", "bf16"] = "float32"
+    rates: dict[Name, Positive] = Field(default_factory=dict)
     recipe_search: RecipeSearch | None = None
 
 
