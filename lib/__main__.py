@@ -10,6 +10,12 @@ from . import params as parameters
 from .pipeline import resolve, runner
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -22,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb = verbs.add_parser("repro", help="bring every result of a profile up to date (make repro)")
     verb.add_argument("--profile", help="switch to this profile first")
     verb.add_argument("--study", help="only this study and what it needs")
-    verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
+    verb.add_argument("--jobs", type=_count, help="experiments at a time (default: one per core)")
     verb = verbs.add_parser("compare", help="list how results differ from the committed ones, in dB")
     verb.add_argument("revision", nargs="?", default="HEAD")
     verb = verbs.add_parser("search", help="search the learning rates of a profile anew, where its `recipe_search` is")
@@ -42,26 +48,29 @@ def main(arguments: list[str] | None = None) -> int:
     verb = verbs.add_parser("import", help="take what came back into the pipeline")
     verb.add_argument("source", type=Path, help="the folder `elsewhere` that came back, or an archive of it")
     verb.add_argument("--profile", help="switch to this profile first")
-    verb.add_argument("--jobs", type=int, help="experiments at a time (default: one per core)")
+    verb.add_argument("--jobs", type=_count, help="experiments at a time (default: one per core)")
     verb = verbs.add_parser("keep", help="have git hold trained networks, in place of those it held")
     verb.add_argument("experiments", nargs="+")
     verb.add_argument("--profile", help="switch to this profile first")
     verb = verbs.add_parser("pull", help="bring the networks that git holds, so that nothing has to be trained")
     verb.add_argument("experiments", nargs="*", help="only these")
     verb.add_argument("--profile", help="switch to this profile first")
-    verb = verbs.add_parser("restore", help="restore an image file by a trained network or a baseline")
-    verb.add_argument("image", type=Path)
+    verb = verbs.add_parser("restore", help="restore image files by a trained network or a baseline")
+    verb.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
     verb.add_argument("--by", required=True, metavar="EXPERIMENT")
-    verb.add_argument("--into", type=Path, required=True, metavar="FILE.png")
+    verb.add_argument("--into", type=Path, required=True, metavar="FILE.png", help="or a folder, for several")
+    verb.add_argument("--megapixels", type=float, default=100, help="of the largest image that is taken (100)")
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb.add_argument("--self-ensemble", action="store_true", help="the mean over eight flips and rotations")
     given = parser.parse_args(arguments)
     try:
+        _check_folder(Path.cwd())
         if given.verb in ("keep", "pull", "restore"):
-            from .pipeline import networks
+            from .pipeline import networks, restoring
 
             if given.verb == "restore":
-                networks.restore_file(given.image, given.by, given.into, given.profile, given.self_ensemble)
+                how = given.profile, given.self_ensemble, given.megapixels
+                restoring.restore_files(given.images, given.by, given.into, *how)
             else:
                 {"keep": networks.keep, "pull": networks.pull}[given.verb](given.experiments, given.profile)
             return 0
@@ -105,11 +114,22 @@ def main(arguments: list[str] | None = None) -> int:
     except (parameters.ParamsError, runner.StageError) as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if given.verb != "run":  # a stage's process is interrupted together with the one that says so
             print(f"interrupted; `python -m lib {given.verb}` goes on from what is done", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_folder(here: Path) -> None:
+    """Raise StageError inside another clone, whose files this one, the installed, would not act on."""
+    clone = next((folder for folder in (here, *here.parents) if (folder / "lib" / "__main__.py").exists()), None)
+    if clone not in (None, parameters.ROOT):
+        raise runner.StageError(f"{here}: lies in {clone}, but `lib` is that of {parameters.ROOT}; "
+                                f"`cd {clone}` first, or activate its environment")  # fmt: skip
 
 
 if __name__ == "__main__":

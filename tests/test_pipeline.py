@@ -19,8 +19,7 @@ from lib.images import sets
 from lib.measuring.inference import restore
 from lib.models import build
 from lib.params import ROOT
-from lib.pipeline import networks
-from lib.pipeline.runner import StageError, body, notebook_of
+from lib.pipeline.runner import body, notebook_of
 
 TINY = """
   tiny:
@@ -192,29 +191,6 @@ def test_kept_networks_come_back_without_training(clone, tmp_path):
     weights.write_bytes(sound[:-4] + bytes(4))
     ended = fresh.shell(asked, check=False)
     assert ended.returncode == 1 and f"results/tiny/weights/{name}: is not what dvc.lock states" in ended.stderr
-
-
-def test_an_image_that_cannot_be_restored_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    by = "input_gray_denoise_25"
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save("16.png")
-    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save("clear.png")
-    Path("text.png").write_text("no image")
-    errors = {
-        ("nowhere.png", "out.png"): "nowhere.png: No such file or directory",
-        ("text.png", "out.png"): "text.png: is not an image that Pillow can read",
-        ("16.png", "out.jpg"): "out.jpg: end it in .png, .bmp, .tif, .tiff",
-        ("16.png", "out.png"): "16.png: has more than 8 bits per channel; convert it to 8 first",
-        ("clear.png", "out.png"): "clear.png: has transparent pixels; lay it on a background first",
-    }
-    for (image, into), error in errors.items():
-        with pytest.raises(StageError, match=f"^{re.escape(error)}$"):
-            networks.restore_file(Path(image), by, Path(into))
-    Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save("16.png")  # opaque: as without the channel
-    networks.restore_file(Path("16.png"), by, Path("out.png"))
-    assert (np.asarray(Image.open("out.png")) == 255).all()
-    with pytest.raises(StageError, match="is a folder, lies in none, or is the image itself; name another file"):
-        networks.restore_file(Path("out.png"), by, Path("out.png"))
 
 
 def test_weights_of_another_version_are_neither_used_nor_kept(clone):

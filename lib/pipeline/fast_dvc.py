@@ -2,7 +2,7 @@
 
 DVC rewrites the whole lock after every stage with a parser in Python that keeps comments, of which a lock has none; in
 place, so that a kill leaves it cut; and in the order in which stages ended. Here it is parsed and written in C, sorted,
-aside, and then takes the lock's place. Plain `dvc repro` reads it like its own.
+aside, and then takes the lock's place; so does data.dvc. Plain `dvc repro` reads them like its own.
 
 This is the one place that reaches into DVC, and it does so in the version alone that it was tried with.
 """
@@ -10,7 +10,6 @@ This is the one place that reaches into DVC, and it does so in the version alone
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,8 +20,10 @@ from typing import Any, TextIO
 import dvc
 from dvc import dvcfile
 from dvc.cli import main
-from dvc.utils.serialize import modify_yaml
+from dvc.utils.serialize import dumps_yaml, modify_yaml
 from ruamel.yaml import YAML
+
+from . import files
 
 TRIED_WITH = "3.67.1"
 
@@ -72,15 +73,17 @@ def modify(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
     yield data
     if "stages" in data:
         data["stages"] = dict(sorted(data["stages"].items()))
-    aside = lock.with_suffix(f".{os.getpid()}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        write_lock(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(lock)
+    text = io.StringIO()
+    write_lock(data, text)
+    files.write(lock, text.getvalue())
+
+
+def dump(path: str, data: dict[str, Any], fs: Any = None) -> None:
+    """In place of DVC's `dump_yaml`: write data.dvc."""
+    files.write(Path(path), dumps_yaml(data))
 
 
 if __name__ == "__main__":
     if dvc.__version__ == TRIED_WITH:
-        dvcfile.modify_yaml = modify
+        dvcfile.modify_yaml, dvcfile.dump_yaml = modify, dump
     sys.exit(main(sys.argv[1:]))

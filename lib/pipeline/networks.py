@@ -1,4 +1,4 @@
-"""Trained networks that come with the project, and restoring images of one's own.
+"""Trained networks that come with the project.
 
 Chosen networks lie in git, as results/<profile>/networks/<experiment>/seed_<seed>.safetensors: `python -m lib keep`
 puts them there, `python -m lib pull` brings them to where a training leaves them, so that DVC takes it as done. Weights
@@ -7,34 +7,21 @@ are used only if they are those that the profile's dvc.lock states.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from ruamel.yaml import YAML
 
-from ..images import sets
-from ..measuring.inference import restore
-from ..models.blocks import ImageError
-from ..official import OfficialError
-from ..params import ROOT, Baseline, Experiment, Params, missing
-from ..tasks import Task
-from ..tasks import experiment as experiments
+from ..params import ROOT, Baseline, Params, missing
 from ..training import TrainingError, write_whole
 from . import repro as pipeline
 from . import resolve
 from .runner import StageError
-
-#: Endings of the files that a restored image is written to.
-LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 
 
 def keep(names: Sequence[str], profile: str | None = None) -> None:
@@ -47,16 +34,19 @@ def keep(names: Sequence[str], profile: str | None = None) -> None:
     for name in names:
         if isinstance(params.row(name), Baseline):
             raise StageError(f"{name}: is not trained; there is nothing to keep")
-        _check_trained(params, name)
-        if code := _other_code(params, name):
+        check_trained(params, name)
+        if code := other_code(params, name):
             raise StageError(f"{name}: its weights were trained with other code ({code}); `make repro` trains it anew")
     folder = _folder(params)
-    filled = folder.with_name("networks.part")
-    shutil.rmtree(filled, ignore_errors=True)
+    filled, former = folder.with_name("networks.part"), folder.with_name("networks.former.part")
+    for left in (filled, former):
+        shutil.rmtree(left, ignore_errors=True)
     for name in names:
         shutil.copytree(params.results("weights", name), filled / name)
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(former)
     filled.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     print(f"{folder.relative_to(ROOT)}: {len(names)} network(s), {size:.1f} MB; commit them")
 
@@ -83,8 +73,11 @@ def pull(names: Sequence[str], profile: str | None = None) -> None:
             raise StageError(f"{place / name}: holds other weights; move or delete them first")
     with pipeline.alone():
         pipeline.switch(params.profile)
-        for name in chosen:
-            _cache(_folder(params) / name)
+        try:
+            for name in chosen:
+                _cache(_folder(params) / name)
+        except TrainingError as error:
+            raise StageError(str(error)) from None
         if status := pipeline.dvc("checkout", "--quiet", *(f"train@{name}" for name in chosen)):
             raise StageError(f"{place}: dvc checkout failed with status {status}")
     print(f"{place}: {', '.join(chosen)}")
@@ -129,50 +122,15 @@ def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def restore_file(image: Path, by: str, into: Path, profile: str | None = None, self_ensemble: bool = False) -> None:
-    """Restore an image file by the network (its first seed) or baseline `by` and write it, rounded to 8 bits.
-
-    The image is taken as it is, for the degraded one; gray tasks make it gray by their rule. Raises StageError where
-    `into` cannot be written, the image cannot be read, the row cannot be run here, or its weights are missing or of
-    another version of code or parameters.
-    """
-    params = Params(profile=profile)
-    run = params.row(by)
-    if isinstance(run, Experiment):
-        run = replace(run, seeds=run.seeds[:1])
-    if into.suffix.lower() not in LOSSLESS:
-        raise StageError(f"{into}: end it in {', '.join(LOSSLESS)}")
-    given = _read(image, run.task)
-    if into.is_dir() or not into.parent.is_dir() or (into.exists() and into.samefile(image)):
-        raise StageError(f"{into}: is a folder, lies in none, or is the image itself; name another file")
-    if reason := missing(run):
-        raise StageError(f"{by}: {reason}")
-    if isinstance(run, Experiment):
-        _check_trained(params, by)
-        if code := _other_code(params, by):
-            print(f"note: {by} was trained with other code: {code}", file=sys.stderr)
-    try:
-        [network] = experiments.trained(run, params.results("weights", by)).values()
-        how = run.evaluation
-        output = restore(network, given, how.tile, how.overlap, self_ensemble)[0].clamp(0, 1).mul(255).round().byte()
-        pixels = output[0].numpy() if len(output) == 1 else output.movedim(0, 2).contiguous().numpy()
-        form = Image.registered_extensions()[into.suffix.lower()]
-        write_whole(into, partial(Image.fromarray(pixels).save, format=form))
-    except (TrainingError, OfficialError) as error:
-        raise StageError(str(error)) from None
-    except ImageError as error:
-        raise StageError(f"{image}: {error}") from None
-    print(f"{into}: {image.name} by {by}, profile {params.profile}")
-
-
 def _folder(params: Params) -> Path:
     return params.results("networks")
 
 
 def _lock(params: Params) -> dict[str, dict]:
     """The stages of the profile's lock: the root's where it is in force, else that of its pins."""
-    in_force = params.profile == Params().profile
-    path = ROOT / "dvc.lock" if in_force else params.results("pins", "dvc.lock")
+    folder = ROOT if params.profile == Params().profile else params.results("pins")
+    pipeline.check_pins(params.profile, folder)
+    path = folder / "dvc.lock"
     return YAML(typ="safe").load(path)["stages"] if path.exists() else {}
 
 
@@ -183,7 +141,7 @@ def _stated(params: Params, name: str) -> str | None:
     return next((out["md5"] for out in outs if out["path"] == place), None)
 
 
-def _other_code(params: Params, name: str) -> str:
+def other_code(params: Params, name: str) -> str:
     """The code that differs from that of the lock's training of `name`."""
     found = []
     for dep in _lock(params)[f"train@{name}"]["deps"]:
@@ -201,7 +159,7 @@ def _other_values(params: Params, name: str) -> bool:
     return any(dep["path"] == given and dep["md5"] != now for dep in _lock(params)[f"train@{name}"]["deps"])
 
 
-def _check_trained(params: Params, name: str) -> None:
+def check_trained(params: Params, name: str) -> None:
     """Raises StageError, saying how to get them, unless the weights of `name` are there, those of the profile's lock,
     and trained with the present values."""
     folder = params.results("weights", name)
@@ -218,24 +176,3 @@ def _check_trained(params: Params, name: str) -> None:
         raise StageError(
             f"{name}: its weights were trained with other values in params.yaml; `make repro` trains it anew"
         )
-
-
-def _read(path: Path, task: Task) -> torch.Tensor:
-    """An image file, the right way up, as the task sees it: float32 ``(1, colors, H, W)`` in [0, 1]."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise StageError(f"{path}: has more than 8 bits per channel; convert it to 8 first")
-            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-                raise StageError(f"{path}: has transparent pixels; lay it on a background first")
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
-    except UnidentifiedImageError:
-        raise StageError(f"{path}: is not an image that Pillow can read") from None
-    except OSError as error:
-        raise StageError(f"{path}: {error.strerror or error}") from None
-    if task.colors == 1:
-        pixels = sets.to_gray(pixels, task.gray)[:, :, None]
-    elif pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    return torch.from_numpy(np.moveaxis(pixels, 2, 0).astype(np.float32))[None] / 255

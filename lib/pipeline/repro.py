@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -19,11 +18,12 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML, YAMLError
 
 from ..params import ROOT, Params, check
+from . import files
 from .runner import PUBLISHED_NUMBERS, StageError
 
-#: A profile's pins: the lock of its stages and the hash of its images. The root holds those of the profile in force.
-PINS = ("dvc.lock", "data.dvc")
-
+#: A profile's pins, each with its main key: the lock of its stages and the hash of its images. The root holds those of
+#: the profile in force.
+PINS = {"dvc.lock": "stages", "data.dvc": "outs"}
 
 #: Experiments at a time unless asked for more; each holds about a gigabyte.
 MOST_JOBS = 8
@@ -49,6 +49,7 @@ def repro(profile: str | None, study: str | None, jobs: int | None = None) -> in
     check(params)
     with alone():
         switch(params.profile)
+        check_pins(params.profile)
         status = _study(params, study, jobs) if study else _everything(params, jobs)
         if status == 0:
             keep_pins(params)
@@ -71,6 +72,8 @@ def alone() -> Iterator[None]:
         raise PipelineError(f"the pipeline is being run in {ROOT} since {since}; wait for its end") from None
     try:
         os.utime(path)
+        for left in ROOT.glob("*.part"):  # of a run that was killed while it wrote
+            left.unlink()
         yield
     finally:
         lock.release()
@@ -84,11 +87,16 @@ def _everything(params: Params, jobs: int | None) -> int:
         print("Everything is up to date.")
         return 0
     names = [*params.experiments, *params.baselines]
-    status = side_by_side([name for name in names if outdated & {*_stages(params, name)}], params, jobs)
-    if status:
-        failed = sorted(_outdated() & {stage for name in names for stage in _stages(params, name)})
+    names = [name for name in names if outdated & {*_stages(params, name)}]
+    return _side_by_side_or_say(names, params, jobs) or dvc("repro")
+
+
+def _side_by_side_or_say(names: Sequence[str], params: Params, jobs: int | None) -> int:
+    """`side_by_side`; raises PipelineError, naming the stages, where a row failed."""
+    status = side_by_side(names, params, jobs)
+    if failed := sorted(_outdated() & {stage for name in names for stage in _stages(params, name)}) if status else []:
         raise PipelineError(f"not done: {', '.join(failed)}; the reasons stand above")
-    return dvc("repro")
+    return status
 
 
 def _stages(params: Params, name: str) -> list[str]:
@@ -123,44 +131,71 @@ def _study(params: Params, name: str, jobs: int | None) -> int:
     """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
     if name == PUBLISHED_NUMBERS:
         return dvc("repro", PUBLISHED_NUMBERS)
-    experiments = params.study(name).experiments
-    status = side_by_side(experiments, params, jobs)
+    status = _side_by_side_or_say(params.study(name).experiments, params, jobs)
     for stage in ("tables", f"report@{name}", "summary"):
         status = status or dvc("repro", "--single-item", stage)
     return status
 
 
 def switch(profile: str) -> None:
-    """Make `profile` the one in force: its line in params.yaml and its pins in the root."""
-    current = Params().profile
-    if current == profile:
+    """Make `profile` the one in force: its line in params.yaml, and its pins in the root once those are kept that lie
+    there. A switch that was interrupted is completed by the next."""
+    current, held, kept = Params().profile, _profile_of(ROOT / "dvc.lock"), _pins(profile)
+    if current == profile and held in (profile, None):
         return
-    path = ROOT / "params.yaml"
-    path.write_text(re.sub(r"(?m)^profile: \S+", f"profile: {profile}", path.read_text(), count=1))
-    kept = _pins(profile)
-    for name in PINS:
-        if (kept / name).exists():
-            shutil.copyfile(kept / name, ROOT / name)
-        elif name == "dvc.lock":
-            (ROOT / name).unlink(missing_ok=True)
+    check_pins(held or current)
+    check_pins(profile, kept)
+    if held:
+        _copy_pins(ROOT, _pins(held), [*PINS] if held == current else ["dvc.lock"])
+    if current != profile:
+        path = ROOT / "params.yaml"
+        text, changed = _PROFILE_LINE.subn(rf"\g<1>{profile}", path.read_text(), count=1)
+        if not changed:
+            raise PipelineError(f"{path.name}: has no line `profile: {current}`; write {profile} there yourself")
+        files.write(path, text)
+    _copy_pins(kept, ROOT, [*reversed(PINS)])  # the lock, which says whose they are, last
+    if not (kept / "dvc.lock").exists():
+        (ROOT / "dvc.lock").unlink(missing_ok=True)
+
+
+_PROFILE_LINE = re.compile(r"""(?m)^((?:profile|'profile'|"profile")[ ]*:[ ]+)([\w-]+|'[^'\n]*'|"[^"\n]*")""")
+
+
+def _profile_of(lock: Path) -> str | None:
+    """The profile whose stages a lock holds, None where there are none."""
+    found = re.search(r"path: results/([\w-]+)/parameters\n", lock.read_text() if lock.exists() else "")
+    return found[1] if found else None
 
 
 def keep_pins(params: Params) -> None:
     """Copy the root's pins beside the results that they belong to; raises PipelineError for one that is cut."""
-    for name, key in zip(PINS, ("stages", "outs"), strict=True):
-        if not _whole(ROOT / name, key):
-            kept_one = (_pins(params.profile) / name).relative_to(ROOT)
-            raise PipelineError(f"{name}: is damaged; copy {kept_one} there and run again")
-    kept = _pins(params.profile)
-    kept.mkdir(parents=True, exist_ok=True)
+    check_pins(params.profile)
+    _copy_pins(ROOT, _pins(params.profile), [*PINS])
+
+
+def _copy_pins(source: Path, target: Path, names: Sequence[str]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (source / name).exists():
+            files.write(target / name, (source / name).read_text())
+
+
+def check_pins(profile: str, folder: Path = ROOT) -> None:
+    """Raises PipelineError, saying what to put in its place, for a damaged pin of a profile in `folder`."""
     for name in PINS:
-        shutil.copyfile(ROOT / name, kept / name)
+        path, kept = folder / name, _pins(profile) / name
+        if path.exists() and not _whole(path):
+            place = path.relative_to(ROOT)
+            good = (
+                f"copy {kept.relative_to(ROOT)} there" if path != kept and _whole(kept) else f"`git checkout {place}`"
+            )
+            raise PipelineError(f"{place}: is damaged; {good} and run again")
 
 
-def _whole(path: Path, key: str) -> bool:
+def _whole(path: Path) -> bool:
     try:
-        return bool(YAML(typ="safe").load(path)[key])
-    except (OSError, YAMLError, TypeError, KeyError):
+        return bool(YAML(typ="safe").load(path)[PINS[path.name]])
+    except (OSError, YAMLError, UnicodeError, TypeError, KeyError):
         return False
 
 
@@ -180,7 +215,7 @@ def write_readme() -> None:
 
     new = "\n\n".join([before + README_MARKS[0], readme.results(), mark + after])
     if new != text:
-        path.write_text(new)
+        files.write(path, new)
 
 
 def dvc(*arguments: str) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from ..params import ROOT, Params
-from . import resolve
+from . import files, resolve
 
 #: The study that compares our conventions with the literature: a stage of its own, with a report like the others.
 PUBLISHED_NUMBERS = "published_numbers"
@@ -140,9 +140,7 @@ def normalise(path: Path) -> None:
     for number, cell in enumerate(notebook["cells"]):
         cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
         cell["id"] = f"cell-{number}"
-    written = path.with_suffix(".part")
-    written.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-    written.replace(path)
+    files.write(path, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def code_digest(params: Params, stage: str, key: str | None) -> str:

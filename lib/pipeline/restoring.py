@@ -1,0 +1,161 @@
+"""Restoring image files of one's own by a trained network or a baseline.
+
+Files are read as the study's own image sets are (`lib.images.download.decode`): 8 bits a channel, gray or RGB, turned
+upright; anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..images import sets
+from ..images.download import SUFFIXES, decode
+from ..measuring.evaluation import tile_side
+from ..measuring.inference import restore
+from ..models import ModelError
+from ..models.blocks import ImageError
+from ..official import OfficialError
+from ..params import Evaluation, Experiment, Params, missing
+from ..tasks import Task
+from ..tasks import experiment as experiments
+from ..training import TrainingError, write_whole
+from . import networks, progress
+from .runner import StageError
+
+#: Endings of the files that a restored image is written to.
+LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
+
+
+def restore_files(
+    images: Sequence[str], by: str, into: Path, profile: str | None, self_ensemble: bool, megapixels: float
+) -> None:
+    """Restore image files by the network (its first seed) or baseline `by` and write them, rounded to 8 bits.
+
+    images: files, folders of them and patterns such as `scans/*.jpg`. into: a file for a single image, else a folder,
+    where each becomes <name>.png. megapixels: of the largest image that is taken.
+    An image is taken as it is, for the degraded one; gray tasks make it gray by their rule. Raises StageError where the
+    row cannot be run here, its weights are missing or of other parameters, and at the end with a line for each image
+    that could not be read or written.
+    """
+    params = Params(profile=profile)
+    run = params.row(by)
+    targets = _targets(images, into)
+    if reason := missing(run):
+        raise StageError(f"{by}: {reason}")
+    if isinstance(run, Experiment):
+        run = replace(run, seeds=run.seeds[:1])
+        networks.check_trained(params, by)
+        if code := networks.other_code(params, by):
+            print(f"note: {by} was trained with other code: {code}", file=sys.stderr)
+    try:
+        [network] = experiments.trained(run, params.results("weights", by)).values()
+    except (OfficialError, ModelError) as error:
+        raise StageError(str(error)) from None
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    how, failed = replace(run.evaluation, tile=tile_side(run, network), self_ensemble=self_ensemble), []
+    for image, target in targets.items():
+        try:
+            _restore_file(image, target, network, run.task, how, megapixels)
+            progress.done(f"{target}: {image.name} by {by}, profile {params.profile}")
+        except StageError as error:
+            failed.append(str(error))
+    if failed:
+        raise StageError("\n".join(failed))
+
+
+def _targets(images: Sequence[str], into: Path) -> dict[Path, Path]:
+    """The images with the file that each is restored to."""
+    found = list(_named(images))
+    single = len(found) == 1 and not into.is_dir() and not Path(images[0]).is_dir()
+    if single and into.suffix.lower() not in LOSSLESS:
+        raise StageError(f"{into}: end it in {', '.join(LOSSLESS)}, or name a folder that exists")
+    if single and not into.parent.is_dir():
+        raise StageError(f"{into}: {into.parent} is no folder; make it first")
+    if not single and (into.suffix.lower() in LOSSLESS or into.is_file()):
+        raise StageError(f"{into}: names a file for {len(found)} images; name a folder")
+    targets = {image: into if single else into / f"{image.stem}.png" for image in found}
+    for image, target in targets.items():
+        if target.resolve() in {image.resolve() for image in found}:
+            raise StageError(f"{target}: is an image that is to be restored; name another file or folder")
+        if twice := [other for other in found if other != image and targets[other] == target]:
+            raise StageError(f"{twice[0]} and {image}: both would become {target}; restore them into two folders")
+    if not single:
+        into.mkdir(parents=True, exist_ok=True)
+    return targets
+
+
+def _named(images: Sequence[str]) -> Iterator[Path]:
+    for name in images:
+        path = Path(name)
+        matching = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        within = [path] if path.is_file() else path.iterdir() if path.is_dir() else matching
+        files = sorted(file for file in within if file == path or file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise StageError(f"{name}: {'the folder has no images' if path.is_dir() else 'No such file or directory'}")
+        yield from files
+
+
+def _restore_file(
+    image: Path, target: Path, network: nn.Module, task: Task, how: Evaluation, megapixels: float
+) -> None:
+    given, described = _read(image, task, megapixels)
+    tiles = [0, 0]
+
+    def counted(x: Tensor) -> Tensor:
+        tiles[1] += 1
+        return x
+
+    def shown(x: Tensor) -> Tensor:
+        tiles[0] += 1
+        progress.show(f"{image.name}: part {tiles[0]} of {tiles[1]}")
+        return network(x)
+
+    try:
+        for apply in (counted, shown):
+            output = restore(apply, given, how.tile, how.overlap, how.self_ensemble, task.degradation.period)  # type: ignore[arg-type]
+    except (ImageError, torch.OutOfMemoryError) as error:
+        raise StageError(f"{image}: {str(error).splitlines()[0]}") from None
+    planes = output[0].clamp(0, 1).mul(255).round().byte().cpu()
+    pixels = planes[0].numpy() if len(planes) == 1 else planes.movedim(0, 2).contiguous().numpy()
+    try:
+        form = Image.registered_extensions()[target.suffix.lower()]
+        write_whole(target, partial(Image.fromarray(pixels).save, format=form, **described))
+    except (TrainingError, OSError, ValueError) as error:
+        raise StageError(f"{target}: {error}") from None
+
+
+def _read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, dict[str, Any]]:
+    """An image file as the task sees it, float32 ``(1, colors, H, W)`` in [0, 1], and what is said of its pixels and
+    stays true: resolution, and the colour profile where the colours stay."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours can be raised
+    try:
+        with Image.open(path) as image:
+            size, bands = image.width * image.height / 1e6, len(image.getbands())
+            described = {key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)}
+        if size > megapixels:
+            raise StageError(f"{path}: has {size:.0f} megapixels; `--megapixels {size:.0f}` takes it, given the memory")
+        pixels = decode(path, str(path))
+    except (StageError, sets.SetError) as error:
+        raise StageError(str(error)) from None
+    except Exception as error:  # Pillow meets damage with almost any of them
+        raise StageError(f"{path}: truncated or no image ({' '.join(str(error).split())})") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    if task.colors == 1:
+        pixels = sets.to_gray(pixels, task.gray)[:, :, None]
+    elif pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    if (bands < 3) != (task.colors == 1):
+        described.pop("icc_profile", None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.from_numpy(np.moveaxis(pixels, 2, 0).astype(np.float32))[None].to(device) / 255, described

@@ -1,0 +1,175 @@
+"""People's own images: read as the study's sets are, restored with what they say of themselves, or refused by name."""
+
+import io
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, PngImagePlugin
+
+from lib.__main__ import main
+from lib.models import build
+from lib.models.blocks import ImageError
+from lib.params import ROOT
+
+BY = "input_gray_denoise_25"  # gives the image back
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def restore(*arguments: str) -> int:
+    return main(["restore", *arguments, "--by", BY])
+
+
+def png(image: Image.Image, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def huge() -> bytes:
+    """A PNG of 30000 x 30000 pixels, of which there is the header alone."""
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 1000) + b"IDAT"
+
+
+def long_text() -> bytes:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 70_000_000, zip=True)
+    return png(Image.new("L", (8, 8)), pnginfo=text)
+
+
+def frames() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "TIFF", save_all=True, append_images=[Image.new("L", (8, 8), 9)])
+    return file.getvalue()
+
+
+def cmyk() -> bytes:
+    file = io.BytesIO()
+    Image.new("CMYK", (8, 8)).save(file, "TIFF")
+    return file.getvalue()
+
+
+SOUND = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24), dtype=np.uint8)))
+REFUSED = {
+    "text": (lambda: b"no image", "truncated or no image (cannot identify image file"),
+    "empty": (lambda: b"", "truncated or no image"),
+    "cut": (lambda: SOUND[: len(SOUND) // 2], "truncated or no image"),
+    "bit": (lambda: SOUND[:20] + bytes([SOUND[20] ^ 1]) + SOUND[21:], "truncated or no image"),
+    "16 bits": (lambda: png(Image.fromarray(np.zeros((8, 8), np.uint16))), "it has more than 8 bits a channel"),
+    "clear": (lambda: png(Image.new("RGBA", (8, 8))), "it has transparent pixels; flatten it onto a background"),
+    "frames": (frames, "it has 2 frames; save the one you want"),
+    "CMYK": (cmyk, "its colours are CMYK; save it as gray or RGB"),
+    "huge": (huge, "has 900 megapixels; `--megapixels 900` takes it, given the memory"),
+    "long text": (long_text, "truncated or no image (Decompressed data too large"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_image_that_cannot_be_restored_is_refused_in_one_line(kind, capsys):
+    content, message = REFUSED[kind]
+    Path("image").write_bytes(content())
+    assert restore("image", "--into", "out.png") == 1 and not Path("out.png").exists()
+    assert re.fullmatch(rf"error: image: {re.escape(message)}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("images", "into", "message"),
+    [
+        (["nowhere.png"], "out.png", "nowhere.png: No such file or directory"),
+        (["*.bmp"], "out", "*.bmp: No such file or directory"),
+        (["a.png"], "out.jpg", "out.jpg: end it in .png, .bmp, .tif, .tiff, or name a folder that exists"),
+        (["a.png"], "nowhere/out.png", "nowhere/out.png: nowhere is no folder; make it first"),
+        (["a.png"], "a.png", "a.png: is an image that is to be restored; name another file or folder"),
+        (["a.png", "b.png"], "out.png", "out.png: names a file for 2 images; name a folder"),
+        (["a.png", "more/a.png"], "out", "more/a.png and a.png: both would become out/a.png; restore them into two"),
+        (["a.png", "b.png"], ".", "a.png: is an image that is to be restored; name another file or folder"),
+        (["empty"], "out", "empty: the folder has no images"),
+    ],
+)  # fmt: skip
+def test_where_nothing_can_be_written_nothing_is_begun(images, into, message, capsys):
+    for name in ("a.png", "b.png", "more/a.png", "empty/notes.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(SOUND)
+    assert restore(*images, "--into", into) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert Path("a.png").read_bytes() == SOUND and not Path("out").exists()
+
+
+def test_files_folders_and_patterns_are_restored_and_one_bad_file_stops_no_other(capsys):
+    for name in ("a.png", "scans/b.PNG", "scans/c.png", "scans/notes.txt", "d_1.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(SOUND)
+    Path("scans/c.png").write_bytes(SOUND[:100])
+    assert restore("a.png", "scans", "d_*.png", "--into", "out") == 1
+    assert capsys.readouterr().err.startswith("error: scans/c.png: truncated or no image")
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png", "d_1.png"]
+    assert (np.asarray(Image.open("out/b.png")) == np.asarray(Image.open("a.png"))).all()
+
+
+def test_resolution_profile_and_orientation_are_carried_over():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[0, 0] = 255
+    Path("a.png").write_bytes(png(Image.fromarray(pixels), dpi=(300, 300), exif=exif, icc_profile=profile))
+    assert restore("a.png", "--into", "out.png") == 0
+    with Image.open("out.png") as image:
+        assert image.size == (8, 16) and image.getpixel((7, 0)) == 255
+        assert image.info["icc_profile"] == profile and round(image.info["dpi"][0]) == 300
+    Path("b.png").write_bytes(png(Image.fromarray(pixels).convert("RGB"), icc_profile=profile))
+    assert restore("b.png", "--into", "out.png") == 0  # gray now: the profile of the colours is not its own
+    assert "icc_profile" not in Image.open("out.png").info
+
+
+def test_an_opaque_channel_is_left_out_and_a_large_scan_taken_where_that_is_asked_for():
+    Path("a.png").write_bytes(png(Image.new("RGBA", (1100, 1000), (9, 9, 9, 255))))
+    assert restore("a.png", "--into", "out.png", "--megapixels", "1") == 1
+    assert restore("a.png", "--into", "out.png", "--megapixels", "1.1") == 0
+    assert (np.asarray(Image.open("out.png")) == 9).all()
+
+
+SMALL = {
+    "dagl": {"colors": 1, "width": 8, "blocks": 2, "heads": 2, "stages": 2, "stage_blocks": 1},
+    "panet": {"colors": 3, "width": 8, "blocks": 2},
+    "enlca": {"scale": 2, "width": 8, "blocks": 2, "every": 2},
+    "ignn": {"scale": 2, "width": 8, "blocks": 2, "embedding": "random"},
+    "lir": {"width": 8, "blocks": [1, 1, 1, 1, 1]},
+    "edsr": {"width": 8, "blocks": 2},
+}
+
+
+@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3)])
+def test_smallest_images_are_restored_or_refused_by_the_documented_minimum(model, size):
+    network = build(model, **SMALL[model]).eval()
+    colors = SMALL[model].get("colors", 3)
+    try:
+        with torch.no_grad():
+            restored = network(torch.rand(1, colors, *size))
+    except ImageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert restored.shape[2] == size[0] * SMALL[model].get("scale", 1) and restored.isfinite().all()
+
+
+def test_another_clones_folder_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/__main__.py").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert main(["check"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/notebooks: lies in {tmp_path}, but `lib` is that of")
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert main(["schema"]) == 0
