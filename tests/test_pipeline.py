@@ -1,16 +1,15 @@
 """The pipeline itself, in a temporary clone with a tiny profile: run twice, extended, broken, switched."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from clones import KEPT, Clone, tiny
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load
@@ -21,58 +20,6 @@ from lib.models import build
 from lib.params import ROOT
 from lib.pipeline.runner import body, notebook_of
 
-TINY = """
-  tiny:
-    sets: {train: [sample/train], validation: [], test: [sample/test]}
-    seeds: [1, 2]
-    evaluation: {crop: 24, tile: 24, overlap: 4, self_ensemble: false}
-    models:
-      edsr: {width: 4, blocks: 1, image_skip: true}
-      dagl: {width: 4, blocks: 2, heads: 1, stages: 1, patch: 3, stride: 2, image_skip: true}
-    training:
-      gray_denoise_25: {steps: 4, batch: 2, crop: 12, lr: 1.0e-3, ema: 0.9}
-    published_numbers: {sets: [sample/test], denoised: sample/test, enlarged: sample/test, crop: 32, draws: 2}
-"""
-KEPT = ("dagl_gray_denoise_25", "dagl_gray_denoise_25-no_graph_attention", "edsr_gray_denoise_25")
-
-
-class Clone:
-    """A clone of the checkout, with its uncommitted changes, whose params.yaml a test may edit."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-        )
-        for name in listed.stdout.splitlines():
-            if not name.startswith("results/") and (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, folder / name)
-        (folder / "dvc.lock").unlink(missing_ok=True)
-        self.shell("git init -q . && git add -A && git -c user.name=t -c user.email=t@t commit -qm start")
-
-    def shell(self, command: str, check: bool = True) -> subprocess.CompletedProcess:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
-        ended = subprocess.run(
-            command, shell=True, cwd=self.folder, env=environment, capture_output=True, text=True, errors="replace"
-        )
-        assert not check or ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
-        return ended
-
-    def repro(self, options: str = "") -> list[str]:
-        """Run the study; returns the stages that ran."""
-        return re.findall(r"Running stage '([^']+)'", self.shell(f"python -m lib repro {options}").stdout)
-
-    def edit(self, name: str, old: str, new: str) -> None:
-        text = (self.folder / name).read_text()
-        assert old in text
-        (self.folder / name).write_text(text.replace(old, new, 1))
-
-    def changed(self) -> set[str]:
-        """Stages that DVC holds to be out of date."""
-        return set(json.loads(self.shell("dvc status --json").stdout or "{}"))
-
 
 def begin_training_with(clone: Clone, statement: str) -> None:
     """Have the function `train` of a clone begin with a statement."""
@@ -80,23 +27,6 @@ def begin_training_with(clone: Clone, statement: str) -> None:
     head, signature, rest = path.read_text().partition("def train(")
     documented, _, body = rest.partition('    """\n')
     path.write_text(f'{head}{signature}{documented}    """\n    {statement}\n{body}')
-
-
-def tiny(text: str) -> str:
-    """params.yaml with the tiny profile in force and only a few of its experiments and the one study."""
-    text = text.replace("profile: quick", "profile: tiny", 1).replace("\nprofiles:\n", f"\nprofiles:{TINY}", 1)
-    head = text.partition("\nbaselines:\n")[0]
-    baselines = "  input_gray_denoise_25: {title: degraded input, model: input, task: gray_denoise_25}\n"
-    experiments = (
-        "  edsr_gray_denoise_25: {title: EDSR, model: edsr, task: gray_denoise_25, recipe: common}\n"
-        "  dagl_gray_denoise_25: {title: DAGL, model: dagl, task: gray_denoise_25, recipe: common}\n"
-        "  dagl_gray_denoise_25-no_graph_attention:\n"
-        "    {title: a, model: dagl, task: gray_denoise_25, recipe: common, options: {no_graph_attention: true}}\n"
-    )
-    names = "".join(f"      - {name}\n" for name in (*KEPT, "input_gray_denoise_25"))
-    claims = "".join(f"      - {{better: {KEPT[0]}, worse: {name}}}\n" for name in KEPT[1:])
-    study = f"  dagl_ablation:\n    title: DAGL\n    experiments:\n{names}    claims:\n{claims}"
-    return f"{head}\nbaselines:\n{baselines}\nexperiments:\n{experiments}\nstudies:\n{study}"
 
 
 @pytest.fixture(scope="module")

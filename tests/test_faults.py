@@ -1,0 +1,226 @@
+"""Faults made on purpose, in a clone with a tiny profile: kills, Ctrl-C, two runs at once, a full disk, damaged files.
+
+Whatever happens, the next `repro` ends with the very files of a run that nothing disturbed, or refuses in one line that
+says what to do and ends with them once that is done. What was tried and how it ended goes to docs/faults.md.
+"""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clones import Clone, tiny
+
+from lib.params import ROOT
+
+pytestmark = pytest.mark.slow
+
+ROWS = ("dagl_gray_denoise_25", "edsr_gray_denoise_25")
+REPRO = [sys.executable, "-m", "lib", "repro", "--study", "dagl_ablation", "--jobs", "2"]
+PAGE = ROOT / "docs" / "faults.md"
+
+HEAD = """# Faults on purpose
+
+Made by `pytest -m slow tests/test_faults.py`, which runs one study of a tiny profile and disturbs it. *Survived*: the
+next `repro` ended with the files of an undisturbed run, byte for byte, weights included. *Refused*: it named the file in
+one line with what to do, and ended so once that was done. *Lost*: a result was gone or silently another.
+
+| fault | tried | survived | refused | lost |
+| --- | ---: | ---: | ---: | ---: |
+"""
+
+#: Ways to damage a file.
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a bit flipped": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+    ),
+    "cut": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+}
+
+#: Files that are made anew where they are damaged.
+MADE = {
+    "weights": "results/tiny/weights/edsr_gray_denoise_25/seed_1.safetensors",
+    "measured numbers": "results/tiny/evaluate/edsr_gray_denoise_25/images.csv",
+    "executed notebook": "results/tiny/evaluate/dagl_gray_denoise_25/evaluate.ipynb",
+    "values of a stage": "results/tiny/parameters/train/dagl_gray_denoise_25.json",
+    "table": "results/tiny/tables/dagl_ablation/rows.csv",
+    "figure": "results/tiny/report/dagl_ablation/differences.png",
+    "training photograph": "data/images/sample/train/*.npy",
+    "downloaded photograph": "downloads/images/sample/test/*.npy",
+    "manifest": "data/train/gray_denoise_25.csv",
+    "kept pins": "results/tiny/pins/dvc.lock",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Fault -> how each try ended; becomes the page where every test of this file ran."""
+    found: dict[str, list[str]] = {}
+    yield found
+    if len(found) == 5 + len(DAMAGES):
+        ends = ("survived", "refused", "lost")
+        rows = [
+            f"| {fault} | {len(tries)} | {' | '.join(str(tries.count(end)) for end in ends)} |"
+            for fault, tries in found.items()
+        ]
+        PAGE.write_text(HEAD + "\n".join(rows) + "\n")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """A clone in which nothing was run."""
+    clone = Clone(tmp_path_factory.mktemp("start"))
+    path = clone.folder / "params.yaml"
+    path.write_text(tiny(path.read_text(), ROWS).replace("seeds: [1, 2]\n", "seeds: [1]\n", 1))
+    clone.shell("git add -A && git -c user.name=t -c user.email=t@t commit -qm tiny")
+    return clone.folder
+
+
+def copy(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target, symlinks=True)
+    return target
+
+
+def begin(folder: Path, largest: int | None = None) -> subprocess.Popen:
+    """Start the study; `largest`: bytes at which every file that is written is full."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    environment |= {"RESTORATION_CACHE": str(folder.with_name("images")), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def limit() -> None:
+        if largest is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    out = (folder.with_name(f"{folder.name}.log")).open("w")
+    return subprocess.Popen(
+        REPRO,
+        cwd=folder,
+        env=environment,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=limit,
+    )
+
+
+def said(folder: Path) -> str:
+    return folder.with_name(f"{folder.name}.log").read_text(errors="replace")
+
+
+def run(folder: Path, largest: int | None = None) -> int:
+    return begin(folder, largest).wait()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything that git would see, and the weights."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=folder, capture_output=True, text=True
+    )
+    names = {*listed.stdout.splitlines(), *(str(p.relative_to(folder)) for p in folder.glob("results/*/weights/*/*"))}
+    return {name: (folder / name).read_bytes() for name in sorted(names) if (folder / name).is_file()}
+
+
+def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    return [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, outcomes) -> tuple[Path, float]:
+    """A clone in which the study was run once, during which a second run was refused; and the seconds it took."""
+    folder, began = copy(start, start.with_name("undisturbed")), time.monotonic()
+    first = begin(folder)
+    while first.poll() is None and "Running stage" not in said(folder):
+        time.sleep(0.05)
+    second = subprocess.run(REPRO, cwd=folder, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert re.fullmatch(r"error: the pipeline is being run in .* since .*; wait for its end\n", second.stderr)
+    assert first.wait() == 0, said(folder)
+    outcomes["a second run meanwhile"] = ["refused"]
+    return folder, time.monotonic() - began
+
+
+def test_a_run_that_is_killed_or_interrupted_again_and_again_ends_like_any_other(start, undisturbed, outcomes):
+    expected, seconds = content(undisturbed[0]), undisturbed[1]
+    folder, draw = copy(start, start.with_name("killed")), random.Random(0)
+    faults = ["kill"] * 15 + ["kill while the lock is written"] * 5 + ["Ctrl-C"] * 5
+    draw.shuffle(faults)
+    tried: dict[str, int] = dict.fromkeys(sorted(set(faults)), 0)
+    for fault in faults:
+        running, until = begin(folder), time.monotonic() + draw.uniform(0.1, 0.4) * seconds
+        writing = False
+        while running.poll() is None and time.monotonic() < until and not writing:
+            time.sleep(0.0005 if "lock" in fault else 0.02)
+            writing = "lock" in fault and any(folder.glob("dvc.lock.*.part"))
+        if running.poll() is not None:
+            assert running.returncode == 0, said(folder)
+        tried[fault] += 1
+        os.killpg(
+            running.pid, signal.SIGINT if fault == "Ctrl-C" else signal.SIGKILL
+        ) if running.poll() is None else None
+        running.wait()
+        if fault == "Ctrl-C":
+            lines = [line for line in said(folder).splitlines() if "Traceback" in line]
+            assert not lines, said(folder)
+    assert run(folder) == 0, said(folder)
+    ended = "lost" if (different := differences(content(folder), expected)) else "survived"
+    outcomes.update({fault: [ended] * count for fault, count in tried.items()})
+    assert not different
+
+
+def test_a_full_disk_leaves_nothing_half_written(start, undisturbed, outcomes):
+    """Every file that is larger than a limit meets it, from pins and tables to notebooks, figures and images."""
+    expected = content(undisturbed[0])
+    folder, tries = copy(start, start.with_name("full")), 0
+    for largest in (0, 2_000, 10_000, 40_000, 150_000, 1_000_000):
+        if run(folder, largest) != 0:
+            tries += 1
+    assert tries > 3
+    assert run(folder) == 0, said(folder)
+    ended = "lost" if (different := differences(content(folder), expected)) else "survived"
+    outcomes["a full disk"] = [ended] * tries
+    assert not different
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_files_are_made_anew_or_named(how, undisturbed, outcomes):
+    folder, expected = undisturbed[0], content(undisturbed[0])
+    outcomes[f"a file {how}"] = tries = []
+    damaged = [sorted(folder.glob(pattern))[0] for pattern in MADE.values()]
+    before = {path: path.read_bytes() for path in damaged}
+    for path in damaged:
+        damage(path, how)
+    assert run(folder) == 0, said(folder)
+    wrong = differences(content(folder), expected) + [str(path) for path in before if path.read_bytes() != before[path]]
+    tries += ["lost" if str(path) in wrong else "survived" for path in before]
+    assert not wrong
+    for name in ("dvc.lock", "data.dvc", "params.yaml"):
+        sound = (folder / name).read_bytes()
+        damage(folder / name, how)
+        status = run(folder)
+        if status == 0:  # a bit in a comment, a hash or a size, which is recorded anew
+            (folder / "params.yaml").write_bytes(
+                sound if name == "params.yaml" else (folder / "params.yaml").read_bytes()
+            )
+            tries.append("lost" if differences(content(folder), expected) else "survived")
+        else:
+            last = said(folder).strip().splitlines()[-1]
+            assert "Traceback" not in said(folder) and name in last, said(folder)
+            (folder / name).write_bytes(sound)
+            tries.append("refused")
+        assert tries[-1] != "lost", name
+    assert run(folder) == 0 and not differences(content(folder), expected), said(folder)
+
+
+def damage(path: Path, how: str) -> None:
+    damaged = DAMAGES[how](path.read_bytes())
+    path.unlink()  # it may be a link into DVC's cache
+    path.write_bytes(damaged)
