@@ -66,7 +66,7 @@ class Clone:
 def tiny(text: str, kept: tuple[str, ...] = KEPT) -> str:
     """params.yaml with the tiny profile in force and only a few of its experiments and the one study."""
     text = text.replace("profile: quick", "profile: tiny", 1).replace("\nprofiles:\n", f"\nprofiles:{TINY}", 1)
-    head = text.partition("\nbaselines:\n")[0]
+    head = re.sub(r"    recipe_search:\n(?: {6}.*\n)+", "", text.partition("\nbaselines:\n")[0])  # of rows not in here
     baselines = "  input_gray_denoise_25: {title: degraded input, model: input, task: gray_denoise_25}\n"
     entries = {
         "edsr_gray_denoise_25": "{title: EDSR, model: edsr, task: gray_denoise_25, recipe: common}",

@@ -30,8 +30,8 @@ PAGE = ROOT / "docs" / "faults.md"
 HEAD = """# Faults on purpose
 
 Made by `pytest -m slow tests/test_faults.py`, which runs one study of a tiny profile and disturbs it. *Survived*: the
-next `repro` ended with the files of an undisturbed run, byte for byte, weights included. *Refused*: it named the file in
-one line with what to do, and ended so once that was done. *Lost*: a result was gone or silently another.
+next `repro` ended with the files of an undisturbed run, byte for byte, weights included. *Refused*: it named the file
+in one line with what to do, and ended so once that was done. *Lost*: a result was gone or silently another.
 
 | fault | tried | survived | refused | lost |
 | --- | ---: | ---: | ---: | ---: |

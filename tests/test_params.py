@@ -1,11 +1,13 @@
 """params.yaml is checked whole: every fault is one line that names the culprit, and all are found at once."""
 
+import io
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from lib.measuring.metrics import CHANNELS, WINDOWS
 from lib.params import (
@@ -385,6 +387,15 @@ def test_editors_have_the_schema_of_today():
     assert parts["ConventionEntry"]["properties"]["window"]["enum"] == list(WINDOWS)
     assert "bayer" in parts["TaskEntry"]["properties"]["degradation"]["properties"]["name"]["enum"]
     assert all("description" in part for part in parts.values())
+
+
+def test_the_file_says_the_same_once_dvc_wrote_it():
+    """`dvc exp run -S` writes all of it: texts in braces unquoted, and a long one loses a blank where it breaks."""
+    text = (ROOT / "params.yaml").read_text()
+    yaml, written = YAML(), io.StringIO()
+    yaml.dump(yaml.load(text), written)
+    before, after = (json.dumps(YAML(typ="safe").load(found)) for found in (text, written.getvalue()))
+    assert after.replace(" ", "") == before.replace(" ", "")
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path):
