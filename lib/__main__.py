@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb.add_argument("--self-ensemble", action="store_true", help="the mean over eight flips and rotations")
     given = parser.parse_args(arguments)
+    os.environ.setdefault("LOGNAME", str(os.getuid()))  # PyTorch asks for it, and a container's user may have no name
     try:
         _check_folder(Path.cwd())
         if given.verb in ("keep", "pull", "restore"):
