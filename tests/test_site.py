@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +23,9 @@ WIDTHS = (390, 1280)
 
 @pytest.fixture(scope="module")
 def html() -> Path:
-    subprocess.run([sys.executable, "docs/site/pages.py"], cwd=ROOT, check=True, env={"PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "docs/site/pages.py"], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     return ROOT / "build" / "site" / "html"
 
 

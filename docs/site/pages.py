@@ -130,9 +130,10 @@ class Site:
         (self.folder / "models.md").write_text("\n\n".join(parts))
 
     def _index(self, studies: dict[str, Params], reports: dict[str, Path]) -> None:
-        """The landing page: what the README says before its results, and a card for each study."""
+        """The landing page: what the README says before its contents, a card for each study, the systems."""
         source = ROOT / "README.md"
-        before, _, _ = source.read_text().partition("## ")
+        before, _, rest = source.read_text().partition("[Results](#results)")
+        systems = "## Systems" + rest.partition("## Systems")[2].partition("\n## ")[0]
         words = "\n".join(line for line in before.splitlines() if "badge.svg" not in line)
         cards = []
         for name, path in sorted(reports.items(), key=lambda item: item[1].parts[-4] == self.profiles[0].profile):
@@ -152,7 +153,8 @@ class Site:
         self._tree("rows", "Rows", "Each network and baseline by itself: photographs, training, cost, attention.", rows)
         self._tree("costs", "What attention costs", "Each attention module beside its definition, by machine.", costs)
         trees = {"Reports": [*reports, "summary", "rows", "costs"], "Documentation": [*DOCS, "models"]}
-        parts = [self._linked(words, source, "index"), "::::{container} gallery\n" + "\n\n".join(cards) + "\n::::"]
+        gallery = "::::{container} gallery\n" + "\n\n".join(cards) + "\n::::"
+        parts = [self._linked(words, source, "index"), gallery, systems]
         parts += [_toctree(pages, f":caption: {caption}\n:hidden:") for caption, pages in trees.items()]
         (self.folder / "index.md").write_text("\n\n".join(parts))
 
