@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from . import statistics, tables, text
+from . import curves, statistics, tables, text
 from .statistics import EQUAL, HOLDS, LEANS, NOT_RUN, NOT_TESTED, REVERSED, UNRESOLVED
 
 if TYPE_CHECKING:
@@ -94,6 +94,21 @@ def with_similarity(report: Report, better: str, worse: str, name: str) -> str:
     return (
         f"{name} {verb} from {text.number(quarters.iloc[0], 2, True)} dB on the quarter of the photographs that repeat "
         f"themselves least to {text.number(quarters.iloc[-1], 2, True)} dB on the quarter that do most"
+    )
+
+
+def over_training(report: Report, better: str, task: str, name: str) -> str:
+    """Where a row's gain on its task's reference is going at the end of the training; nothing where it is open or
+    was not recorded."""
+    found = report.outcomes(task)
+    if better not in found.index or found.outcome[better] == curves.OPEN:
+        return ""
+    row = found.loc[better]
+    half, end = (text.number(value, 2, True) for value in (row.half, row.end))
+    moved = {curves.GROWING: "grew", curves.VANISHING: "shrank", curves.SETTLED: "went"}[row.outcome]
+    return (
+        f"over the second half of the training {name} {moved} from {half} to {end} dB on the validation photographs"
+        + (": it has settled" if row.outcome == curves.SETTLED else "")
     )
 
 
@@ -210,8 +225,11 @@ def across_systems(report: Report) -> list[str]:
             sentences.append(f"on {task}, {found}")
         for row in claims[claims.verdict == HOLDS].itertuples():
             if best is None or row.difference > best[0]:
-                best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}"))
-    return [*sentences, with_similarity(report, *best[1]) if best else ""]
+                best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}", task))
+    if best is None:
+        return sentences
+    better, worse, name, task = best[1]
+    return [*sentences, with_similarity(report, better, worse, name), over_training(report, better, task, name)]
 
 
 ANSWERS: dict[str, Callable[[Report], list[str]]] = {

@@ -45,6 +45,8 @@ def outcomes(found: Mapping[str, pd.DataFrame], delta: float) -> pd.DataFrame:
     The change's interval leaves out zero: it grows or, where the difference came nearer to zero, vanishes; the interval
     lies within delta: it has settled; else it is open.
     """
+    if not found:
+        return pd.DataFrame(columns=["half", "end", "outcome"])
     ends, halves = {}, {}
     for name, table in found.items():
         last = table.index[-1]

@@ -307,21 +307,24 @@ class Report:
         """A sentence per task: which differences grew, settled or vanished over the last doubling of the steps."""
         said = []
         for task, found in self._curves().items():
-            outcomes = curves.outcomes(found, self.params.delta.psnr)
             clauses = []
-            for outcome, rows in outcomes.groupby("outcome", sort=False):
+            for outcome, rows in self.outcomes(task).groupby("outcome", sort=False):
                 shown = [
                     f"{self.labels[row.Index]} ({text.number(row.half, 2, True)} to {text.number(row.end, 2, True)} dB)"
                     for row in rows.itertuples()
                 ]
                 clauses.append(f"{outcome} for {text.listed(shown)}")
-            steps = self.params.experiment(self.tasks[task][0]).budget.steps
+            steps = max(table.index[-1] for table in found.values())
             reference = self.labels[self.tasks[task][0]]
             said.append(
                 f"*{task}*: from {steps // 2:,} to {steps:,} steps the difference to {reference} "
                 f"{'; it '.join(clauses)}."
             )
         return Markdown("\n\n".join(said))
+
+    def outcomes(self, task: str) -> pd.DataFrame:
+        """`curves.outcomes` of the rows of a task that have validation curves; empty where none has."""
+        return curves.outcomes(self._curves().get(task, {}), self.params.delta.psnr)
 
     def _curves(self) -> dict[str, dict[str, pd.DataFrame]]:
         """For each task with validation curves the differences of its rows to the reference (`curves.differences`)."""

@@ -97,6 +97,10 @@ def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
     assert "ENLCA (-0.50 dB" in said and "restores worse" in said
     assert "DAGL's graph may be better or worse" in said
     assert "PANet's pyramid on gray denoising, sigma 25 grows from +0." in said and "themselves least" in said
+    assert "second half of the training" not in said
+    made.curve(EDSR, {500: 29, 1000: 30})
+    made.curve("panet_gray_denoise_25-common_trunk", {500: 29.2, 1000: 30.5})
+    assert "sigma 25 grew from +0.20 to +0.50 dB" in made.report("across_systems").said()
 
 
 @pytest.mark.parametrize("study", sorted(answers.ANSWERS))
