@@ -72,8 +72,17 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     now = Params(profile=params.profile)
     if code_digest(now, stage, key) != before or resolve.given(now, stage, key) != given:
         raise StageError(f"{stage} {key or ''}: its code or values changed while it ran; run it again")
+    if stage == "train":
+        _make_readable(params.results("weights", str(key)))
     _record(params, stage, key, time.monotonic() - began)
     return target
+
+
+def _make_readable(folder: Path) -> None:
+    """Give files the mode that the user's umask asks for; safetensors lets their owner alone read them."""
+    os.umask(umask := os.umask(0))
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
 
 
 def search(params: Params) -> None:
