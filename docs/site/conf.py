@@ -13,6 +13,8 @@ copyright = author = "the authors of the study"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 suppress_warnings = ["myst.header"]
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+highlight_language = "none"  # docstrings are no code
 
 nb_execution_mode = "off"
 nb_merge_streams = True
