@@ -93,9 +93,9 @@ def test_a_size_stands_in_for_the_models_options(tmp_path):
     assert "common_trunk" not in known.experiment("dagl_gray_denoise_25").options
 
 
-def test_a_model_may_have_a_rate_of_its_own(tmp_path):
-    changed = params(tmp_path, ("precision: float32", "precision: float32\n    rates: {dagl: 0.25}"))
-    rates = [changed.experiment(name).budget.lr for name in ("dagl_gray_denoise_25", "edsr_gray_denoise_25")]
+def test_an_experiment_may_have_a_rate_of_its_own(tmp_path):
+    changed = params(tmp_path, ("recipe: dagl, options", "recipe: dagl, rate: 0.25, options"))
+    rates = [changed.experiment(name).budget.lr for name in ("dagl_gray_denoise_25-nl", "dagl_gray_denoise_25")]
     assert rates == [1e-3, 4e-3]
 
 
@@ -235,10 +235,8 @@ FAULTS = [
     *(("clip: 0.01", f"clip: {clip}", f"recipes.common.clip is {clip}; it must be above 0") for clip in (0, -1)),
     ("clip: 0.01", "clip: none", "recipes.common.clip is 'none'; it must be a number"),
     # budgets, seeds, sizes
-    ("precision: float32", "precision: float32\n    rates: {dagl: 0}",
-     "profiles.quick.rates.dagl is 0; it must be above 0"),
-    ("precision: float32", "precision: float32\n    rates: {dagle: 0.4}",
-     "unknown model 'dagle' in profiles.quick.rates"),
+    ("recipe: dagl, options", "recipe: dagl, rate: 0, options",
+     "experiments.dagl_gray_denoise_25-nl.rate is 0; it must"),
     *((old, f"{key}: {value}", f"{BUDGET}.{key} is {shown or value}; it must be {must}")
       for old, key, value, shown, must in (
         ("steps: 950", "steps", "0", "", "at least 1"), ("steps: 950", "steps", '"950"', "'950'", "a whole number"),

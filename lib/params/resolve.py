@@ -159,7 +159,7 @@ class Params:
             evaluation=settings.evaluation,
             seeds=budget.seeds or settings.seeds,
             recipe=self.contents.recipes[entry.recipe],
-            budget=replace(budget, lr=budget.lr * settings.rates.get(entry.model, 1.0)),
+            budget=replace(budget, lr=budget.lr * entry.rate),
             precision=settings.precision,
         )
 
@@ -307,9 +307,6 @@ def _references(file: ParamsFile) -> Iterator[str]:
         for task in profile.training:
             if task not in file.tasks:
                 yield unknown("task", task, file.tasks, f"{where}.training")
-        for model in profile.rates:
-            if model not in profile.models:
-                yield unknown("model", model, profile.models, f"{where}.rates")
         for row in profile.recipe_search.experiments if profile.recipe_search else ():
             if row not in file.experiments:
                 yield unknown("experiment", row, file.experiments, f"{where}.recipe_search.experiments")

@@ -177,8 +177,7 @@ class ProfileSets:
 
 @dataclass(frozen=True, config=_STRICT)
 class Profile:
-    """How much is spent. models: options of every network of a model; a mapping among them is a `size`; rates: factor
-    of the peak learning rate for every network of a model, 1 unless it is named."""
+    """How much is spent. models: options of every network of a model; a mapping among them is a `size`."""
 
     sets: ProfileSets
     seeds: Seeds
@@ -187,7 +186,6 @@ class Profile:
     training: dict[Name, Budget]
     published_numbers: PublishedNumbers
     precision: Literal["float32", "bf16"] = "float32"
-    rates: dict[Name, Positive] = Field(default_factory=dict)
     recipe_search: RecipeSearch | None = None
 
 
@@ -245,8 +243,8 @@ class BaselineEntry:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExperimentEntry:
-    """A network variant on a task. size: options of that name in the profile in place of the model's;
-    needs: file, or package:<name>, without which it is not run."""
+    """A network variant on a task. size: options of that name in the profile in place of the model's; rate: factor of
+    the profile's peak learning rate; needs: file, or package:<name>, without which it is not run."""
 
     title: Title
     model: Name
@@ -254,6 +252,7 @@ class ExperimentEntry:
     recipe: Name
     options: dict[str, Any] = Field(default_factory=dict)
     size: Name | None = None
+    rate: Positive = 1.0
     needs: Needs | None = None
 
 
