@@ -214,15 +214,20 @@ def across_systems(report: Report) -> list[str]:
         "nl": "plain non-local attention", "dagl": "DAGL's graph", "panet": "PANet's pyramid", "enlca": "ENLCA",
         "ignn": "IGNN's graph",
     }  # fmt: skip
+    variants = {"_no_contrastive_loss": " without its contrastive loss", "_slow": " at a lower rate"}
     best: tuple[float, tuple] | None = None
     for task, rows in report.tasks.items():
-        claims = report.verdicts[report.verdicts.worse == rows[0]]
+        references = {rows[0]: "the same trunk without attention"}
+        references |= {row: "the trunk at that rate" for row in rows if row.endswith("-slow")}
+        claims = report.verdicts[report.verdicts.worse.isin(references)]
         names = {
             row.better: short["nl" if row.better.endswith("-nl") else row.better.partition("_")[0]]
+            + "".join(said for end, said in variants.items() if row.better.endswith(end))
             for row in claims.itertuples()
         }
-        if found := grouped(report, claims, "the same trunk without attention", names):
-            sentences.append(f"on {task}, {found}")
+        found = [grouped(report, claims[claims.worse == row], said, names) for row, said in references.items()]
+        if said := "; ".join(filter(None, found)):
+            sentences.append(f"on {task}, {said}")
         for row in claims[claims.verdict == HOLDS].itertuples():
             if best is None or row.difference > best[0]:
                 best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}", task))
