@@ -42,7 +42,10 @@ FEW = 20
 MARKERS = "osD^vP*X<>"
 
 #: Letters that fit a panel of half the width.
-HALF = 34
+HALF = 30
+
+#: Height of a line of a legend, inches.
+LINE = 0.2
 
 
 def style() -> None:
@@ -72,10 +75,18 @@ def _looks(rows: Mapping[str, str]) -> dict[str, dict]:
 
 
 def _legend(figure: Figure, looks: Mapping[str, dict]) -> None:
-    """One legend under all panels, as wide as its labels need."""
+    """One legend under all panels; the figure grows by the lines that it takes beyond two."""
     labels = [textwrap.fill(label, HALF) for label in looks]
     marks = [plt.Line2D([], [], markersize=6, label=t, **look) for t, look in zip(labels, looks.values(), strict=True)]
-    figure.legend(handles=marks, loc="outside lower center", ncols=min(2, len(marks)), frameon=False)
+    columns = min(2, len(marks))
+    figure.legend(
+        handles=marks, loc="outside lower center", ncols=columns, frameon=False, handlelength=1.3, columnspacing=1.0
+    )
+    in_column = -(-len(labels) // columns)
+    lines = max(
+        sum(text.count("\n") + 1 for text in labels[i : i + in_column]) for i in range(0, len(labels), in_column)
+    )
+    figure.set_figheight(figure.get_figheight() + LINE * max(lines - 2, 0))
 
 
 def _label(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
