@@ -6,6 +6,7 @@ import csv
 import errno
 import hashlib
 import io
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -200,6 +201,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(world, monkeypatch):
     def full(file, array):
         tries.append(file)
         file.write(b"half of it")
+        time.sleep(0.02)  # a real disk takes its time, in which the others are called off
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)

@@ -1,6 +1,5 @@
 """Modules of known behaviour come out as what they are."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -193,18 +192,21 @@ def test_a_graph_whose_output_is_joined_to_the_features(branch, heads):
 
 
 @pytest.mark.parametrize(
-    ("name", "acting"), [("dagl_gray_denoise_25", False), ("panet_gray_denoise_25-common_trunk", True)]
+    ("name", "acting", "tested"),
+    [
+        ("dagl_gray_denoise_25-common_trunk_slow", "yes", True),
+        ("panet_gray_denoise_25-common_trunk", "2 of 3", True),
+        ("enlca_gray_denoise_25-common_trunk", "no", False),
+    ],
 )
-def test_what_the_kept_networks_of_profile_cpu_do(name, acting, mirror, tmp_path):
-    """DAGL's graph came out of its training with all weight on one key; PANet's pyramid works."""
+def test_what_the_kept_networks_of_profile_cpu_do(name, acting, tested, mirror, tmp_path):
+    """DAGL's graph works at a low rate; PANet's pyramid became a constant at one seed; ENLCA's queries share a key."""
     run = Params(profile="cpu").experiment(name)
-    run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, crop=64, tile=32, overlap=6))
     networks = experiments.trained(run, ROOT / "results" / "cpu" / "networks" / name)
     items = []
     for path in sorted((mirror / "set12").glob("*.webp"))[:3]:
         np.save(tmp_path / path.stem, np.array(Image.open(path)))
         items.append(sets.Item("set12", path.stem, tmp_path / f"{path.stem}.npy"))
     table = evaluation.acts(run, networks, items)
-    assert len(networks) == 3 and health.describe(table) == ("yes" if acting else "no")
-    assert health.tested(table) is acting
-    assert (table.effective_keys.max() < 2) is not acting
+    assert len(networks) == 3 and health.describe(table) == acting
+    assert health.tested(table) is tested
