@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from .models.blocks import Network
+from .models.blocks import Attention, Network
 from .params import Budget, Recipe
 from .params.schema import Cosine, Step
 from .tasks.degradations import Degradation
@@ -77,6 +79,14 @@ class Crops:
         if self.inputs and not torch.equal(self.inputs.shapes[:, 1:], self.sizes):
             raise TrainingError(f"degraded training images must have 1/{self.scale} of the sides of their targets")
 
+    def to(self, device: torch.device) -> Crops:
+        """The same crops, drawn on another device."""
+        moved = copy.copy(self)
+        moved.device = device
+        moved.targets = self.targets.to(device)
+        moved.inputs = self.inputs and self.inputs.to(device)
+        return moved
+
     def draw(self, batch: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Degraded and clean crops ``(batch, C, h, w)``, float32 in [0, 1], of training step `step`."""
         generator = _generator(seed, step, "crops")
@@ -105,6 +115,11 @@ class _Flat:
         self.starts = torch.tensor([0, *self.shapes.prod(1)[:-1]]).cumsum(0)
         self.strides, self.areas = self.shapes[:, 2], self.shapes[:, 1] * self.shapes[:, 2]
         self.colors, self.device = shapes[0][0], device
+
+    def to(self, device: torch.device) -> _Flat:
+        moved = copy.copy(self)
+        moved.pixels, moved.device = self.pixels.to(device), device
+        return moved
 
     def gather(self, image: Tensor, corner: Tensor, flips: Tensor, side: int) -> Tensor:
         """Crops ``(B, C, side, side)``, flipped in rows and columns and then transposed where `flips` says so."""
@@ -167,6 +182,10 @@ class Trained:
     curve: list[dict]
 
 
+def _silent(line: str) -> None:
+    """Said to nobody; a function with a name, for other processes find it by that."""
+
+
 def train(
     network: Network,
     crops: Crops,
@@ -178,23 +197,31 @@ def train(
     validation: Validation | None = None,
     precision: str = "float32",
     clock: Callable[[], float],
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = _silent,
     save_every: float = 60.0,
+    processes: int = 1,
 ) -> Trained:
     """Train `network` in place and return its averaged weights (on the CPU), its log and its validation curve.
 
     Resumes from `checkpoint` where it exists, saves to it every `save_every` seconds of `clock` and at the end; the
     caller removes it once the result is safe. `say` gets a line of progress now and then. `precision` is a key of
-    PRECISIONS.
+    PRECISIONS. `processes` share every batch, each on a GPU of its own where there are GPUs: the same steps, and the
+    same weights but for the order of sums; the network itself then stays as it was.
 
-    Raises TrainingError where the loss is not finite, the checkpoint is another network's, or it cannot be saved.
+    Raises TrainingError where the loss is not finite, the checkpoint is another network's or cannot be saved, and where
+    the batch cannot be shared evenly.
     """
+    if processes > 1 and not dist.is_initialized():
+        return _shared(processes, budget, (network, crops, recipe, budget, seed, checkpoint), {
+            "validation": validation, "precision": precision, "clock": clock, "say": say, "save_every": save_every,
+        })  # fmt: skip
+    rank = dist.get_rank() if processes > 1 else 0
     device, dtype = crops.device, PRECISIONS[precision]
     network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = copy.deepcopy(network).eval().requires_grad_(False)
     chosen = recipe.optimiser
     optimiser = OPTIMISERS[chosen.name](
-        network.parameters(), lr=budget.lr, betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True
+        parameter_groups(network, budget), betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True
     )
     criterion = LOSSES[recipe.loss]
     state = {"network": network, "average": average, "optimiser": optimiser}
@@ -209,15 +236,18 @@ def train(
     validated = {round(budget.steps / 2**k) for k in range(HALVINGS + 1)}
     for step in range(start, budget.steps):
         progress = step / budget.steps
+        share_of_peak = schedule(recipe.schedule, progress + 1 / budget.steps)
         for group in optimiser.param_groups:
-            group["lr"] = budget.lr * schedule(recipe.schedule, progress + 1 / budget.steps)
+            group["lr"] = group["peak"] * share_of_peak
         network.start_step(progress, _generator(seed, step, "network"))
-        degraded, target = crops.draw(budget.batch, seed, step)
+        degraded, target = (images[rank::processes] for images in crops.draw(budget.batch, seed, step))
         with _autocast(device, dtype):
             restored = network(degraded.contiguous(memory_format=torch.channels_last))
         loss = criterion(restored.float(), target) + network.auxiliary_loss()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if processes > 1:
+            _average_gradients(network)
         if recipe.clip is not None:
             nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
         optimiser.step()
@@ -225,19 +255,22 @@ def train(
         _average(learned, kept, 1 - min(budget.ema, (1 + step) / (10 + step)))
 
         with torch.no_grad():
-            sums += torch.stack([loss.detach(), F.mse_loss(restored.float(), target)])
+            found = torch.stack([loss.detach(), F.mse_loss(restored.float(), target)])
+            if processes > 1:
+                dist.all_reduce(found)
+            sums += found / processes
         counted += 1
         now = clock()
         if step + 1 in ends:
-            log.append(_row(step + 1, sums / counted, group["lr"]))
+            log.append(_row(step + 1, sums / counted, budget.lr * share_of_peak))
             sums.zero_()
             counted = 0
-        if validation and step + 1 in validated:
+        if validation and step + 1 in validated and rank == 0:
             curve.append({"step": step + 1, "psnr": validation.psnr(average, device, dtype)})
-        if now - told > 1 or step + 1 == budget.steps:
+        if rank == 0 and (now - told > 1 or step + 1 == budget.steps):
             say(_line(step + 1, budget, log, (step + 1 - start) / max(now - began, 1e-9)))
             told = now
-        if now - saved > save_every or step + 1 == budget.steps:
+        if rank == 0 and (now - saved > save_every or step + 1 == budget.steps):
             _save(checkpoint, state, step=step + 1, log=log, curve=curve, sums=sums.cpu(), counted=counted)
             saved = now
     weights = {
@@ -245,6 +278,59 @@ def train(
         for key, value in average.state_dict().items()
     }
     return Trained(weights, log, curve)
+
+
+def parameter_groups(network: nn.Module, budget: Budget) -> list[dict]:
+    """The parameters in one group, or with an `attention_lr` in two: those of attention modules apart."""
+    of_attention = {id(p) for module in network.modules() if isinstance(module, Attention) for p in module.parameters()}
+    if budget.attention_lr is None or not of_attention:
+        return [{"params": [*network.parameters()], "peak": budget.lr}]
+    return [
+        {"params": [p for p in network.parameters() if (id(p) in of_attention) == apart], "peak": peak}
+        for apart, peak in ((False, budget.lr), (True, budget.attention_lr))
+    ]
+
+
+def gpus(batch: int) -> int:
+    """How many processes `train` may have here: one for each GPU there is, as far as these share a batch evenly."""
+    return max(n for n in range(1, max(1, torch.cuda.device_count()) + 1) if batch % n == 0)
+
+
+def _shared(processes: int, budget: Budget, given: tuple, options: dict) -> Trained:
+    """`train` in several processes of torchrun's launcher."""
+    if budget.batch % processes:
+        raise TrainingError(f"a batch of {budget.batch} cannot be shared by {processes} processes")
+    here = LaunchConfig(
+        1, 1, processes, run_id=given[-1].stem, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0, start_method="spawn",
+    )  # fmt: skip
+    return elastic_launch(here, _process)(given, options | {"processes": processes})[0]
+
+
+def _process(given: tuple, options: dict) -> Trained:
+    """`train` in one of several processes; all return the same, the first with the log."""
+    rank, cuda = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    try:
+        network, crops, *rest = given
+        # PyTorch hands tensors on as shared memory: right for the crops, which nobody writes
+        return train(copy.deepcopy(network), crops.to(device), *rest, **options)
+    finally:
+        dist.destroy_process_group()
+
+
+def _average_gradients(network: nn.Module) -> None:
+    """Give every process the mean of the gradients: those of the whole batch, as all have equal parts of it.
+
+    Plain sums instead of PyTorch's wrapper, which warns of every option that leaves a layer without a gradient.
+    """
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    parts = (flat / dist.get_world_size()).split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))
 
 
 def _autocast(device: torch.device | str, dtype: torch.dtype | None) -> torch.autocast:

@@ -93,12 +93,6 @@ def test_a_size_stands_in_for_the_models_options(tmp_path):
     assert "common_trunk" not in known.experiment("dagl_gray_denoise_25").options
 
 
-def test_an_experiment_may_have_a_rate_of_its_own(tmp_path):
-    changed = params(tmp_path, ("recipe: dagl, options", "recipe: dagl, rate: 0.25, options"))
-    rates = [changed.experiment(name).budget.lr for name in ("dagl_gray_denoise_25-nl", "dagl_gray_denoise_25")]
-    assert rates == [1e-3, 4e-3]
-
-
 def test_a_budget_may_name_its_own_seeds(tmp_path):
     known = params(tmp_path, ("steps: 950,", "steps: 950, seeds: [4, 5],"))
     name = "dagl_gray_denoise_25-nl"
@@ -235,8 +229,7 @@ FAULTS = [
     *(("clip: 0.01", f"clip: {clip}", f"recipes.common.clip is {clip}; it must be above 0") for clip in (0, -1)),
     ("clip: 0.01", "clip: none", "recipes.common.clip is 'none'; it must be a number"),
     # budgets, seeds, sizes
-    ("recipe: dagl, options", "recipe: dagl, rate: 0, options",
-     "experiments.dagl_gray_denoise_25-nl.rate is 0; it must"),
+    ("steps: 950", "attention_lr: 0, steps: 950", f"{BUDGET}.attention_lr is 0; it must be above 0"),
     *((old, f"{key}: {value}", f"{BUDGET}.{key} is {shown or value}; it must be {must}")
       for old, key, value, shown, must in (
         ("steps: 950", "steps", "0", "", "at least 1"), ("steps: 950", "steps", '"950"', "'950'", "a whole number"),

@@ -172,7 +172,12 @@ def test_an_interrupted_measuring_gives_what_the_notebook_measures(tmp_path, mon
     assert returned.table("acts").to_csv() == evaluation.acts(run, networks, items).to_csv()
     for one, other in zip(photographs, shown, strict=True):
         assert one.image == other.image and np.array_equal(one.restored, other.restored)
-    attended = evaluation.mechanism(run, networks[1], items)
+    chosen = evaluation.most_self_similar(items, expected)
+    picture = evaluation.picture(run, networks[1], chosen)
+    assert {key: value.tolist() for key, value in returned.picture().items()} == {
+        "restored": picture["restored"].tolist()
+    }
+    attended = evaluation.mechanism(run, networks[1], chosen)
     assert {key: value.tolist() for key, value in returned.mechanism().items()} == {
         key: value.tolist() for key, value in attended.items()
     }

@@ -1,5 +1,7 @@
 """Training: what a crop is, what a step does, and that an interrupted run ends like an uninterrupted one."""
 
+import copy
+import dataclasses
 import math
 import subprocess
 import sys
@@ -33,6 +35,11 @@ def crops(images=None, **options):
 def network():
     torch.manual_seed(0)
     return build("edsr", colors=1, width=4, blocks=1, image_skip=True)
+
+
+def pairs():
+    clean = torch.rand(9, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    return Validation(clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)), clean)
 
 
 def run(path, steps=None, **options):
@@ -181,9 +188,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
 
 
 def test_validation_is_of_the_averaged_weights_and_changes_no_training(tmp_path):
-    clean = torch.rand(9, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
-    with_it, without = run(tmp_path / "a", validation=Validation(noisy, clean)), run(tmp_path / "b")
+    validation = pairs()
+    noisy, clean = validation.degraded, validation.clean
+    with_it, without = run(tmp_path / "a", validation=validation), run(tmp_path / "b")
     assert all(torch.equal(with_it.weights[key], without.weights[key]) for key in without.weights)
     averaged = network()
     averaged.load_state_dict(with_it.weights)
@@ -191,6 +198,42 @@ def test_validation_is_of_the_averaged_weights_and_changes_no_training(tmp_path)
         restored = averaged(noisy).clamp(0, 1)
     expected = (-10 * (restored - clean).square().mean((1, 2, 3)).log10()).mean().item()
     assert with_it.curve[-1] == {"step": BUDGET.steps, "psnr": pytest.approx(expected, abs=1e-4)}
+
+
+@pytest.mark.parametrize("model", ["edsr", "enlca"])
+def test_two_processes_that_share_each_batch_end_with_the_same_weights(model, tmp_path):
+    """One seed, the same global batch: the order of sums alone differs. ENLCA has a loss and features of its own."""
+    options = {"edsr": {"attention": "mhnl"}, "enlca": {"common_trunk": True}}[model]
+    torch.manual_seed(0)
+    net = build(model, colors=1, width=8, blocks=2, image_skip=True, **options)
+    recipe = Recipe("mse", Optimiser("adam"), Cosine("cosine", warm_up=0.1), clip=0.1)
+    found = [
+        train(
+            copy.deepcopy(net), crops(), recipe, BUDGET, 1, tmp_path / f"{processes}.pt",
+            validation=pairs(), clock=time.monotonic, processes=processes,
+        )
+        for processes in (1, 2)
+    ]  # fmt: skip
+    for key, value in found[0].weights.items():
+        assert (value - found[1].weights[key]).abs().max() <= 1e-5, key
+    assert found[1].log[-1]["psnr"] == pytest.approx(found[0].log[-1]["psnr"], abs=1e-3)
+    assert found[1].curve == [{"step": p["step"], "psnr": pytest.approx(p["psnr"], abs=1e-3)} for p in found[0].curve]
+    with pytest.raises(TrainingError, match="a batch of 4 cannot be shared by 3 processes"):
+        run(tmp_path / "3.pt", processes=3)
+
+
+def test_attention_has_a_rate_of_its_own(tmp_path):
+    """With a rate of 0 but for attention, only attention moves; with one rate twice, nothing is other than without."""
+    torch.manual_seed(0)
+    net = build("edsr", colors=1, width=8, blocks=2, attention="nl")
+    ends = []
+    for attention_lr, lr in ((None, 1e-3), (1e-3, 1e-3), (1e-3, 1e-12)):
+        budget = dataclasses.replace(BUDGET, lr=lr, attention_lr=attention_lr)
+        path = tmp_path / f"{len(ends)}.pt"
+        ends.append(train(copy.deepcopy(net), crops(), RECIPE, budget, 1, path, clock=time.monotonic).weights)
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+    moved = {key for key, value in net.state_dict().items() if (ends[2][key] - value).abs().max() > 1e-6}
+    assert moved and all(key.startswith("body.1.") for key in moved)
 
 
 def test_bf16_trains_close_to_float32_and_keeps_float32_weights(tmp_path):

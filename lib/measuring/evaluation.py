@@ -25,6 +25,9 @@ Row = Experiment | Baseline
 #: Most photographs for `acts`.
 PHOTOGRAPHS = 12
 
+#: Side of what `picture` keeps of a photograph, in target pixels.
+SHOWN = 128
+
 #: For `field_curve`: sides of the tiles, most photographs, and the largest side of their centres in input pixels, for
 #: the cost of attention grows with the square of the field.
 FIELDS, CURVE_PHOTOGRAPHS, CENTRE = (32, 64, 128), 4, 192
@@ -225,16 +228,31 @@ def detail_points(image: Tensor, count: int = 3, margin: int = 12) -> list[tuple
     return points
 
 
-def mechanism(experiment: Row, network: nn.Module, items: Sequence[sets.Item]) -> dict[str, np.ndarray]:
-    """The network's attention on the most self-similar photograph, for the study's report.
+def most_self_similar(items: Sequence[sets.Item], images: pd.DataFrame) -> sets.Item:
+    """The photograph that every row of a task shows: where attention has most to find. images: rows of `measure`."""
+    most = images.loc[images.self_similarity.idxmax()]
+    return next(item for item in items if (item.set, item.name) == (most.set, most.image))
+
+
+def picture(experiment: Row, network: nn.Module, item: sets.Item) -> dict[str, np.ndarray]:
+    """The centre of a photograph, of at most `SHOWN` pixels a side: restored and, by a row without weights, clean, as
+    8-bit arrays ``(H, W[, 3])``."""
+    clean, given = _pair(experiment, item)
+    shown = {"restored": restorer(experiment, network)(given)}
+    if not any(True for _ in network.parameters()):
+        shown["clean"] = clean
+    top, left = ((side - min(side, SHOWN)) // 2 for side in clean.shape[2:])
+    return {name: _pixels(image[..., top : top + SHOWN, left : left + SHOWN]) for name, image in shown.items()}
+
+
+def mechanism(experiment: Row, network: nn.Module, item: sets.Item) -> dict[str, np.ndarray]:
+    """The network's attention on a photograph, for the study's report.
 
     Keys: photograph (uint8), image (its name), points (on the input's grid) and those of `insights.mechanism`, in half
     precision; empty for a network without attention. Where `insights.mechanism` shows the degradation that a network
     subtracts, the untiled photograph comes with it: degraded, restored ``(1, colors, H, W)``.
     """
-    task, crop = experiment.task, experiment.evaluation.crop
-    chosen = max(items, key=lambda item: self_similarity(experiments.target(item, task, crop)))
-    clean, given = _pair(experiment, chosen)
+    clean, given = _pair(experiment, item)
     points = detail_points(given)
     network, given = network.to(_device()), given.to(_device())
     with torch.inference_mode():
@@ -244,8 +262,11 @@ def mechanism(experiment: Row, network: nn.Module, items: Sequence[sets.Item]) -
     if not shown:
         return {}
     arrays = {key: (t.half() if t.is_floating_point() else t).cpu().numpy() for key, t in shown.items()}
-    photograph = (_array(clean).clip(0, 1) * 255).round().astype(np.uint8)
-    return {"photograph": photograph, "image": np.array(chosen.name), "points": np.array(points), **arrays}
+    return {"photograph": _pixels(clean), "image": np.array(item.name), "points": np.array(points), **arrays}
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return (_array(image).clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _array(image: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ import json
 import operator
 import typing
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -159,7 +159,7 @@ class Params:
             evaluation=settings.evaluation,
             seeds=budget.seeds or settings.seeds,
             recipe=self.contents.recipes[entry.recipe],
-            budget=replace(budget, lr=budget.lr * entry.rate),
+            budget=budget,
             precision=settings.precision,
         )
 

@@ -118,13 +118,15 @@ class Recipe:
 @dataclass(frozen=True, config=_STRICT)
 class Budget:
     """How long one network is trained: steps, crops per step, side of a crop in target pixels, peak learning rate,
-    decay of the weights' average per step; and seeds in place of the profile's."""
+    decay of the weights' average per step; the peak rate of attention modules, where it is another (ours); and seeds in
+    place of the profile's."""
 
     steps: Count
     batch: Count
     crop: Count
     lr: Annotated[float, Field(gt=0, le=1)]
     ema: Fraction
+    attention_lr: Annotated[float, Field(gt=0, le=1)] | None = None
     seeds: Seeds | None = None
 
 
@@ -243,8 +245,8 @@ class BaselineEntry:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExperimentEntry:
-    """A network variant on a task. size: options of that name in the profile in place of the model's; rate: factor of
-    the profile's peak learning rate; needs: file, or package:<name>, without which it is not run."""
+    """A network variant on a task. size: options of that name in the profile in place of the model's; needs: file, or
+    package:<name>, without which it is not run."""
 
     title: Title
     model: Name
@@ -252,7 +254,6 @@ class ExperimentEntry:
     recipe: Name
     options: dict[str, Any] = Field(default_factory=dict)
     size: Name | None = None
-    rate: Positive = 1.0
     needs: Needs | None = None
 
 

@@ -204,7 +204,9 @@ def _measure(run: Experiment, folder: Path, watch: _Watch, device: str) -> None:
                 write_whole(folder / f"{name}_gain.npz", partial(_save_arrays, asdict(picture) | corners))
         write_whole(part, partial(rows.to_csv, index=False))
         watch.say(f"{count}/{len(items)} photographs")
-    shown = evaluation.mechanism(run, networks[run.seeds[0]], items)
+    chosen, first = evaluation.most_self_similar(items, rows), networks[run.seeds[0]]
+    write_whole(folder / "picture.npz", partial(_save_arrays, evaluation.picture(run, first, chosen)))
+    shown = evaluation.mechanism(run, first, chosen)
     if shown:
         write_whole(folder / "mechanism.npz", partial(_save_arrays, shown))
     tables = {"acts": evaluation.acts(run, networks, items), "field": evaluation.field_curve(run, networks, items)}

@@ -6,7 +6,7 @@ elsewhere/<experiment>/
     <name>-<seed>-<digest>.pt    while it trains: checkpoints, named as those of a training here
     seed_<seed>.safetensors, validation.csv, log.csv    once it is trained; weights of the first seed at least
     images.csv.part        while it is measured: the photographs so far
-    mechanism.npz, *_gain.npz, acts.json, field.json, images.csv    once it is measured
+    picture.npz, mechanism.npz, *_gain.npz, acts.json, field.json, images.csv    once it is measured
 """
 
 from __future__ import annotations
@@ -84,6 +84,10 @@ class Returned:
                     Restored(**{key: value if value.ndim else value.item() for key, value in arrays.items()})
                 )
         return read_rows(self.folder / DONE["evaluate"]), pictures
+
+    def picture(self) -> dict[str, np.ndarray]:
+        """The photograph that all rows show, as `evaluation.picture` returns it."""
+        return dict(np.load(self.folder / "picture.npz"))
 
     def mechanism(self) -> dict[str, np.ndarray]:
         """Maps of the attention, as `evaluation.mechanism` returns them."""

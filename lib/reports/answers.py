@@ -214,19 +214,15 @@ def across_systems(report: Report) -> list[str]:
         "nl": "plain non-local attention", "dagl": "DAGL's graph", "panet": "PANet's pyramid", "enlca": "ENLCA",
         "ignn": "IGNN's graph",
     }  # fmt: skip
-    variants = {"_no_contrastive_loss": " without its contrastive loss", "_slow": " at a lower rate"}
     best: tuple[float, tuple] | None = None
     for task, rows in report.tasks.items():
-        references = {rows[0]: "the same trunk without attention"}
-        references |= {row: "the trunk at that rate" for row in rows if row.endswith("-slow")}
-        claims = report.verdicts[report.verdicts.worse.isin(references)]
+        claims = report.verdicts[report.verdicts.worse == rows[0]]
         names = {
             row.better: short["nl" if row.better.endswith("-nl") else row.better.partition("_")[0]]
-            + "".join(said for end, said in variants.items() if row.better.endswith(end))
+            + " without its contrastive loss" * row.better.endswith("_no_contrastive_loss")
             for row in claims.itertuples()
         }
-        found = [grouped(report, claims[claims.worse == row], said, names) for row, said in references.items()]
-        if said := "; ".join(filter(None, found)):
+        if said := grouped(report, claims, "the same trunk without attention", names):
             sentences.append(f"on {task}, {said}")
         for row in claims[claims.verdict == HOLDS].itertuples():
             if best is None or row.difference > best[0]:

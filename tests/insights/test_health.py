@@ -194,7 +194,7 @@ def test_a_graph_whose_output_is_joined_to_the_features(branch, heads):
 @pytest.mark.parametrize(
     ("name", "acting", "tested"),
     [
-        ("dagl_gray_denoise_25-common_trunk_slow", "yes", True),
+        ("dagl_gray_denoise_25-common_trunk", "yes", True),
         ("panet_gray_denoise_25-common_trunk", "2 of 3", True),
         ("enlca_gray_denoise_25-common_trunk", "no", False),
     ],
