@@ -41,6 +41,9 @@ FEW = 20
 #: The rows of one module are told apart by these, in their order.
 MARKERS = "osD^vP*X<>"
 
+#: Of 1; white in the maps of `strip`.
+LARGEST_ERROR = 0.15
+
 #: Letters that fit a panel of half the width.
 HALF = 30
 
@@ -181,6 +184,44 @@ def holding(weights: np.ndarray) -> str:
     """How many places of a map hold nine tenths of its weight, in words."""
     places = places_holding(weights)
     return f"{places} hold{'s' if places == 1 else ''} 90 %" if places else "no weight anywhere"
+
+
+def strip(clean: np.ndarray, restored: Mapping[str, np.ndarray]) -> Figure:
+    """A photograph with a box, and its busiest part as each row restores it, above how far that is from the clean one.
+
+    All errors have one scale: black for none, white for `LARGEST_ERROR` and more.
+    """
+    side = min(clean.shape[:2]) * 3 // 8
+    top, left = busiest(clean, side)
+    window = np.s_[top : top + side, left : left + side]
+    cells = {"clean, and the part shown": (clean, None), "clean": (clean[window], np.zeros((side, side)))}
+    for label, picture in restored.items():
+        error = np.abs(picture[window] - clean[window]).reshape(side, side, -1).mean(2)
+        cells[f"{label}, {-10 * np.log10(np.square(picture - clean).mean()):.2f} dB"] = (picture[window], error)
+    columns = 4
+    lines = -(-len(cells) // columns)
+    figure, axes = plt.subplots(2 * lines, columns, figsize=(WIDTH, 3.15 * lines), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, (title, (picture, error)) in enumerate(cells.items()):
+        above, below = (axes[2 * (number // columns) + part, number % columns] for part in (0, 1))
+        above.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        above.set_title(textwrap.fill(title, 18), fontsize=8)
+        if error is None:
+            above.add_patch(plt.Rectangle((left, top), side, side, fill=False, color=_COLORBLIND[3]))
+        else:
+            below.imshow(error, cmap="gray", vmin=0, vmax=LARGEST_ERROR)
+    return figure
+
+
+def busiest(image: np.ndarray, side: int) -> tuple[int, int]:
+    """Top left corner of the square of a photograph with the most detail (gradients)."""
+    gray = image.reshape(*image.shape[:2], -1).mean(2)
+    down, right = np.abs(np.diff(gray, axis=0, append=gray[-1:])), np.abs(np.diff(gray, axis=1, append=gray[:, -1:]))
+    sums = np.pad((down + right).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    top, left = np.unravel_index(inside.argmax(), inside.shape)
+    return int(top), int(left)
 
 
 def influences(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: Mapping[str, np.ndarray]) -> Figure:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 
@@ -367,6 +369,20 @@ class Report:
         alt = "Change of PSNR against the side of the field for every row with attention."
         return self.show(plots.fields(panels), "field", alt)
 
+    def strip(self) -> Image | Markdown:
+        """One photograph as every row of a task restores it, baselines before networks: of the first task of which
+        some network was run."""
+        for names in self.tasks.values():
+            files = {name: self.params.results("evaluate", name, "restored.png") for name in names}
+            kept = [name for name in names if files[name].exists()]
+            shown = sorted(kept, key=lambda name: name in self.params.experiments)
+            clean = [file for name in shown if (file := files[name].with_name("clean.png")).exists()]
+            if clean and shown[-1] in self.params.experiments:
+                restored = {self.labels[name]: _photograph(files[name]) for name in shown}
+                alt = f"The busiest part of one photograph by {text.listed([*restored])}, above maps of their errors"
+                return self.show(plots.strip(_photograph(clean[0]), restored), "strip", alt, photographs=True)
+        return Markdown("No photograph of these rows was kept.")
+
     def influence(self, task: str) -> Image | Markdown:
         """Where the modules of the rows of a task look, by one measure for all kinds of attention."""
         kept = self.all_seen(text.tasks_of(self.study.experiments)[task])
@@ -406,6 +422,11 @@ class Report:
     def scale(self, name: str) -> int:
         """How many times a row's task enlarges an image."""
         return self._resolved[name].task.degradation.scale
+
+
+def _photograph(file: Path) -> np.ndarray:
+    with PIL.Image.open(file) as opened:
+        return np.asarray(opened) / 255
 
 
 def _filled(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,9 @@ PUBLISHED = Path(__file__).with_name("published.csv")
 #: Costs of a row, on one 96 x 96 input.
 COSTS = ["parameters", "multiply_adds", "peak_bytes"]
 
+#: What an evaluation keeps for the reports to show, beside numbers.
+SHOWN = ("mechanism.npz", "restored.png", "clean.png")
+
 #: The column *acts* of a row whose evaluation did not measure it.
 NOT_RECORDED = "not recorded"
 
@@ -63,9 +66,9 @@ def gather(params: Params) -> pd.DataFrame:
 
     images.csv: a row per photograph and seed; costs.csv, rows.csv: a row per row of the study, rows.csv with its
     difference to the first of its task; verdicts.csv: the study's claims; acts.csv: whether the attention of rows acts;
-    mechanism.csv: attention as `evaluate` kept it, by content; not_run.csv: why rows have no numbers; prior.csv: the
-    variance over seeds of all claims of the profile; field.csv: PSNR against the field that attention sees; curve.csv:
-    PSNR on the validation photographs against the training step.
+    shown.csv: attention and pictures as `evaluate` kept them, by content; not_run.csv: why rows have no numbers;
+    prior.csv: the variance over seeds of all claims of the profile; field.csv: PSNR against the field that attention
+    sees; curve.csv: PSNR on the validation photographs against the training step.
     """
     evaluated, gathered, counts = params.results("evaluate"), read(params), []
     priors = pd.DataFrame({metric: asdict(prior) for metric, prior in gathered.priors.items()}).T
@@ -77,7 +80,7 @@ def gather(params: Params) -> pd.DataFrame:
         compare(images, study.experiments, gathered.priors).round(6).to_csv(folder / "rows.csv")
         gathered.claims(study).round(6).to_csv(folder / "verdicts.csv", index=False)
         gathered.acts[gathered.acts.index.isin(study.experiments)].to_csv(folder / "acts.csv")
-        collect_mechanisms(evaluated, study.experiments).to_csv(folder / "mechanism.csv", index=False)
+        collect_shown(evaluated, study.experiments).to_csv(folder / "shown.csv", index=False)
         collect_reasons(evaluated, study.experiments).to_csv(folder / "not_run.csv", index=False)
         priors.to_csv(folder / "prior.csv")
         collect_fields(evaluated, study.experiments).to_csv(folder / "field.csv", index=False)
@@ -148,11 +151,11 @@ def collect_reasons(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame
     return pd.DataFrame({"experiment": found.keys(), "reason": found.values()})
 
 
-def collect_mechanisms(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
-    """The attention of a study's rows that its report shows, by content: experiment, sha256."""
-    files = {name: evaluated / name / "mechanism.npz" for name in experiments}
-    found = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.exists()}
-    return pd.DataFrame({"experiment": found.keys(), "sha256": found.values()})
+def collect_shown(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
+    """What reports show of a study's rows beside numbers, attention and pictures, by content: experiment, file, sha256."""
+    files = [(name, evaluated / name / file) for name in experiments for file in SHOWN]
+    found = [(name, file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for name, file in files if file.exists()]
+    return pd.DataFrame(found, columns=["experiment", "file", "sha256"])
 
 
 def compare(images: pd.DataFrame, experiments: Sequence[str], priors: Mapping[str, statistics.Prior]) -> pd.DataFrame:
