@@ -152,7 +152,7 @@ def collect_reasons(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame
 
 
 def collect_shown(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
-    """What reports show of a study's rows beside numbers, attention and pictures, by content: experiment, file, sha256."""
+    """What reports show of rows beside numbers, attention and pictures, by content: experiment, file, sha256."""
     files = [(name, evaluated / name / file) for name in experiments for file in SHOWN]
     found = [(name, file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for name, file in files if file.exists()]
     return pd.DataFrame(found, columns=["experiment", "file", "sha256"])
