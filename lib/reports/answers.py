@@ -6,7 +6,7 @@ An answer changes with the numbers and names no claim by its key. A study withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -50,7 +50,7 @@ def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping
         EQUAL: "restore{s} as well as {reference}",
         (LEANS, 1): "seem{s} to restore better, though not surely",
         (LEANS, -1): "seem{s} to restore worse, though not surely",
-        UNRESOLVED: "may be better or worse: no difference is resolved",
+        UNRESOLVED: "may restore better or worse than {reference}",
         NOT_TESTED: "do{es} not act and {is_} not tested",
     }
     said = []
@@ -60,7 +60,7 @@ def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping
         if rows.empty:
             continue
         called = [(row, names.get(row.better, report.labels[row.better])) for row in rows.itertuples()]
-        shown = [name if verdict in (NOT_TESTED, UNRESOLVED) else _named(row, name) for row, name in called]
+        shown = [name if verdict == NOT_TESTED else _named(row, name) for row, name in called]
         one = len(shown) == 1
         words = {"s": "s" if one else "", "es": "es" if one else "", "is_": "is" if one else "are"}
         said.append(f"{text.listed(shown)} {clause.format(reference=reference, **words)}")
@@ -223,7 +223,7 @@ def across_systems(report: Report) -> list[str]:
             for row in claims.itertuples()
         }
         if said := grouped(report, claims, "the same trunk without attention", names):
-            sentences.append(f"on {task}, {said}")
+            sentences.append(f"on {task}, {said}" + _control(report, rows))
         for row in claims[claims.verdict == HOLDS].itertuples():
             if best is None or row.difference > best[0]:
                 best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}", task))
@@ -231,6 +231,14 @@ def across_systems(report: Report) -> list[str]:
         return sentences
     better, worse, name, task = best[1]
     return [*sentences, with_similarity(report, better, worse, name), over_training(report, better, task, name)]
+
+
+def _control(report: Report, rows: Sequence[str]) -> str:
+    """What more channels in place of attention gain."""
+    wide = report.rows.loc[[name for name in rows if name.endswith("-as_many_parameters")]]
+    if wide.empty or pd.isna(wide.difference.iloc[0]):
+        return ""
+    return f"; a wider trunk with as many parameters and no attention gains {text.difference(wide.iloc[0])} dB"
 
 
 ANSWERS: dict[str, Callable[[Report], list[str]]] = {

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .. import figures
+from .statistics import MOST_PSNR
 from .text import module_of
 
 #: Inches: on a phone 350 pixels, where letters of 9 points are 8 pixels high.
@@ -197,7 +198,8 @@ def strip(clean: np.ndarray, restored: Mapping[str, np.ndarray]) -> Figure:
     cells = {"clean, and the part shown": (clean, None), "clean": (clean[window], np.zeros((side, side)))}
     for label, picture in restored.items():
         error = np.abs(picture[window] - clean[window]).reshape(side, side, -1).mean(2)
-        cells[f"{label}, {-10 * np.log10(np.square(picture - clean).mean()):.2f} dB"] = (picture[window], error)
+        psnr = -10 * np.log10(max(np.square(picture - clean).mean(), 10 ** (-MOST_PSNR / 10)))
+        cells[f"{label}, {psnr:.2f} dB"] = (picture[window], error)
     columns = 4
     lines = -(-len(cells) // columns)
     figure, axes = plt.subplots(2 * lines, columns, figsize=(WIDTH, 3.15 * lines), squeeze=False)

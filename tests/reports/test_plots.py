@@ -88,6 +88,18 @@ def test_differences_are_dots_where_photographs_are_few_and_shapes_where_they_ar
         assert [label.get_text() for label in axis.get_yticklabels()] == ["PANet"]
 
 
+def test_a_strip_shows_the_busiest_part_and_its_errors():
+    clean = np.full((64, 64), 0.5)
+    clean[30:50, 8:28] = np.random.default_rng(0).random((20, 20))
+    top, left = plots.busiest(clean, 24)
+    assert 26 <= top <= 30 and 4 <= left <= 8
+    figure = plots.strip(clean, {"noisy": clean + 0.1, "restored": clean.copy()})
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:4] == ["clean, and the\npart shown", "clean", "noisy, 20.00 dB", "restored, 100.00\ndB"]
+    errors = [axis.images[0].get_array() for axis in figure.axes[5:8]]
+    assert [round(float(error.max()), 6) for error in errors] == [0, 0.1, 0]
+
+
 def test_a_map_without_weight_is_named_so():
     assert plots.places_holding(np.zeros((8, 8))) == 0 and plots.holding(np.zeros((8, 8))) == "no weight anywhere"
     assert plots.places_holding(np.ones((2, 5))) == 9 and plots.holding(np.eye(1)) == "1 holds 90 %"

@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from lib.params import ROOT, Params
@@ -77,6 +79,21 @@ def test_differences_along_the_training_are_drawn_and_told(made_up):
     assert "it vanishes for EDSR trunk (+0.50 to +0.25 dB)" in said
 
 
+def test_one_photograph_is_shown_as_every_row_restores_it(made_up):
+    made = made_up()
+    made.row(EDSR, 30.0)
+    assert "No photograph" in made.report("dagl_ablation").strip().data
+    clean = np.random.default_rng(0).integers(0, 256, (96, 96), dtype=np.uint8)
+    for name in ("input_gray_denoise_25", EDSR, DAGL):
+        folder = made.params.results("evaluate", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(clean).save(folder / "restored.png")
+    assert "No photograph" in made.report("dagl_ablation").strip().data
+    PIL.Image.fromarray(clean).save(made.params.results("evaluate", "input_gray_denoise_25", "clean.png"))
+    shown = made.report("dagl_ablation").strip()
+    assert shown.data[:2] == b"\xff\xd8" and "degraded input, DAGL and EDSR trunk" in shown.alt
+
+
 def test_the_smoke_run_draws_no_conclusions(made_up):
     made = made_up("quick")
     made.row(DAGL, 30.0)
@@ -95,7 +112,11 @@ def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
     said = made.report("across_systems").said()
     assert "PANet's pyramid (+0.50 dB" in said and "restores better than the same trunk without attention" in said
     assert "ENLCA (-0.50 dB" in said and "restores worse" in said
-    assert "DAGL's graph may be better or worse" in said
+    assert "DAGL's graph (" in said and ") may restore better or worse than the same trunk" in said
+    assert "a wider trunk" not in said
+    made.row(f"{EDSR}-as_many_parameters", 30.25)
+    wide = "a wider trunk with as many parameters and no attention gains +0.26 (+0.24 to +0.27) dB"
+    assert wide in made.report("across_systems").said()
     assert "PANet's pyramid on gray denoising, sigma 25 grows from +0." in said and "themselves least" in said
     assert "second half of the training" not in said
     made.curve(EDSR, {500: 29, 1000: 30})
