@@ -10,6 +10,23 @@ from pathlib import Path
 from . import params as parameters
 from .pipeline import resolve, runner
 
+#: What `python -m lib VERB --help` ends with.
+EXAMPLES = {
+    "run": "train dagl_gray_denoise_25",
+    "repro": "--profile cpu --study across_systems --jobs 2",
+    "compare": "HEAD~1",
+    "search": "--profile cpu",
+    "verdicts": "--profile cpu --seeds 10",
+    "list": "across_systems",
+    "new": "dagl_gray_denoise_25-3_heads --from dagl_gray_denoise_25 --set heads=3 --study dagl_structure",
+    "pack": "dagl_gray_denoise_25 edsr_gray_denoise_25 --into dagl.tar --profile gpu",
+    "remote": "--jobs 2 --minutes 50",
+    "import": "elsewhere.tar --profile gpu",
+    "keep": "panet_gray_denoise_25-common_trunk --profile cpu",
+    "pull": "--profile cpu",
+    "restore": "scans/*.png --by panet_gray_denoise_25-common_trunk --into restored --profile cpu",
+}
+
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
@@ -37,6 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
     verb = verbs.add_parser("verdicts", help="print every claim with its verdict, and what would resolve it")
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb.add_argument("--seeds", type=int, metavar="N", help="plan which rows to train, up to N seeds each")
+    verb = verbs.add_parser("list", help="list studies and their rows, and what is up to date")
+    verb.add_argument("study", nargs="?", help="only this one")
+    verb.add_argument("--profile", help="as this profile has them (default: the one in force)")
+    verb = verbs.add_parser("new", help="write an experiment like another one into params.yaml")
+    verb.add_argument("experiment", help="its name, <model>_<task>-<difference>")
+    verb.add_argument("--from", dest="other", required=True, metavar="OTHER", help="the experiment it is like")
+    verb.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", help="in what it differs")
+    verb.add_argument("--study", help="the study that lists it")
+    verb.add_argument("--title", help="its name in tables and figures")
     verb = verbs.add_parser("pack", help="pack what another machine needs to train and measure experiments")
     verb.add_argument("experiments", nargs="+")
     verb.add_argument("--into", type=Path, required=True, metavar="FILE.tar")
@@ -63,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--megapixels", type=float, default=100, help="of the largest image that is taken (100)")
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb.add_argument("--self-ensemble", action="store_true", help="the mean over eight flips and rotations")
+    for name, verb in verbs.choices.items():
+        verb.epilog = f"example: python -m lib {name} {EXAMPLES.get(name, '')}"
     given = parser.parse_args(arguments)
     os.environ.setdefault("LOGNAME", str(os.getuid()))  # PyTorch asks for it, and a container's user may have no name
     try:
@@ -90,6 +118,16 @@ def main(arguments: list[str] | None = None) -> int:
             from .reports import plan
 
             return plan.show(given.profile, given.seeds)
+        if given.verb == "list":
+            from .pipeline import listing
+
+            print(*listing.lines(given.profile, given.study), sep="\n")
+            return 0
+        if given.verb == "new":
+            from .params import entry
+
+            print(entry.add(given.experiment, given.other, given.set, given.study, given.title))
+            return 0
         if given.verb == "search":
             runner.search(parameters.Params(profile=given.profile))
             return 0

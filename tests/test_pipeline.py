@@ -222,17 +222,22 @@ def test_what_a_notebook_imports_is_what_its_stage_depends_on(stage, unused):
 
 
 def test_adding_an_experiment_runs_it_alone(clone):
-    clone.edit(
-        "params.yaml",
-        "\nexperiments:\n",
-        "\nexperiments:\n  dagl_gray_denoise_25-heads_2:\n"
-        "    {title: two heads, model: dagl, task: gray_denoise_25, recipe: common, options: {heads: 2}}\n",
-    )
-    clone.edit("params.yaml", f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - dagl_gray_denoise_25-heads_2\n")
-    new = "dagl_gray_denoise_25-heads_2"
+    new = f"{KEPT[2]}-nl"
+    clone.shell(f"python -m lib new {new} --from {KEPT[2]} --set attention=nl --study dagl_ablation")
+    assert f"  not run     {new}" in clone.shell("python -m lib list dagl_ablation").stdout
     expected = [f"train@{new}", f"evaluate@{new}", "tables", "report@dagl_ablation", "summary"]
     assert sorted(clone.repro()) == sorted(expected)
     assert new in (clone.folder / "results/tiny/tables/dagl_ablation/rows.csv").read_text()
+    listed = clone.shell("python -m lib list").stdout.splitlines()
+    assert [line.split()[:3] for line in listed if new in line] == [["up", "to", "date"]]
+    assert f"psnr.{new}" in clone.shell("dvc metrics show").stdout
+    clone.shell("dvc plots show training -o plots")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(clone.folder / "a.png")
+    given = f"{{photograph: a.png, profile: tiny, rows: [{new}], into: build/own}}"
+    clone.shell(f"python -m papermill notebooks/own_photograph.ipynb own.ipynb -y '{given}' --log-level ERROR")
+    shown = [out for cell in json.loads((clone.folder / "own.ipynb").read_text())["cells"][4:]
+             for out in cell.get("outputs", []) if "image/jpeg" in out.get("data", {})]  # fmt: skip
+    assert len(shown) == 2 and (clone.folder / f"build/own/{new}.png").exists()
 
 
 def test_a_public_checkpoint_is_measured_and_tracked(clone):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..images import sets
 from ..images.download import SUFFIXES, decode
-from ..measuring.evaluation import tile_side
+from ..measuring.evaluation import Row, tile_side
 from ..measuring.inference import restore
 from ..models import ModelError
 from ..models.blocks import ImageError
@@ -47,9 +47,23 @@ def restore_files(
     row cannot be run here, its weights are missing or of other parameters, and at the end with a line for each image
     that could not be read or written.
     """
-    params = Params(profile=profile)
+    params, targets = Params(profile=profile), _targets(images, into)
+    run, network = load(params, by)
+    how, failed = replace(run.evaluation, tile=tile_side(run, network), self_ensemble=self_ensemble), []
+    for image, target in targets.items():
+        try:
+            _restore_file(image, target, network, run.task, how, megapixels)
+            progress.done(f"{target}: {image.name} by {by}, profile {params.profile}")
+        except StageError as error:
+            failed.append(str(error))
+    if failed:
+        raise StageError("\n".join(failed))
+
+
+def load(params: Params, by: str) -> tuple[Row, nn.Module]:
+    """A row with the network of its first seed, or its baseline, on the GPU where there is one; raises StageError where
+    it cannot be run here."""
     run = params.row(by)
-    targets = _targets(images, into)
     if reason := missing(run):
         raise StageError(f"{by}: {reason}")
     if isinstance(run, Experiment):
@@ -61,16 +75,7 @@ def restore_files(
         [network] = experiments.trained(run, params.results("weights", by)).values()
     except (OfficialError, ModelError) as error:
         raise StageError(str(error)) from None
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    how, failed = replace(run.evaluation, tile=tile_side(run, network), self_ensemble=self_ensemble), []
-    for image, target in targets.items():
-        try:
-            _restore_file(image, target, network, run.task, how, megapixels)
-            progress.done(f"{target}: {image.name} by {by}, profile {params.profile}")
-        except StageError as error:
-            failed.append(str(error))
-    if failed:
-        raise StageError("\n".join(failed))
+    return run, network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _targets(images: Sequence[str], into: Path) -> dict[Path, Path]:
@@ -108,7 +113,7 @@ def _named(images: Sequence[str]) -> Iterator[Path]:
 def _restore_file(
     image: Path, target: Path, network: nn.Module, task: Task, how: Evaluation, megapixels: float
 ) -> None:
-    given, described = _read(image, task, megapixels)
+    given, described = read(image, task, megapixels)
     tiles = [0, 0]
 
     def counted(x: Tensor) -> Tensor:
@@ -134,9 +139,9 @@ def _restore_file(
         raise StageError(f"{target}: {error}") from None
 
 
-def _read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, dict[str, Any]]:
+def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, dict[str, Any]]:
     """An image file as the task sees it, float32 ``(1, colors, H, W)`` in [0, 1], and what is said of its pixels and
-    stays true: resolution, and the colour profile where the colours stay."""
+    stays true: resolution, and the colour profile where the colours stay. Raises StageError for any other file."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours can be raised
     try:
         with Image.open(path) as image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -100,6 +101,21 @@ def verdicts(params: Params) -> Markdown:
     out.parent.mkdir(parents=True, exist_ok=True)
     pd.concat([one.verdicts.assign(study=name) for name, one in reports.items()]).to_csv(out, index=False)
     return Markdown("\n\n".join(f"### {one.study.title}\n\n{one.claims().data}" for one in reports.values()))
+
+
+def metrics(params: Params) -> dict[str, dict[str, float]]:
+    """For `dvc metrics`: PSNR (dB) of every row that was measured, its difference to the first of its task by study,
+    and how many claims got which verdict; kept in `summary/metrics.json` too."""
+    found: dict[str, dict[str, float]] = {"claims": {}, "psnr": {}}
+    for name in params.studies:
+        report = Report(name, params)
+        found["psnr"] |= report.rows.psnr.dropna().round(3).to_dict()
+        found[f"difference in {name}"] = report.rows.difference.dropna().round(3).to_dict()
+        for verdict, count in report.verdicts.verdict.value_counts().items():
+            found["claims"][str(verdict)] = found["claims"].get(str(verdict), 0) + int(count)
+    out = params.results("summary", "metrics.json")
+    out.write_text(json.dumps({name: values for name, values in found.items() if values}, indent=1) + "\n")
+    return found
 
 
 def trust(params: Params) -> str:
