@@ -195,11 +195,11 @@ def strip(clean: np.ndarray, restored: Mapping[str, np.ndarray]) -> Figure:
     side = min(clean.shape[:2]) * 3 // 8
     top, left = busiest(clean, side)
     window = np.s_[top : top + side, left : left + side]
-    cells = {"clean, and the part shown": (clean, None), "clean": (clean[window], np.zeros((side, side)))}
+    cells = {"clean, and the\npart shown": (clean, None), "clean": (clean[window], None)}
     for label, picture in restored.items():
         error = np.abs(picture[window] - clean[window]).reshape(side, side, -1).mean(2)
         psnr = -10 * np.log10(max(np.square(picture - clean).mean(), 10 ** (-MOST_PSNR / 10)))
-        cells[f"{label}, {psnr:.2f} dB"] = (picture[window], error)
+        cells[f"{textwrap.fill(label, 18)}\n{psnr:.2f} dB"] = (picture[window], error)
     columns = 4
     lines = -(-len(cells) // columns)
     figure, axes = plt.subplots(2 * lines, columns, figsize=(WIDTH, 3.15 * lines), squeeze=False)
@@ -208,10 +208,10 @@ def strip(clean: np.ndarray, restored: Mapping[str, np.ndarray]) -> Figure:
     for number, (title, (picture, error)) in enumerate(cells.items()):
         above, below = (axes[2 * (number // columns) + part, number % columns] for part in (0, 1))
         above.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        above.set_title(textwrap.fill(title, 18), fontsize=8)
-        if error is None:
+        above.set_title(title, fontsize=8)
+        if picture is clean:
             above.add_patch(plt.Rectangle((left, top), side, side, fill=False, color=_COLORBLIND[3]))
-        else:
+        if error is not None:
             below.imshow(error, cmap="gray", vmin=0, vmax=LARGEST_ERROR)
     return figure
 

@@ -370,12 +370,13 @@ class Report:
         return self.show(plots.fields(panels), "field", alt)
 
     def strip(self) -> Image | Markdown:
-        """One photograph as every row of a task restores it, baselines before networks: of the first task of which
-        some network was run."""
+        """One photograph as every row of a task restores it, the degraded input first and baselines before networks: of
+        the first task of which some network was run."""
         for names in self.tasks.values():
             files = {name: self.params.results("evaluate", name, "restored.png") for name in names}
             kept = [name for name in names if files[name].exists()]
-            shown = sorted(kept, key=lambda name: name in self.params.experiments)
+            rank = {"input": -2, "bicubic": -2}
+            shown = sorted(kept, key=lambda name: rank.get(self._resolved[name].model, name in self.params.experiments))
             clean = [file for name in shown if (file := files[name].with_name("clean.png")).exists()]
             if clean and shown[-1] in self.params.experiments:
                 restored = {self.labels[name]: _photograph(files[name]) for name in shown}
