@@ -20,9 +20,10 @@ from lib.reports import readme
 HERE = Path(__file__).parent
 OUT = ROOT / "build" / "site"
 
-#: Pages of docs/ and the root by their names on the site.
-DOCS = {name: ROOT / "docs" / f"{name}.md" for name in ("running", "measuring", "architecture", "decisions")}
-DOCS["contributing"] = ROOT / "CONTRIBUTING.md"
+#: Pages of docs/ and the root by their names on the site, in this order.
+FIRST = ("running", "measuring", "training", "architecture", "decisions")
+DOCS = {name: ROOT / "docs" / f"{name}.md" for name in FIRST}
+DOCS |= {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))} | {"contributing": ROOT / "CONTRIBUTING.md"}
 
 MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "edsr")
 
