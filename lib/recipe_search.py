@@ -19,13 +19,14 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .images import sets
 from .insights import health
 from .models.blocks import Network
 from .params import ROOT, Experiment, Params
 from .tasks import experiment as experiments
-from .training import HALVINGS, Trained, Validation, train
+from .training import HALVINGS, PRECISIONS, Trained, Validation, train
 
 SEED = 1
 
@@ -51,12 +52,18 @@ def search(params: Params, name: str, rate: float, steps: int) -> pd.DataFrame:
 
 
 def course(
-    params: Params, name: str, rate: float, steps: int, prepare: Callable[[Network], object] = lambda network: None
+    params: Params,
+    name: str,
+    rate: float,
+    steps: int,
+    prepare: Callable[[Network], object] = lambda network: None,
+    attention: float | None = None,
 ) -> pd.DataFrame:
     """What `lib.insights.health.measure` finds before the first step of such a training and whenever the steps have
-    doubled, by the weights of the moment: its columns and step. prepare: changes the network before it is trained.
+    doubled, by the weights of the moment: its columns and step. prepare: changes the network before it is trained;
+    attention: the peak rate of its attention, where it is another.
     """
-    run, validation = _prepared(params, name, rate, steps)
+    run, validation = _prepared(params, name, rate, steps, attention)
     network = experiments.network(run, SEED)
     prepare(network)
     moments, calls, tables = {0, *(steps >> k for k in range(1, HALVINGS + 1))}, itertools.count(), []
@@ -72,10 +79,48 @@ def course(
     return pd.concat([*tables, _acts(run, network.eval(), validation).assign(step=steps)], ignore_index=True)
 
 
-def _prepared(params: Params, name: str, rate: float, steps: int) -> tuple[Experiment, Validation]:
+def precision(params: Params, name: str, seed: int, kind: str, steps: int) -> dict:
+    """One training of row `name` in the precision `kind`: PSNR (dB) of the averaged weights on the validation
+    photographs, seconds of one thread per step, and the operations of a step per second."""
+    budget = params.experiment(name).budget
+    run, validation = _prepared(params, name, budget.lr, steps, budget.attention_lr)
+    run = dataclasses.replace(run, precision=kind)
+    network = experiments.network(run, seed)
+    counted = _operations(run, network)
+    began = time.process_time()
+    trained = _trained(run, network, validation, seed)
+    seconds = (time.process_time() - began) / steps
+    of_row = {"experiment": name, "title": run.title, "seed": seed, "precision": kind, "steps": steps}
+    return of_row | {"psnr": trained.curve[-1]["psnr"], "seconds": seconds, "operations": counted / seconds}
+
+
+def _operations(run: Experiment, network: Network) -> int:
+    """Floating-point operations of the forward and backward pass of a step, a multiply-add being two."""
+    image = torch.rand(run.budget.batch, run.task.colors, *[run.budget.crop // run.task.degradation.scale] * 2)
+    with FlopCounterMode(display=False) as counter:
+        network(image).square().mean().backward()
+    network.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def peak(kind: str, side: int = 2048, repeats: int = 8) -> float:
+    """Operations per second of one thread in a large matrix product: the most that a step could reach."""
+    torch.set_num_threads(1)
+    a = torch.rand(side, side).to(PRECISIONS[kind] or torch.float32)
+    a @ a
+    began = time.process_time()
+    for _ in range(repeats):
+        a @ a
+    return 2 * repeats * side**3 / (time.process_time() - began)
+
+
+def _prepared(
+    params: Params, name: str, rate: float, steps: int, attention: float | None = None
+) -> tuple[Experiment, Validation]:
     torch.set_num_threads(1)
     run = params.experiment(name)
-    run = dataclasses.replace(run, budget=dataclasses.replace(run.budget, steps=steps, lr=rate))
+    budget = dataclasses.replace(run.budget, steps=steps, lr=rate, attention_lr=attention)
+    run = dataclasses.replace(run, budget=budget)
     validation = experiments.validation(run.task, _items("validation", run))
     if validation is None:
         raise sets.SetError(f"task {run.task.name}: a search needs validation photographs, and profile "
@@ -83,11 +128,11 @@ def _prepared(params: Params, name: str, rate: float, steps: int) -> tuple[Exper
     return run, validation
 
 
-def _trained(run: Experiment, network: Network, validation: Validation) -> Trained:
+def _trained(run: Experiment, network: Network, validation: Validation, seed: int = SEED) -> Trained:
     crops = experiments.crops(run.task, _items("train", run), run.budget.crop, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         return train(
-            network, crops, run.recipe, run.budget, SEED, Path(folder) / "checkpoint.pt",
+            network, crops, run.recipe, run.budget, seed, Path(folder) / "checkpoint.pt",
             validation=validation, precision=run.precision, clock=time.monotonic, save_every=float("inf"),
         )  # fmt: skip
 

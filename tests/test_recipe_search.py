@@ -13,6 +13,7 @@ from skimage import data
 from lib import recipe_search
 from lib.images.sets import Item, SetError
 from lib.params import Params
+from lib.tasks import experiment as experiments
 
 PARAMS = Path(__file__).with_name("params_example.yaml")
 
@@ -40,6 +41,16 @@ def test_every_rate_trains_the_same_row(params):
 def test_a_row_without_attention_has_none_to_act(params):
     found = recipe_search.search(params, "edsr_gray_denoise_25", 1e-3, steps=1)
     assert len(found) == 1 and list(recipe_search.summary(found).acts) == ["no attention"]
+
+
+def test_both_precisions_train_the_same_row(params):
+    one, two = (recipe_search.precision(params, "edsr_gray_denoise_25", 2, kind, 3) for kind in ("float32", "bf16"))
+    assert one["psnr"] == pytest.approx(two["psnr"], abs=0.1) and one["psnr"] != two["psnr"]
+    assert 0 < one["operations"] < 2 * recipe_search.peak("float32", side=256)
+    run = params.experiment("edsr_gray_denoise_25")
+    trained = sum(p.numel() for p in experiments.network(run).parameters())
+    pixels = run.budget.batch * run.budget.crop**2
+    assert recipe_search._operations(run, experiments.network(run)) == pytest.approx(6 * trained * pixels, rel=0.1)
 
 
 def test_without_validation_photographs_there_is_no_search(params, monkeypatch):

@@ -35,6 +35,9 @@ PARAMETER = {
     PUBLISHED_NUMBERS: None,
 }
 
+#: The notebooks behind a profile's recipe, which belong to no stage.
+SEARCHES = ("recipe_search", "attention_in_training", "precision")
+
 #: In place of the results of a row that needs a missing file or package.
 NOT_RUN = "not_run.txt"
 
@@ -86,11 +89,11 @@ def _make_readable(folder: Path) -> None:
 
 
 def search(params: Params) -> None:
-    """Execute the search for learning rates, and how attention fares in training. They belong to no stage: their result
-    is chosen, and written in params.yaml, by hand. Raises StageError where the profile has no search, or one fails."""
+    """Execute `SEARCHES`: their result is chosen, and written in params.yaml, by hand. Raises StageError where the
+    profile has no search, or one fails."""
     if params.settings.recipe_search is None:
         raise StageError(f"{params.file}: profile {params.profile} has no recipe_search")
-    for name in ("recipe_search", "attention_in_training"):
+    for name in SEARCHES:
         target = params.results("recipe_search", f"{name}.ipynb")
         target.parent.mkdir(parents=True, exist_ok=True)
         execute(ROOT / "notebooks" / target.name, target, {"profile": params.profile})
