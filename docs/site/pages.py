@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 OUT = ROOT / "build" / "site"
 
 #: Pages of docs/ and the root by their names on the site.
-DOCS = {name: ROOT / "docs" / f"{name}.md" for name in ("running", "measuring", "architecture", "decisions")}
+NAMES = ("running", "measuring", "training", "faults", "architecture", "decisions")
+DOCS = {name: ROOT / "docs" / f"{name}.md" for name in NAMES if (ROOT / "docs" / f"{name}.md").exists()}
 DOCS["contributing"] = ROOT / "CONTRIBUTING.md"
 
 MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "edsr")
