@@ -34,6 +34,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> float:
+    try:
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -69,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--profile", help="switch to this profile first")
     verb = verbs.add_parser("remote", help="on that machine: train and measure what was packed, or go on with it")
     verb.add_argument("experiments", nargs="*", help="only these, in this order")
-    verb.add_argument("--jobs", type=int, default=1, help="experiments at a time")
-    verb.add_argument("--minutes", type=float, help="save and stop after these")
+    verb.add_argument("--jobs", type=_count, default=1, help="experiments at a time")
+    verb.add_argument("--minutes", type=_positive, help="save and stop after these")
     verb.add_argument("--compact", action="store_true", help="leave smaller, rounded checkpoints for the next visit")
     verb = verbs.add_parser("import", help="take what came back into the pipeline")
     verb.add_argument("source", type=Path, help="the folder `elsewhere` that came back, or an archive of it")
@@ -86,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
     verb.add_argument("--by", required=True, metavar="EXPERIMENT")
     verb.add_argument("--into", type=Path, required=True, metavar="FILE.png", help="or a folder, for several")
-    verb.add_argument("--megapixels", type=float, default=100, help="of the largest image that is taken (100)")
+    verb.add_argument("--megapixels", type=_positive, default=100, help="of the largest image that is taken (100)")
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb.add_argument("--self-ensemble", action="store_true", help="the mean over eight flips and rotations")
     for name, verb in verbs.choices.items():

@@ -359,6 +359,7 @@ SEEN = {
     "gray.bmp": (encoded(GRAY, "bmp"), GRAY),
     "gray_alpha.png": (encoded(np.dstack([GRAY, np.full(GRAY.shape, 255, np.uint8)])), GRAY),
     "photo.TIF": (encoded(COLOR, "tiff"), COLOR),
+    "gray_in_three.png": (encoded(GRAY_AS_RGB), GRAY),
 }
 
 
@@ -372,7 +373,7 @@ def test_the_users_images_are_decoded_as_they_are_seen(world):
     for name, (_, pixels) in SEEN.items():
         assert np.array_equal(world.image(f"own/mine/{Path(name).stem}"), pixels), name
     row = world.registry.describe(["own/mine"], world.downloads).loc["own/mine"]
-    assert (row["images"], row.channels, row.terms) == (6, "1/3", "the user's own")
+    assert (row["images"], row.channels, row.terms) == (len(SEEN), "1/3", "the user's own")
 
 
 #: A 1 x 1 PNG with 16 bits a channel, which Pillow cannot write.
@@ -399,6 +400,7 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(GRAY)]}
         ("x.png", b"", "truncated or no image"),
         ("x.png", b"<html>not found</html>", "truncated or no image"),
         ("x.docx", b"text", "is no image file"),
+        ("<b>$x.png", encoded(COLOR), "has a name that reports cannot show"),
         (".hidden", b"", "has no images"),
         ("sub/x.png", encoded(COLOR), "is a folder"),
     ],
@@ -436,7 +438,9 @@ def test_own_folders_must_exist_with_one_file_a_name_and_pairs_must_match(world)
         ("target/x.png", COLOR, "has no images"),
         ("input/y.png", COLOR, "'x' is not in both"),
         ("target/y.png", COLOR[:-1], "'x' is not in both"),
-        ("input/x.png", COLOR, "y has shape (12, 10, 3) as input and (11, 10, 3) as target"),
+        ("input/x.png", COLOR, "y has 12 x 10 pixels as input and 11 x 10 as target"),
+        ("input/y.png", COLOR[:, :5], "y has 12 x 5 pixels as input and 11 x 10 as target"),
+        ("z.png", COLOR, "z.png lies beside the folders of pairs"),
     ):
         world.mine(f"pairs/{path}", content)
         world.fails("own/pairs", words=words)

@@ -1,22 +1,26 @@
 """Photographs as a task sees them, the measurement of an experiment, and self-similarity."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from lib import insights
-from lib.images import sets
+from lib.images import registry, sets
+from lib.images.download import download
 from lib.insights import health
 from lib.measuring import evaluation
 from lib.measuring.metrics import Convention
 from lib.models import ModelError
-from lib.params import Params
+from lib.params import Budget, Params
 from lib.tasks import experiment as experiments
 from lib.tasks.degradations import build
+from lib.training import train
 
 RUN = Params(profile="quick").experiment("edsr_gray_denoise_25")
 
@@ -67,6 +71,45 @@ def test_the_photographs_kept_are_those_of_smallest_and_largest_gain(tmp_path):
     gain = rows.psnr - rows.input_psnr
     assert gain.nunique() == 5
     assert [picture.image for picture in pictures] == [rows.image[gain.idxmin()], rows.image[gain.idxmax()]]
+
+
+def test_pairs_of_super_resolution_of_ones_own_train_and_are_measured(tmp_path):
+    draw = np.random.default_rng(0)
+    for name, sizes in {"mine": ((30, 24), (25, 41)), "tested": ((120, 9), (33, 30))}.items():
+        for number, (rows, columns) in enumerate(sizes):
+            for part, scale in (("input", 1), ("target", 2)):
+                path = tmp_path / "own" / name / part / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = draw.integers(256, size=(scale * rows, scale * columns, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+    named = {"train": ("own/mine",), "test": ("own/tested",)}
+    folder = tmp_path / "downloads"
+    download(["own/mine", "own/tested"], folder, tmp_path / "cache", own=tmp_path / "own")
+    registry.published().write_manifests(folder, {"sr_x2": named}, ["sr_x2"])
+    run = Params(profile="quick").experiment("ignn_sr_x2-common_trunk")
+    options = {**run.options, "width": 4, "blocks": 2}
+    how = dataclasses.replace(run.evaluation, crop=None)
+    run = dataclasses.replace(run, task=dataclasses.replace(run.task, **named), evaluation=how, options=options)
+
+    crops = experiments.crops(run.task, sets.read(folder / "train/sr_x2.csv"), 16, "cpu")
+    network, budget = experiments.network(run, 1), Budget(steps=2, batch=2, crop=16, lr=1e-3, ema=0.9)
+    weights = train(network, crops, run.recipe, budget, 1, tmp_path / "x.pt", clock=time.monotonic).weights
+    network.load_state_dict(weights)
+    items = sets.read(folder / "test/sr_x2.csv")
+    given = experiments.degraded(items[1], run.task, experiments.target(items[1], run.task))
+    stored = np.moveaxis(np.asarray(Image.open(tmp_path / "own/tested/input/1.png")), 2, 0)
+    assert np.array_equal(given[0].mul(255).round().byte().numpy(), stored)
+    rows, pictures = evaluation.measure(run, {1: network.eval()}, items)
+    assert (
+        len(rows) == 2
+        and rows.psnr.between(3, 20).all()
+        and {p.clean.shape for p in pictures}
+        == {
+            (240, 18, 3),
+            (66, 60, 3),
+        }
+    )
+    assert len(evaluation.field_curve(run, {1: network}, items)) > 1
 
 
 def test_methods_without_weights_get_whole_photographs(tmp_path):

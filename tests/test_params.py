@@ -1,12 +1,15 @@
 """params.yaml is checked whole: every fault is one line that names the culprit, and all are found at once."""
 
+import importlib
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from lib.measuring.metrics import CHANNELS, WINDOWS
@@ -337,7 +340,7 @@ REFUSED = [
         "redraw: 1", "redraw: 2.0", "redraw: 640", "contrastive_start: 1", "contrastive_weight: 0", "margin: -1",
         "k: 1000")),
     *(("panet", "color_denoise_30", f"positions: {places}") for places in ("0", "-1", "[]")),
-    ("ignn", "sr_x2", "embedding: vgg19"),
+    ("ignn", "sr_x2", "embedding: vgg19"), ("ignn", "sr_x2", "embedding: random, vgg19_weights: own/vgg19.pth"),
     *(("panet", "color_denoise_30", options) for options in ("scales: [1, 0]", "scales: []", 'scales: "1, 0.9"')),
     *(("enlca", "sr_x2", options) for options in ('k: "6"', "contrastive: no")), ("ignn", "sr_x2", "embedding: foo"),
     *((model, task, "") for model, task in (
@@ -352,6 +355,49 @@ def test_options_that_a_network_does_not_take_are_refused(tmp_path):
     assert len(found) == len(REFUSED), found
     for number, (model, task, _) in enumerate(REFUSED):
         assert sum(line.startswith(f"experiments.{model}_{task}-z{number}: ") for line in found) == 1
+
+
+#: Side of the task sr_x2 that names own/x, its files with their rows and columns, and what is said of them.
+OWN = [
+    ("train", {"input/a": (20, 30), "target/a": (40, 60), "input/b": (48, 20), "target/b": (96, 40)}, None),
+    ("test", {"input/a": (20, 30), "target/a": (40, 60)}, None), ("test", {"a": (300, 500)}, None),
+    ("train", {"input/a": (20, 30), "target/a": (40, 61)},
+     "own/x/input/a.png has 20 x 30 pixels, but own/x/target/a.png has 40 x 61 pixels; task sr_x2 has scale 2"),
+    ("validation", {"input/a": (99, 99), "target/a": (99, 99)},
+     "own/x/input/a.png has 99 x 99 pixels, but own/x/target/a.png has 99 x 99 pixels; task sr_x2 has scale 2"),
+    ("test", {"input/a": (9, 193), "target/a": (18, 386)},
+     "own/x/input/a.png has 9 x 193 pixels; pairs of super-resolution are measured whole, of at most 192 x 192"),
+    ("train", {"a": (39, 60)}, "own/x/a.png has 39 x 60 pixels (rows x columns); the training crop of sr_x2 needs at"),
+    ("validation", {"a": (95, 99)}, "own/x/a.png has 95 x 99 pixels (rows x columns); a validation photograph needs"),
+    ("test", {"a": (15, 48)}, "own/x/a.png has 15 x 48 pixels (rows x columns); the convention of sr_x2 needs at"),
+    ("test", {"more/a": (40, 40)}, "set own/x: own/x/more is a folder; put images into own/x, or pairs into its"),
+    ("test", {"input/a": (9, 9), "target/a": (18, 18), "b": (9, 9)}, "set own/x: own/x/b.png lies beside the folders"),
+    ("test", {"input/a": (9, 9), "target/b": (18, 18)}, "set own/x: 'a' is not in both own/x/target and own/x/input"),
+    ("test", {"y/../../a": (9, 9)}, "set own/x: there is no folder own/x; put its images there"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("side", "files", "message"), OWN)
+def test_a_set_of_the_user_that_does_not_suit_a_task_is_refused_by_file(tmp_path, monkeypatch, side, files, message):
+    monkeypatch.setattr(importlib.import_module("lib.params.check"), "OWN", tmp_path / "own")
+    for name, shape in files.items():
+        path = Path(os.path.normpath(tmp_path / "own/x" / f"{name}.png"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", shape[::-1]).save(path)
+    entry = {"train": ("[bsds500/train]", "[own/x]"), "test": ("[set5/HR]", "[own/x]"),
+             "validation": ("[set5/HR]", "[set5/HR]\n    validation: [own/x]")}[side]  # fmt: skip
+    task = TEXT[TEXT.index("  sr_x2:\n    title") :].partition("\n  demosaic:")[0]
+    edits = (
+        (task, task.replace(*entry)),
+        ("sets: {train: [sample/train], validation: [], test: [sample/test]}", "sets: {}"),
+    )
+    found = [] if message is None else faults(tmp_path, *edits)
+    if message is None:
+        check(params(tmp_path, *edits))
+        assert params(tmp_path, *edits).experiment("edsr_sr_x2").evaluation.crop == (None if side == "test" else 96)
+    else:
+        assert len(found) == 1
+        assert found[0].replace(f"{tmp_path}/", "").startswith(f"tasks.sr_x2.{side}: {message}")
 
 
 @pytest.mark.parametrize("section", ["profiles", "delta", "recipes", "tasks", "baselines", "experiments", "studies"])

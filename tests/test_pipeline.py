@@ -17,7 +17,8 @@ from safetensors.torch import load
 from lib.images import sets
 from lib.measuring.inference import restore
 from lib.models import build
-from lib.params import ROOT
+from lib.params import ROOT, Params
+from lib.pipeline import repro
 from lib.pipeline.runner import body, notebook_of
 
 
@@ -73,7 +74,7 @@ def test_git_holds_results_but_neither_images_nor_weights(clone):
 
 
 def test_the_lock_vouches_for_results_without_images_or_weights(clone, tmp_path):
-    clone.shell(f"git clone -q . {tmp_path / 'bare'}")
+    clone.shell(f"git -c core.autocrlf=true clone -q . {tmp_path / 'bare'}")  # as on Windows
     bare = Clone.__new__(Clone)
     bare.folder = tmp_path / "bare"
     assert "Running stage" not in bare.shell("dvc repro --allow-missing --dry").stdout
@@ -280,6 +281,46 @@ def test_a_stage_whose_code_or_values_change_while_it_runs_fails(clone, edited):
     ended = clone.shell("python -m lib run train edsr_gray_denoise_25", check=False)
     assert ended.returncode == 1 and ("changed while it ran" in ended.stderr) == (edited != "params.yaml")
     assert ("params.yaml: says something else than results/tiny" in ended.stderr) == (edited == "params.yaml")
+
+
+@pytest.mark.parametrize("line", ["profile: quick # a", "profile:  quick", "profile: 'quick'", '"profile" : "quick"'])
+def test_the_profiles_line_is_known_however_it_is_written(line):
+    text, changed = repro._PROFILE_LINE.subn(r"\g<1>gpu", f"# profile: a\n{line}\nprofiles:\n  profile: b\n")
+    assert changed == 1 and YAML(typ="safe").load(text) == {"profile": "gpu", "profiles": {"profile": "b"}}
+
+
+def test_without_git_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(repro, "ROOT", tmp_path)
+    message = "is no git repository, which DVC needs; run `git init` there"
+    with pytest.raises(repro.PipelineError, match=message), repro.alone():
+        raise AssertionError
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", repro.PINS)
+@pytest.mark.parametrize(
+    "content", ["", "a: [", "schema: '2.0'\n", "stages:\nouts:\n", "[]", "7", "\0", "outs: []\nstages: {}"]
+)
+def test_a_damaged_pin_is_never_kept_and_what_to_put_in_its_place_is_said(tmp_path, monkeypatch, name, content):
+    monkeypatch.setattr(repro, "ROOT", tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(repro.PipelineError, match=rf"^{name}: is damaged; `git checkout {name}` and run again$"):
+        repro.check_pins("tiny", tmp_path)
+    kept = tmp_path / "results/tiny/pins" / name
+    kept.parent.mkdir(parents=True)
+    kept.write_text(f"{repro.PINS[name]}: [a]\n")
+    with pytest.raises(repro.PipelineError, match=rf"^{name}: is damaged; copy results/tiny/pins/{name} there and run"):
+        repro.check_pins("tiny", tmp_path)
+
+
+def test_a_failing_row_stops_no_other_and_is_named(monkeypatch):
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(repro, "dvc", lambda *arguments: 0)
+    monkeypatch.setattr(repro, "_start", lambda *a: started.append(a) or subprocess.Popen(["false"]))
+    monkeypatch.setattr(repro, "_outdated", lambda: {"train@edsr_gray_denoise_25", "tables"})
+    with pytest.raises(repro.PipelineError, match=r"^not done: train@edsr_gray_denoise_25; the reasons stand above$"):
+        repro._side_by_side_or_say(["edsr_gray_denoise_25"], Params(), 1)
+    assert "--keep-going" in started[0]
 
 
 def test_profiles_switch_there_and_back(clone):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from test_pipeline import Clone, tiny
 
 from lib import models
+from lib.__main__ import main
 from lib.images import sets
 from lib.measuring import evaluation
 from lib.params import Budget, Params, ParamsError
@@ -71,8 +72,9 @@ def clone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def returned(clone, tmp_path_factory) -> Path:
     """Results of a second visit, which continued from the unfinished ones of the first."""
-    clone.shell(f"python -m lib pack {EDSR} --into first.tar")
-    there = Remote(clone.folder / "first.tar", tmp_path_factory.mktemp("first"))
+    said = clone.shell(f"python -m lib pack {EDSR} {EDSR} --into 'first box.tar'").stdout
+    assert ": 1 experiment(s)" in said and "tar xf 'first box.tar' && cd 'first box' && " in said
+    there = Remote(clone.folder / "first box.tar", tmp_path_factory.mktemp("first"))
     assert there.visit(EDSR, 3) == f"{EDSR}: out of time; `python -m lib remote {EDSR}` goes on"
     subprocess.run(["tar", "cf", clone.folder / "back.tar", "elsewhere"], cwd=there.folder, check=True)
     ended = clone.shell("python -m lib import back.tar", check=False)
@@ -127,6 +129,81 @@ def test_results_of_another_version_are_refused(clone, returned, tmp_path):
         f"error: {EDSR}: budget, data/test/gray_denoise_25.csv, lib/training.py differ"
         " from what was packed; go back to that, or pack and run it again"
     )
+
+
+#: What may have become of a file that came back, and what is said of it.
+DAMAGED = [
+    *((file, "cut", "what came back is damaged (") for file in (
+        "version.json", "visits.json", "seed_1.safetensors", "seed_2.safetensors", "picture.npz", "smallest_gain.npz",
+        "acts.json", "field.json")),
+    *((file, "emptied", "what came back is damaged (") for file in (
+        "version.json", "visits.json", "log.csv", "validation.csv", "images.csv", "largest_gain.npz", "acts.json")),
+    ("log.csv", "cut", "log.csv does not reach step 4 of seed "),
+    ("images.csv", "cut", ""),
+    ("x.pt", "emptied", "what came back is damaged ("),
+    ("version.json", "[]", "what came back is damaged ("),
+    ("visits.json", "[{}]", "what came back is damaged ('stage')"),
+]  # fmt: skip
+
+
+def test_damaged_results_are_refused_in_one_line_before_any_is_kept(clone, returned):
+    """In one process, as each takes seconds to start."""
+    code = f"""
+import json, shutil, sys
+from pathlib import Path
+from lib.params import Params
+from lib.pipeline import transfer
+from lib.pipeline.runner import StageError
+
+params = Params()
+for number, (file, how, _) in enumerate(json.loads(sys.argv[1])):
+    folder = Path("damaged", str(number), {EDSR!r})
+    shutil.copytree({str(returned / EDSR)!r}, folder)
+    path = folder / file
+    content = path.read_bytes() if path.exists() else b""
+    path.write_bytes(dict(cut=content[:len(content) // 2], emptied=b"").get(how, how.encode()))
+    try:
+        print(transfer._check(params, {EDSR!r}, folder))
+    except StageError as error:
+        print(error)
+shutil.rmtree("damaged")
+"""
+    (clone.folder / "damage.py").write_text(code)
+    said = clone.shell(f"PYTHONPATH=. python damage.py '{json.dumps(DAMAGED)}'").stdout.splitlines()
+    (clone.folder / "damage.py").unlink()
+    for (file, how, message), line in zip(DAMAGED, said, strict=True):
+        assert message in line and line != "None", (file, how, line)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x1f\x8b\x08\0\0\0\0\0\0\3", b"<html>", b"\xfd7zXZ\0"])
+def test_what_is_no_archive_is_one_line(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(transfer.pipeline, "switch", lambda profile: None)
+    monkeypatch.setattr(transfer.pipeline, "dvc", lambda *arguments: 0)
+    (tmp_path / "back.zip").write_bytes(content)
+    with pytest.raises(StageError, match=r"back.zip: is no whole tar archive \([^\n]*\Z"):
+        transfer.bring_back(tmp_path / "back.zip")
+
+
+def test_texts_of_another_machine_are_no_markup(tmp_path):
+    visit = {"stage": "train", "begins": "<b>", "device": "H100 `x`", "torch": "2.9+cu", "python": "3.11\x1b[1m"}
+    (tmp_path / "visits.json").write_text(json.dumps([visit]))
+    assert Returned(tmp_path).machines("train").endswith("  ?b?: H100 ?x?, torch 2.9+cu, Python 3.11??1m")
+    (tmp_path / "acts.json").write_text('{"columns":["module"],"index":[0],"data":[["<i>body.4"]]}')
+    assert Returned(tmp_path).table("acts").module.tolist() == ["?i?body.4"]
+
+
+@pytest.mark.parametrize(("into", "message"), [("", "is a folder; name a file such as box.tar"),
+                                               ("no/box.tar", "there is no folder .*no; name a file")])  # fmt: skip
+def test_an_archive_needs_a_file_to_be_written_to(tmp_path, into, message):
+    with pytest.raises(StageError, match=message):
+        transfer.pack([EDSR, EDSR], tmp_path / into)
+
+
+@pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--jobs", "-1"], ["--minutes", "0"], ["--minutes", "nan"]])
+def test_numbers_of_jobs_and_minutes_are_above_0(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(["remote", *arguments])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("above 0")
 
 
 def test_a_baseline_is_not_packed(tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import importlib.resources
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,7 +25,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from .fetch import Fetcher, Hopeless, disk_error, extract, file_sha256
 from .registry import OWN, Entry, ManualSet, Registry, published
@@ -163,21 +164,17 @@ class _Job:
             folder = self._unpacked(manual)
         if not folder.is_dir():
             if not manual:
-                raise SetError(f"{what}: there is no folder {folder}; put its images there (or pairs: in its folders "
-                               "input and target, under the same names)")  # fmt: skip
+                raise SetError(_absent(what, folder))
             raise SetError(f"{what}: get it from {manual.where} and put into {folder}"
                            f"{' (folders input and target)' if manual.pairs else ''}: {manual.prepare}")  # fmt: skip
-        paired = any((folder / part).is_dir() for part in ("target", "input"))
-        parts = ("target", "input") if paired else ("",)
-        listings = [_listing(folder / part, what) for part in parts]
-        if odd := sorted(listings[0].keys() ^ listings[-1].keys()):
-            raise SetError(f"{what}: {odd[0]!r} is not in both {folder / 'target'} and {folder / 'input'}")
-        if manual and (paired, len(listings[0])) != (manual.pairs, manual.images):
+        listed = listing(folder, what)
+        paired, count = "" not in listed, len(next(iter(listed.values())))
+        if manual and (paired, count) != (manual.pairs, manual.images):
             form = "pairs in the folders input and target" if manual.pairs else "images"
-            raise SetError(f"{what}: {folder} has {len(listings[0])} of its {manual.images} {form}")
+            raise SetError(f"{what}: {folder} has {count} of its {manual.images} {form}")
         images = self.downloads / "images" / reference
         files = [(file, images / part / f"{name}.npy")
-                 for part, listing in zip(parts, listings, strict=True) for name, file in listing.items()]  # fmt: skip
+                 for part, found in listed.items() for name, file in found.items()]  # fmt: skip
         self.progress.expect(len(files))
         return files
 
@@ -200,6 +197,8 @@ class _Job:
         """Decode an image file of the user to its place, unless the same pixels are there."""
         source, target = file
         array = decode(source, f"{source}")
+        if array.ndim == 3 and (array == array[..., :1]).all():
+            array = np.ascontiguousarray(array[..., 0])  # a gray photograph that was stored as three channels
         try:
             same = np.array_equal(open_image(target), array)
         except SetError:
@@ -209,7 +208,8 @@ class _Job:
         self.progress.report(target, 0, files=1)
 
     def check(self, reference: str, targets: set[Path]) -> None:
-        """Sizes of a set that the registry does not list: as its table says, and the same in both of a pair."""
+        """Sizes of a set that the registry does not list: as its table says, and of both of a pair the same, or in a
+        pair of the user's those of a super-resolution."""
         manual = self.registry.manual.get(reference)
         for path in sorted(targets):
             shape = open_image(path).shape
@@ -217,9 +217,13 @@ class _Job:
                 raise SetError(f"set {reference}: {path.stem} has {shape[0]} x {shape[1]} pixels (rows x columns), not "
                                f"{manual.height} x {manual.width}; it is not as published")  # fmt: skip
             other = path.parent.parent / "target" / path.name
-            if path.parent.name == "input" and other in targets and shape != open_image(other).shape:
-                raise SetError(f"set {reference}: {path.stem} has shape {shape} as input and "
-                               f"{open_image(other).shape} as target")  # fmt: skip
+            if path.parent.name == "input" and other in targets:
+                times = (1,) if manual else (1, 2, 3, 4)
+                rows, columns = open_image(other).shape[:2]
+                if (rows, columns) not in {(shape[0] * by, shape[1] * by) for by in times}:
+                    raise SetError(f"set {reference}: {path.stem} has {shape[0]} x {shape[1]} pixels as input and "
+                                   f"{rows} x {columns} as target; the target's sides must be those of the input, or "
+                                   "both 2, 3 or 4 times them in a set of your own for super-resolution")  # fmt: skip
 
 
 class _Mirror:
@@ -276,10 +280,14 @@ def decode(source: Path, what: str, channels: int | None = None) -> np.ndarray:
     except SetError:
         raise
     except Exception as error:  # Pillow meets damage with almost any of them
-        raise SetError(f"{what}: truncated or no image ({' '.join(str(error).split())})") from None
+        raise _damaged(what, error) from None
     if channels == 1 and array.ndim == 3:
         return np.ascontiguousarray(array[..., 0])
     return np.repeat(array[..., None], 3, axis=2) if channels == 3 and array.ndim == 2 else array
+
+
+def _damaged(what: str, error: Exception) -> SetError:
+    return SetError(f"{what}: truncated or no image ({' '.join(str(error).split())})")
 
 
 def thumbnail(array: np.ndarray, side: int = 64) -> np.ndarray:
@@ -325,18 +333,64 @@ def _in_package(entry: Entry) -> Path:
     return path
 
 
-def _listing(folder: Path, what: str) -> dict[str, Path]:
+def own_images(reference: str, own: Path) -> list[tuple[Path, Path | None]]:
+    """The files of a set of the user: photographs, each with its degraded version or None; raises SetError."""
+    folder, what = own / reference.removeprefix(OWN), f"set {reference}"
+    if not folder.is_dir():
+        raise SetError(_absent(what, folder))
+    targets, *inputs = listing(folder, what).values()
+    return [(file, inputs[0][name] if inputs else None) for name, file in targets.items()]
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Rows and columns of an image file as it is seen, from its header; raises SetError where it is none."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # as in `decode`
+        raise _damaged(str(path), error) from None
+
+
+def listing(folder: Path, what: str) -> dict[str, dict[str, Path]]:
+    """Image files of a set by their name without suffix, below "", or those of pairs below "target" and "input".
+
+    Raises SetError, which begins with `what`, for anything else in the folder, and for pairs that are none.
+    """
+    parts = [part for part in ("target", "input") if (folder / part).is_dir()]
+    if not parts:
+        return {"": _images(folder, what)}
+    if beside := [path for path in _visible(folder) if path.name not in ("target", "input")]:
+        raise SetError(f"{what}: {beside[0]} lies beside the folders of pairs; put it into one, or into another set")
+    found = {part: _images(folder / part, what) for part in ("target", "input")}
+    if odd := sorted(found["target"].keys() ^ found["input"].keys()):
+        raise SetError(f"{what}: {odd[0]!r} is not in both {folder / 'target'} and {folder / 'input'}")
+    return found
+
+
+def _absent(what: str, folder: Path) -> str:
+    return (
+        f"{what}: there is no folder {folder}; put its images there (or pairs: in its folders input and target, under "
+        "the same names)"
+    )
+
+
+def _visible(folder: Path) -> list[Path]:
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if not path.name.startswith(".") and path.suffix.lower() not in IGNORED]
+
+
+def _images(folder: Path, what: str) -> dict[str, Path]:
     """Image files of a folder by their name without suffix."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        suffix = path.suffix.lower()
-        if path.name.startswith(".") or suffix in IGNORED:
-            continue
+    for path in _visible(folder):
         if path.is_dir():
             raise SetError(f"{what}: {path} is a folder; put images into {folder}, or pairs into its folders input and "
                            "target, or name the folder as a set of its own")  # fmt: skip
-        if suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise SetError(f"{what}: {path} is no image file; known are {', '.join(SUFFIXES)}")
+        if re.search(r"[<>$`|]", path.name) or not path.name.isprintable():
+            raise SetError(f"{what}: {str(path)!r} has a name that reports cannot show; rename it without < > $ ` |")
         if path.stem in found:
             raise SetError(f"{what}: {path.name} and {found[path.stem].name} have the same name")
         found[path.stem] = path

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import models
-from ..images import registry, sets
+from ..images import download, registry, sets
 from ..measuring.metrics import WINDOWS
 from ..official import OfficialError
 from ..tasks import Task
@@ -20,6 +22,12 @@ from . import missing
 from .faults import ParamsError
 from .resolve import ROOT, Baseline, Experiment, Params, options, sides
 from .schema import BaselineEntry
+
+#: Folder of the user's image sets.
+OWN = ROOT / "own"
+
+#: Most input pixels a side of a test pair of super-resolution, which is measured whole.
+LARGEST_PAIR = 192
 
 #: Side of the image on which a degradation is tried; a multiple of every `multiple`.
 SIDE = 48
@@ -62,6 +70,7 @@ def faults(params: Params) -> list[str]:
     for name, row in params.rows.items():
         if row.task in built:
             found += _of_row(params, name)
+    found += _of_own_sets(params, [task for task in {row.task: None for row in params.rows.values()} if task in built])
     for name in params.studies:
         if not (ROOT / "notebooks" / f"report_{name}.ipynb").exists():
             found.append(f"studies.{name}: there is no notebooks/report_{name}.ipynb; a study needs its report")
@@ -101,6 +110,10 @@ def _of_row(params: Params, name: str) -> Iterator[str]:
 
 
 def _check_meant(row: Experiment | Baseline) -> None:
+    embedding = row.options.get("embedding", "vgg19")
+    if row.options.get("vgg19_weights") and embedding != "vgg19":
+        raise models.ModelError(f"option 'vgg19_weights' of model {row.model!r} is not used where embedding is "
+                                f"{embedding!r}; leave one of them out")  # fmt: skip
     for option, value in row.options.items():
         means, must = MEANT.get(option, (lambda _: True, ""))
         if not means(value):
@@ -159,6 +172,49 @@ def _smallest(task: Task) -> int | None:
     held_out = {entry.path for entry in known.leaks(task.train, task.test)}
     entries = [entry for reference in listed for entry, _ in known.pairs(reference) if entry.path not in held_out]
     return min((min(entry.height, entry.width) for entry in entries if entry.height), default=None)
+
+
+def _of_own_sets(params: Params, names: list[str]) -> Iterator[str]:
+    """The first fault of each set of the user: what is no set, pairs of another scale, photographs that are too small
+    to be cropped or measured."""
+    size = cache(download.size)
+    for task in map(params.task, names):
+        for side, references in task.sides.items():
+            of_profile = getattr(params.settings.sets, side) is not None
+            place = f"profiles.{params.profile}.sets.{side}" if of_profile else f"tasks.{task.name}.{side}"
+            for reference in (r for r in references if r.startswith(registry.OWN)):
+                try:
+                    for pair in download.own_images(reference, OWN):
+                        _check_sizes(params, task, side, *((path, *size(path)) for path in pair if path))
+                except sets.SetError as error:
+                    yield f"{place}: {error}"
+
+
+#: A file with its rows and columns.
+Sized = tuple[Path, int, int]
+
+
+def _check_sizes(params: Params, task: Task, side: str, target: Sized, degraded: Sized | None = None) -> None:
+    """Raise SetError unless a photograph of the user suits the side of the task that names it."""
+    scale, convention, shortest = task.degradation.scale, task.convention, min(target[1:])
+    if degraded and target[1:] != tuple(scale * pixels for pixels in degraded[1:]):
+        raise sets.SetError(f"{_described(degraded)}, but {_described(target)}; task {task.name} has scale {scale}")
+    if degraded and side == "test" and scale > 1 and max(degraded[1:]) > LARGEST_PAIR:
+        raise sets.SetError(f"{_described(degraded)}; pairs of super-resolution are measured whole, of at most "
+                            f"{LARGEST_PAIR} x {LARGEST_PAIR} pixels: cut it into several")  # fmt: skip
+    multiple, budget = task.degradation.multiple, params.settings.training.get(task.name)
+    least, use = {
+        "train": (budget.crop if budget else 1, f"the training crop of {task.name}"),
+        "validation": (experiments.VALIDATION_SIDE, "a validation photograph"),
+        "test": (WINDOWS[convention.window] + 2 * convention.border, f"the convention of {task.name}"),
+    }[side]
+    if shortest // multiple * multiple < least:
+        raise sets.SetError(f"{_described(target)} (rows x columns); {use} needs at least {least} a side")
+
+
+def _described(image: Sized) -> str:
+    path, rows, columns = image
+    return f"{path.relative_to(OWN.parent)} has {rows} x {columns} pixels"
 
 
 def _patch(network: nn.Module) -> int:

@@ -10,7 +10,7 @@ import json
 import operator
 import typing
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,7 +156,6 @@ class Params:
             )
         return Experiment(
             **self._common(name, entry),
-            evaluation=settings.evaluation,
             seeds=budget.seeds or settings.seeds,
             recipe=self.contents.recipes[entry.recipe],
             budget=budget,
@@ -168,7 +167,7 @@ class Params:
         entry = self.entry(name)
         if not isinstance(entry, BaselineEntry):
             raise ParamsError(f"{self.file}: {name!r} is an experiment, not a baseline")
-        return Baseline(**self._common(name, entry), evaluation=self.settings.evaluation, checkpoint=entry.checkpoint)
+        return Baseline(**self._common(name, entry), checkpoint=entry.checkpoint)
 
     def options(self, name: str) -> dict[str, Any]:
         """The options of a row's network: the profile's for its model and size, beneath its own; none for a public
@@ -232,12 +231,16 @@ class Params:
         return self.rows[name]
 
     def _common(self, name: str, entry: ExperimentEntry | BaselineEntry) -> dict[str, Any]:
+        task, how = self.task(entry.task), self.settings.evaluation
+        if task.degradation.scale > 1 and any(reference.startswith("own/") for reference in task.test):
+            how = replace(how, crop=None)  # pairs are measured whole, as the crop counts pixels of one of the two
         return {
             "name": name,
             "title": entry.title,
             "model": entry.model,
             "options": self.options(name),
-            "task": self.task(entry.task),
+            "task": task,
+            "evaluation": how,
             "needs": entry.needs,
         }
 

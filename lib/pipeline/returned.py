@@ -12,6 +12,8 @@ elsewhere/<experiment>/
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,11 +56,22 @@ class Returned:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def read(self, seeds: Iterable[int]) -> None:
+        """Everything, to no end but that a damaged file raises, in one of many ways."""
+        self.measured(), self.picture(), self.mechanism()
+        for stage in DONE:
+            self.machines(stage)
+        for seed in seeds:
+            self.trained(seed)
+        for name in ("acts", "field"):
+            self.table(name)
+
     def machines(self, stage: str) -> str:
         """Where the stage was done, a line per visit."""
         visits = [visit for visit in json.loads((self.folder / "visits.json").read_text()) if visit["stage"] == stage]
-        lines = [f"  {v['begins']}: {v['device']}, torch {v['torch']}, Python {v['python']}" for v in visits]
-        return "\n".join(["computed on another machine; the files that came back are shown here", *lines])
+        lines = [f"{v['begins']}: {v['device']}, torch {v['torch']}, Python {v['python']}" for v in visits]
+        said = "computed on another machine; the files that came back are shown here"
+        return "\n".join([said, *(f"  {_plain(line)}" for line in lines)])
 
     def trained(self, seed: int) -> Trained:
         """The weights and the log of a seed, as `lib.training.train` returns them; weights that did not come back, all
@@ -96,7 +109,13 @@ class Returned:
 
     def table(self, name: str) -> pd.DataFrame:
         """The table `acts` or `field` of the attention modules, as `evaluation` makes them."""
-        return pd.read_json(self.folder / f"{name}.json", orient="split", precise_float=True, dtype=False)
+        read = pd.read_json(self.folder / f"{name}.json", orient="split", precise_float=True, dtype=False)
+        return read.map(lambda value: _plain(value) if isinstance(value, str) else value)
+
+
+def _plain(text: str) -> str:
+    """Text of another machine for notebooks, without what could be markup."""
+    return re.sub(r"[^\w .,:;()+/@-]", "?", text)
 
 
 def read_rows(path: Path) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -10,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..images import sets
-from ..params import ROOT, Experiment, Params, fingerprint, missing
-from ..training import read_checkpoint, write_checkpoint, write_whole
+from ..params import ROOT, Experiment, Params, ParamsError, fingerprint, missing
+from ..training import TrainingError, read_checkpoint, write_checkpoint, write_whole
 from . import remote
 from . import repro as pipeline
-from .returned import DONE, ELSEWHERE, difference, version
+from .returned import DONE, ELSEWHERE, Returned, difference, version
 from .runner import StageError, code_digest, notebook_of
 
 #: Parts of the project that the other machine needs, besides images.
@@ -29,7 +30,10 @@ def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
     each experiment already. Raises ParamsError for a baseline, StageError for one that needs what is not there.
     """
     params = Params(profile=profile)
-    runs = [params.experiment(name) for name in names]
+    runs = [params.experiment(name) for name in dict.fromkeys(names)]
+    if into.is_dir() or not into.parent.is_dir():
+        raise StageError(f"{into}: {'is a folder' if into.is_dir() else f'there is no folder {into.parent}'}; name a "
+                         "file such as box.tar, in a folder that exists")  # fmt: skip
     for run in runs:
         if reason := missing(run):
             raise StageError(f"{run.name}: {reason}")
@@ -45,10 +49,14 @@ def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
                 _copy(run.needs, box)
             _pack_state(params, run, box)
         count = _pack_images(runs, box)
-        write_whole(into, lambda temporary: _archive(box, temporary, into.stem))
+        try:
+            write_whole(into, lambda temporary: _archive(box, temporary, into.stem))
+        except TrainingError as error:
+            raise StageError(str(error)) from None
     size = into.stat().st_size / 2**20
     print(f"{into}: {len(runs)} experiment(s), {count} images, {size:.1f} MiB; on the other machine:")
-    print(f"tar xf {into.name} && cd {into.stem} && python -m lib remote; then here: python -m lib import elsewhere")
+    file, box_there = shlex.quote(into.name), shlex.quote(into.stem)
+    print(f"tar xf {file} && cd {box_there} && python -m lib remote; then here: python -m lib import elsewhere")
     return 0
 
 
@@ -105,8 +113,8 @@ def bring_back(source: Path, profile: str | None = None, jobs: int | None = None
     """Take results from a folder, or an archive of it, into the pipeline: the notebooks `train` and `evaluate` are
     executed on them and DVC records both stages; returns its exit status.
 
-    What is unfinished is kept, to be packed again. Raises StageError before anything is kept where results are of
-    another version of code, parameters or images, and at the end where some are unfinished.
+    What is unfinished is kept, to be packed again. Raises StageError before anything is kept where results are damaged
+    or of another version of code, parameters or images, and at the end where some are unfinished.
     """
     if not source.exists():
         raise StageError(f"{source}: does not exist; name the folder {ELSEWHERE.name} that came back, or its archive")
@@ -119,15 +127,14 @@ def bring_back(source: Path, profile: str | None = None, jobs: int | None = None
             try:
                 with tarfile.open(source) as archive:
                     archive.extractall(folder, filter="data")
-            except tarfile.TarError as error:
-                raise StageError(f"{source}: is no whole archive ({error}); bring it here again") from None
+            except Exception as error:  # those of tarfile and of what unpacks it
+                raise StageError(f"{source}: is no whole tar archive ({_reason(error)}); bring it here again, or "
+                                 f"unpack it and name the folder {ELSEWHERE.name}") from None  # fmt: skip
             source = Path(folder)
         found = {path.parent.name: path.parent for path in sorted(source.rglob("version.json"))}
         if not found:
             raise StageError(f"{source}: holds no results; name the folder {ELSEWHERE.name} that came back")
-        for name, path in found.items():
-            _check(params, name, path)
-        lacks = {name: remote.lacking(params.experiment(name), path) for name, path in found.items()}
+        lacks = {name: _check(params, name, path) for name, path in found.items()}
         for name, path in found.items():
             _keep(name, path)
     whole = [name for name, lack in lacks.items() if not lack]
@@ -140,14 +147,30 @@ def bring_back(source: Path, profile: str | None = None, jobs: int | None = None
     return status
 
 
-def _check(params: Params, name: str, folder: Path) -> None:
-    """Raises StageError unless `folder` holds results of this version of the experiment `name`."""
-    made = json.loads((folder / "version.json").read_text())["profile"]
-    if made != params.profile:
-        raise StageError(f"{name}: is of profile {made}, in force is {params.profile}; add --profile {made}")
-    params.experiment(name)
-    if differs := difference(params, name, folder=folder.parent):
-        raise StageError(f"{name}: {differs} from what was packed; go back to that, or pack and run it again")
+def _check(params: Params, name: str, folder: Path) -> str | None:
+    """What `folder` lacks of the results of the experiment `name`; raises StageError unless all that is there is sound
+    and of this version."""
+    try:
+        made = json.loads((folder / "version.json").read_text())["profile"]
+        if made != params.profile:
+            raise StageError(f"{name}: is of profile {made}, in force is {params.profile}; add --profile {made}")
+        run = params.experiment(name)
+        if differs := difference(params, name, folder=folder.parent):
+            raise StageError(f"{name}: {differs} from what was packed; go back to that, or pack and run it again")
+        for path in folder.glob("*.pt"):
+            read_checkpoint(path)
+        lack = remote.lacking(run, folder)
+        if lack is None:
+            Returned(folder).read(run.seeds)
+    except (StageError, ParamsError):
+        raise
+    except Exception as error:  # of json, NumPy, pandas, safetensors, torch
+        raise StageError(f"{name}: what came back is damaged ({_reason(error)}); bring it here again") from None
+    return lack
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _keep(name: str, source: Path) -> None:
@@ -157,5 +180,5 @@ def _keep(name: str, source: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
     for path in target.glob("*.pt"):
-        write_checkpoint(ROOT / "checkpoints" / path.name, read_checkpoint(path))  # refuses a damaged one
+        write_checkpoint(ROOT / "checkpoints" / path.name, read_checkpoint(path))
         path.unlink()
