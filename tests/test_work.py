@@ -1,13 +1,15 @@
 """Jobs as an engine runs them, without one: results through a DVC remote, a failing row, one that is only measured."""
 
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from clones import KEPT, Clone, tiny
 from test_pipeline import begin_training_with
 
 from lib.__main__ import main
-from lib.pipeline import cluster
+from lib.pipeline import cluster, work
 from lib.pipeline.repro import PipelineError
 
 EDSR, DAGL, BASELINE = KEPT[2], KEPT[1], "input_gray_denoise_25"
@@ -68,6 +70,18 @@ def test_a_remote_carries_results_and_a_failing_row_stops_no_other(clone):
     ]
     assert not {f"train@{DAGL}", f"evaluate@{DAGL}", f"baseline@{BASELINE}"} & clone.changed()
     assert weights.read_bytes() == before and clone.shell(command.replace(EDSR, "")).stdout == ""
+
+
+def test_what_own_holds_for_a_row_travels_with_edited_and_new_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "ROOT", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    for name in ("lib/new.py", "own/named.pt", "own/other.pt", ".gitignore"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("/own/*\n")
+    row = SimpleNamespace(checkpoint="own/named.pt", needs=None)
+    params = SimpleNamespace(row=lambda name: row, results=tmp_path.joinpath)
+    found = work.needed(params, ["baseline@published"])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["lib/new.py", "own/named.pt"]
 
 
 def test_without_ray_the_message_says_what_to_install(monkeypatch):
