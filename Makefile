@@ -1,11 +1,11 @@
-# make repro [PROFILE=quick] [STUDY=...] [JOBS=2] | test | check | lab | site | benchmark; each makes .venv on first use.
+# make repro [PROFILE=quick] [STUDY=...] [JOBS=2] [CLUSTER=auto] | test | check | lab | site | benchmark; each makes .venv on first use.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .PHONY: repro test check lab site benchmark lock
 repro: .venv/ready
-	python -m lib repro $(if $(PROFILE),--profile $(PROFILE)) $(if $(STUDY),--study $(STUDY)) $(if $(JOBS),--jobs $(JOBS))
+	python -m lib repro $(if $(PROFILE),--profile $(PROFILE)) $(if $(STUDY),--study $(STUDY)) $(if $(JOBS),--jobs $(JOBS)) $(if $(CLUSTER),--cluster $(CLUSTER))
 
 test: .venv/ready
 	python -m pytest $(ARGS)

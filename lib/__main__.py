@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def _positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
+def _address(text: str) -> str:
+    if text != "auto" and not re.fullmatch(r"[^/]+:\d{1,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither `auto`, this machine, nor HOST:PORT, a cluster's head")
+    return text
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -56,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--profile", help="switch to this profile first")
     verb.add_argument("--study", help="only this study and what it needs")
     verb.add_argument("--jobs", type=_count, help="experiments at a time (default: one per core)")
+    verb.add_argument(
+        "--cluster", type=_address, metavar="auto|HOST:PORT", help="run rows by Ray, here or on a cluster"
+    )
     verb = verbs.add_parser("compare", help="list how results differ from the committed ones, in dB")
     verb.add_argument("revision", nargs="?", default="HEAD")
     verb = verbs.add_parser("search", help="search the learning rates of a profile anew, where its `recipe_search` is")
@@ -144,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
             from .pipeline import repro as pipeline  # needs pandas, which a stage's own process does not
 
         if given.verb == "repro":
-            return pipeline.repro(given.profile, given.study, given.jobs)
+            return pipeline.repro(given.profile, given.study, given.jobs, given.cluster)
         if given.verb == "compare":
             return pipeline.compare(given.revision)
         if given.verb == "schema":

@@ -33,7 +33,7 @@ def test_every_direct_import_is_pinned():
     installed = importlib.metadata.packages_distributions()
     pinned = {normal(name) for name in PINS}
     local = {"lib", "tests", "benchmarks", *(path.stem for path in ROOT.glob("tests/**/*"))}
-    optional = {"bm3d", "triton"}  # the latter comes with PyTorch where that can use a GPU
+    optional = {"bm3d", "ray", "triton"}  # the last comes with PyTorch where that can use a GPU
     for path in [*ROOT.glob("lib/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

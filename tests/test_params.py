@@ -108,6 +108,14 @@ def test_a_folder_is_no_file_that_a_row_needs(tmp_path):
     assert missing(row) == "the file lib is not there"
 
 
+def test_a_row_takes_of_a_node_what_its_profile_says_of_its_model(tmp_path):
+    says = "    resources: {default: {cpus: 2}, dagl: {gpus: 0.5}}\n"
+    known = params(tmp_path, ("    precision: float32\n", says))
+    taken = [known.resources(name) for name in ("edsr_sr_x2", "dagl_gray_denoise_25", "panet_demosaic")]
+    assert [(each.cpus, each.gpus) for each in taken] == [(2, 0), (1, 0.5), (2, 0)]
+    assert params(tmp_path).resources("edsr_sr_x2").cpus == 1
+
+
 def test_what_a_row_needs_is_named_when_it_is_missing(tmp_path):
     known = params(tmp_path)
     row = known.experiment("ignn_sr_x2-vgg19_embedding")
@@ -318,6 +326,9 @@ FAULTS = [
     (CLAIM, "{better: panet_demosaic, worse: panet_jpeg_10",
      "studies.panet_scales.claims[0]: compares rows of two tasks"),
     (CLAIM, "{better: panet_demosaic, worse: edsr_sr_x4", "unknown row 'edsr_sr_x4' in studies.panet_scales.claims[0]"),
+    ("    precision: float32\n", "    resources: {edrs: {gpus: 1}}\n", "unknown model 'edrs' in profiles.quick.res"),
+    ("    precision: float32\n", "    resources: {edsr: {gpus: -1}}\n", "profiles.quick.resources.edsr.gpus is -1"),
+    ("    precision: float32\n", "    resources: {edsr: {gpus: 1.5}}\n", "profiles.quick.resources.edsr.gpus is 1.5"),
     (CLAIM, f"{CLAIM}, published: big", "studies.panet_scales.claims[0].published is 'big'; it must be a number"),
     (CLAIM, f"{CLAIM}, size: 3", "unknown key 'size' in studies.panet_scales.claims[0]"),
     (f"- {CLAIM}}}", "- [panet_demosaic, panet_demosaic-scales_1]",

@@ -30,6 +30,7 @@ from .schema import (
     ProfileSets,
     PublishedNumbers,
     Recipe,
+    Resources,
     TaskEntry,
 )
 
@@ -174,6 +175,11 @@ class Params:
         checkpoint, which says itself what its network is."""
         return options(self.entry(name), self.settings)
 
+    def resources(self, name: str) -> Resources:
+        """What the row `name` takes of a node of a cluster."""
+        given = self.settings.resources
+        return given.get(self.entry(name).model) or given.get("default") or Resources()
+
     def task(self, name: str) -> Task:
         """The task `name`, built once; raises ParamsError for one that cannot be built."""
         from .. import tasks
@@ -307,6 +313,12 @@ def _references(file: ParamsFile) -> Iterator[str]:
     """Faults of names that stand for something elsewhere in the file."""
     for name, profile in file.profiles.items():
         where = f"profiles.{name}"
+        known = {"default", *(row.model for row in _rows(file).values())}
+        for model in (model for model in profile.resources if model not in known):
+            yield unknown("model", model, known, f"{where}.resources")
+        for model, given in profile.resources.items():
+            if given.gpus > 1 and given.gpus % 1:
+                yield f"{where}.resources.{model}.gpus is {given.gpus:g}; above 1 it must be whole"
         for task in profile.training:
             if task not in file.tasks:
                 yield unknown("task", task, file.tasks, f"{where}.training")

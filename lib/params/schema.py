@@ -178,8 +178,17 @@ class ProfileSets:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Resources:
+    """What one row takes of a node of a cluster: cores, and GPUs, a fraction of one where rows share it."""
+
+    cpus: Count = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Profile:
-    """How much is spent. models: options of every network of a model; a mapping among them is a `size`."""
+    """How much is spent. models: options of every network of a model; a mapping among them is a `size`; resources: by
+    model, `default` for the others."""
 
     sets: ProfileSets
     seeds: Seeds
@@ -189,6 +198,7 @@ class Profile:
     published_numbers: PublishedNumbers
     precision: Literal["float32", "bf16"] = "float32"
     recipe_search: RecipeSearch | None = None
+    resources: dict[Name, Resources] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -83,7 +83,12 @@ def dump(path: str, data: dict[str, Any], fs: Any = None) -> None:
     files.write(Path(path), dumps_yaml(data))
 
 
-if __name__ == "__main__":
+def install() -> None:
+    """Have this process write locks so, where DVC is the version that this was tried with."""
     if dvc.__version__ == TRIED_WITH:
         dvcfile.modify_yaml, dvcfile.dump_yaml = modify, dump
+
+
+if __name__ == "__main__":
+    install()
     sys.exit(main(sys.argv[1:]))

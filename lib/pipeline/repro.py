@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 
 import pandas as pd
@@ -39,18 +40,22 @@ class PipelineError(StageError):
     """The pipeline cannot be run as asked; one line."""
 
 
-def repro(profile: str | None, study: str | None, jobs: int | None = None) -> int:
+def repro(profile: str | None, study: str | None, jobs: int | None = None, cluster: str | None = None) -> int:
     """Bring a profile up to date, or one study of it; returns DVC's exit status.
 
-    jobs: experiments at a time, None for one per core, `MOST_JOBS` at most. Raises ParamsError before anything runs
-    when params.yaml says something unknown.
+    jobs: experiments at a time, None for one per core, `MOST_JOBS` at most. cluster: address of the machines that run
+    the rows (see `cluster`). Raises ParamsError before anything runs when params.yaml says something unknown.
     """
     params = Params(profile=profile)
     check(params)
+    if cluster:
+        from . import cluster as machines
+
+        machines.check(cluster)
     with alone():
         switch(params.profile)
         check_pins(params.profile)
-        status = _study(params, study, jobs) if study else _everything(params, jobs)
+        status = _study(params, study, jobs, cluster) if study else _everything(params, jobs, cluster)
         if status == 0:
             keep_pins(params)
             write_readme()
@@ -79,7 +84,7 @@ def alone() -> Iterator[None]:
         lock.release()
 
 
-def _everything(params: Params, jobs: int | None) -> int:
+def _everything(params: Params, jobs: int | None, cluster: str | None) -> int:
     if status := dvc("repro", "--quiet", "resolve", "data.dvc"):
         return status
     outdated = _outdated()
@@ -88,15 +93,35 @@ def _everything(params: Params, jobs: int | None) -> int:
         return 0
     names = [*params.experiments, *params.baselines]
     names = [name for name in names if outdated & {*_stages(params, name)}]
-    return _side_by_side_or_say(names, params, jobs) or dvc("repro")
+    return _rows_or_say(names, params, jobs, cluster) or dvc("repro")
 
 
-def _side_by_side_or_say(names: Sequence[str], params: Params, jobs: int | None) -> int:
-    """`side_by_side`; raises PipelineError, naming the stages, where a row failed."""
-    status = side_by_side(names, params, jobs)
+def _rows_or_say(names: Sequence[str], params: Params, jobs: int | None, cluster: str | None) -> int:
+    """`bring_up_to_date`; raises PipelineError, naming the stages, where a row failed."""
+    status = bring_up_to_date(names, params, jobs, cluster)
     if failed := sorted(_outdated() & {stage for name in names for stage in _stages(params, name)}) if status else []:
         raise PipelineError(f"not done: {', '.join(failed)}; the reasons stand above")
     return status
+
+
+def bring_up_to_date(names: Sequence[str], params: Params, jobs: int | None, address: str | None) -> int:
+    """Bring rows up to date here, or on the machines of a cluster; returns an exit status."""
+    if not address:
+        return side_by_side(names, params, jobs)
+    from . import cluster
+
+    if status := dvc("repro", "--quiet", "resolve", "data.dvc") if names else 0:
+        return status
+    return cluster.side_by_side(outdated_rows(names, params), params, address, jobs)
+
+
+def outdated_rows(names: Sequence[str], params: Params) -> dict[str, list[str]]:
+    """The rows that are out of date, each with its stages from the first that is."""
+    outdated, rows = _outdated(), {}
+    for name in names:
+        if stages := [*dropwhile(lambda stage: stage not in outdated, _stages(params, name))]:
+            rows[name] = stages
+    return rows
 
 
 def _stages(params: Params, name: str) -> list[str]:
@@ -127,11 +152,11 @@ def side_by_side(names: Sequence[str], params: Params, jobs: int | None, *option
     return _wait(running)
 
 
-def _study(params: Params, name: str, jobs: int | None) -> int:
+def _study(params: Params, name: str, jobs: int | None, cluster: str | None) -> int:
     """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
     if name == PUBLISHED_NUMBERS:
         return dvc("repro", PUBLISHED_NUMBERS)
-    status = _side_by_side_or_say(params.study(name).experiments, params, jobs)
+    status = _rows_or_say(params.study(name).experiments, params, jobs, cluster)
     for stage in ("tables", f"report@{name}", "summary"):
         status = status or dvc("repro", "--single-item", stage)
     return status

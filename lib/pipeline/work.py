@@ -1,0 +1,164 @@
+"""One row's stages on a machine that has Python and the environment, but no clone: the same work for any engine.
+
+`prepare` makes a job of each row. A machine unpacks the code, which travels as an archive, into a new folder and has
+DVC run the row's stages there (`elsewhere`). Results travel through DVC's run cache (`runs`), and `take` puts them in
+place. The engine, `cluster`, only decides where and when.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..params import ROOT, Experiment, Params, cache
+from . import runs
+from .runner import StageError
+
+#: What `python -m lib run` needs of the project, beside own/ and what `needed` adds.
+TRACKED = ("lib", "notebooks", "params.yaml", "dvc.yaml", "dvc.lock", "data.dvc", ".dvc/config", ".dvcignore")
+
+
+def needed(params: Params, stages: Iterable[str]) -> list[Path]:
+    """The files that stages need beside images and weights: code with local edits, values, what own/ holds for them."""
+    stages = {*stages}
+    rows = {name: params.row(name) for name in {stage.partition("@")[2] for stage in stages}}
+    trained = [name for name, row in rows.items() if isinstance(row, Experiment) and f"train@{name}" not in stages]
+    values = params.results("parameters").relative_to(ROOT)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *TRACKED, str(values)],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    listed += [getattr(row, "checkpoint", None) or row.needs or "" for row in rows.values()]
+    found = [ROOT / name for name in listed if name]
+    for name in trained:
+        found += params.results("train", name).iterdir()
+    return sorted({path for path in found if path.is_file()})
+
+
+def prepare(rows: Mapping[str, list[str]], params: Params, remote: bool) -> tuple[bytes, dict[str, dict[str, Any]]]:
+    """The code for rows with their stages, and the job of each; with `remote`, results travel through the default
+    remote of DVC where there is one, and images are pushed there. Raises StageError where they do not arrive there."""
+    store, checkpoints, jobs = runs.store(remote), ROOT / "checkpoints", {}
+    checkpoints.mkdir(exist_ok=True)
+    for name, stages in rows.items():
+        needs = ["data.dvc", f"train@{name}"] if stages == [f"evaluate@{name}"] else ["data.dvc"]  # its weights
+        jobs[name] = {"stages": stages, "needs": needs, "store": store, "checkpoints": str(checkpoints)}
+    if "remote" in store and jobs:
+        runs.push_outputs({output for job in jobs.values() for output in job["needs"]})
+    return archive(needed(params, [stage for stages in rows.values() for stage in stages]), ROOT), jobs
+
+
+def take(job: dict[str, Any], reason: str | None, written: Mapping[str, bytes]) -> str | None:
+    """Put in place what `elsewhere` gave for a job; returns the reason if the job failed."""
+    for path, content in written.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_bytes(content)
+    try:
+        lacking = runs.restore(job["stages"])
+    except StageError as error:
+        return reason or str(error)
+    if not lacking:
+        Path(job["checkpoints"], lock_of(job["stages"])).unlink(missing_ok=True)
+    elif not reason:
+        return f"{lacking[0]} came back, but not for the code and values here: they changed meanwhile; run it again"
+    return reason
+
+
+def archive(paths: Iterable[Path], root: Path) -> bytes:
+    """Files of the folder `root` as a compressed archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+        for path in paths:
+            packed.add(path, path.relative_to(root))
+    return buffer.getvalue()
+
+
+def lock_of(stages: Sequence[str]) -> str:
+    """The name of the file beside the checkpoints that a machine locks while it works on a row."""
+    return f"{stages[0].partition('@')[2]}.lock"
+
+
+def elsewhere(code: bytes, job: dict[str, Any], say: Callable[[str], object]) -> tuple[str | None, dict[str, bytes]]:
+    """Do a job (see `_main`) in a new folder, into which `code` is unpacked and which is deleted at the end; `say` gets
+    the job's output line by line.
+
+    Returns the reason if the job failed, and files for the same place at home: the records of the machine, and the
+    executed notebooks of a failed job, one of which holds the traceback. This function and `attend` need nothing of
+    this project: an engine sends them to machines where it is not.
+    """
+    with tempfile.TemporaryDirectory(prefix="restoration-") as folder:
+        with tarfile.open(fileobj=io.BytesIO(code)) as archive:
+            archive.extractall(folder, filter="data")
+        reason = attend(folder, job, say)
+        kept = [
+            *Path(folder).glob("results/*/machine/*"),
+            *(Path(folder).glob("results/*/*/*/*.ipynb") if reason else []),
+        ]
+        return reason, {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def attend(folder: str, job: dict[str, Any], say: Callable[[str], object]) -> str | None:
+    """Do a job in `folder`, where the code is; returns the reason if it failed."""
+    reason, last = None, ""
+    first = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": folder}  # not a `lib` that is installed here
+    environment = {name: os.pathsep.join([value, os.environ.get(name, "")]) for name, value in first.items()}
+    with subprocess.Popen(
+        [sys.executable, "-m", "lib.pipeline.work"],
+        cwd=folder, env={**os.environ, **environment}, text=True, errors="replace", start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as child:  # fmt: skip
+        assert child.stdin and child.stdout
+        child.stdin.write(json.dumps(job) + "\n")
+        child.stdin.flush()  # and stays open: the job ends when it closes, which it does where this process is lost
+        for line in child.stdout:  # the carriage return that ends a line of progress ends a line here too
+            if line := line.strip():
+                last = line
+                reason = reason or (line.removeprefix("error: ") if line.startswith("error: ") else None)
+                say(line)
+        status = child.wait()
+    return (reason or last or f"ended with status {status}") if status else None
+
+
+def _main() -> int:
+    """Do the job that stands in the first line of the standard input: its `stages`, in their order; `store`, where
+    runs are kept (`runs.store`); `needs`, other outputs of DVC to take from there; `checkpoints`, a folder that other
+    machines may see too. Finished results are taken from the store, and trainings that others began are continued."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    stages, store = job["stages"], job["store"]
+    if "remote" in store:  # images stay on the machine for the rows to come
+        store["cache"] = {"dir": str(cache() / "dvc"), "type": runs.LINKS}
+    runs.configure(store)
+    if Path(job["checkpoints"]).is_dir():
+        (ROOT / "checkpoints").symlink_to(job["checkpoints"])
+    (ROOT / "checkpoints").mkdir(exist_ok=True)
+    try:
+        with FileLock(ROOT / "checkpoints" / lock_of(stages)):  # a lost machine may still be at it
+            runs.make(stages, job["needs"])
+    except StageError as error:
+        print(f"error: {error}")
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    """End, with every process that was started here, when the other end of the standard input is closed: a training
+    must not go on beside the one that takes its place."""
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

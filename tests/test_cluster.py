@@ -1,0 +1,153 @@
+"""Rows on the nodes of a Ray cluster, all of them processes of this machine: a node killed."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from clones import KEPT, Clone, tiny
+
+from lib.training import read_checkpoint
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[cluster]'")
+
+TWO_HEADS = "dagl_gray_denoise_25-heads_2"
+TWO_HEADS_ENTRY = (
+    f"  {TWO_HEADS}:\n"
+    "    {title: two heads, model: dagl, task: gray_denoise_25, recipe: common, options: {heads: 2}}\n"
+)
+
+
+class Cluster:
+    """A head and two nodes of one core; each node keeps its folders in a place of its own."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.folder, self.running = folder, []
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+        self._start("head", "--head", "--port", self.address.partition(":")[2], "--num-cpus=0", "--include-dashboard=0")
+        self.nodes = [self._start(name, "--address", self.address, "--num-cpus=1") for name in ("one", "two")]
+
+    def _start(self, name: str, *options: str) -> subprocess.Popen:
+        own = {"TMPDIR": str(self.folder / name), "RESTORATION_CACHE": str(self.folder / name / "cache")}
+        (self.folder / name).mkdir()
+        started = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block", "--disable-usage-stats"]
+        started += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--temp-dir=/tmp/ray"]
+        log = (self.folder / f"{name}.log").open("w")
+        environment = {**os.environ, **self.environment, **own, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            started, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        self.running.append(process)
+        wanted, until = "--block" if name != "head" else "started", time.monotonic() + 300
+        while wanted not in (self.folder / f"{name}.log").read_text():
+            assert process.poll() is None and time.monotonic() < until, (self.folder / f"{name}.log").read_text()
+            time.sleep(0.2)
+        return process
+
+    def works_on(self, node: str) -> list[str]:
+        """The experiments that a node is training."""
+        return [path.name for path in (self.folder / node).glob("restoration-*/results/tiny/train/*")]
+
+    def close(self) -> None:
+        for process in reversed(self.running):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Clone:
+    """A clone with four experiments, none of them trained, that save a checkpoint at every step."""
+    clone = Clone(tmp_path_factory.mktemp("begun") / "clone")
+    path = clone.folder / "params.yaml"
+    text = tiny(path.read_text()).replace("seeds: [1, 2]", "seeds: [1]").replace("steps: 4", "steps: 100")
+    text = text.replace("\nexperiments:\n", f"\nexperiments:\n{TWO_HEADS_ENTRY}")
+    path.write_text(text.replace(f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - {TWO_HEADS}\n", 1))
+    clone.edit("lib/training.py", "save_every: float = 60.0", "save_every: float = 0.0")
+    clone.shell("dvc repro -q resolve data.dvc && git add -A && git -c user.name=t -c user.email=t@t commit -qm begun")
+    return clone
+
+
+def another(begun: Clone, folder: Path) -> Clone:
+    clone = Clone.__new__(Clone)
+    clone.folder = shutil.copytree(begun.folder, folder)
+    return clone
+
+
+def bring_up_to_date(rows: list[str], address: str | None) -> str:
+    """Code that brings rows up to date, and no tables or reports after them."""
+    return (
+        "from lib.params import Params; from lib.pipeline import repro;"
+        f"raise SystemExit(repro.bring_up_to_date({rows}, Params(), 2, {address!r}))"
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The results of a clone, and what it says that they were made of."""
+    found = [path for path in (folder / "results/tiny").rglob("*") if path.is_file() and path.parent.name != "machine"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in [*found, folder / "dvc.lock"]}
+
+
+def test_a_killed_node_costs_nothing_and_results_are_those_of_a_plain_run(begun, cluster, tmp_path):
+    clone, plain = another(begun, tmp_path / "cluster"), another(begun, tmp_path / "plain")
+    environment = {**os.environ, **cluster.environment, "OMP_NUM_THREADS": "1"}
+    output = (tmp_path / "output").open("w+")
+    rows = [*KEPT, TWO_HEADS]
+    command = [sys.executable, "-c", bring_up_to_date(rows, cluster.address)]
+    running = subprocess.Popen(command, cwd=clone.folder, env=environment, stdout=output, stderr=output)
+    lost, steps = None, []
+    while running.poll() is None:
+        for name in [lost] if lost else cluster.works_on("two"):
+            for checkpoint in (clone.folder / "checkpoints").glob(f"{name}-1-*.pt"):
+                try:
+                    step = read_checkpoint(checkpoint)["step"]
+                except FileNotFoundError:  # the training has ended just now
+                    continue
+                if not lost and step < 90:
+                    os.killpg(cluster.nodes[1].pid, signal.SIGKILL)
+                    lost, step = name, read_checkpoint(checkpoint)["step"]
+                steps.append(step)
+        time.sleep(0.05)
+    output.seek(0)
+    said = output.read()
+    assert running.returncode == 0, said
+    assert lost and steps == sorted(steps) and steps[-1] > steps[0], (
+        f"{lost} did not go on from its checkpoint: {steps}"
+    )
+    assert f"{lost}: done" in said.splitlines()
+
+    plain.shell(f'python -c "{bring_up_to_date(rows, None)}"')
+    assert contents(clone.folder) == contents(plain.folder)
+    assert not {f"{stage}@{name}" for name in rows for stage in ("train", "evaluate")} & clone.changed()
+    assert not list((clone.folder / "checkpoints").glob("*"))
+    before = contents(clone.folder)
+    ended = clone.shell(f'python -c "{bring_up_to_date(rows, cluster.address)}"')
+    assert ended.stdout == "" and contents(clone.folder) == before
+
+
+def test_a_task_needs_no_clone_where_it_runs():
+    import ray
+
+    from lib.pipeline import cluster, work
+
+    for module in (cluster, work):
+        ray.cloudpickle.register_pickle_by_value(module)
+    code = "import sys, pickle; sys.modules['lib'] = None; print(pickle.load(sys.stdin.buffer).__name__)"
+    pickled = ray.cloudpickle.dumps(cluster._task)
+    ended = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True)
+    assert ended.stdout == b"_task\n", ended.stderr
