@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..params import Params
-from .repro import _outdated, _stages
+from .repro import outdated_rows
 
 
 def lines(profile: str | None, study: str | None) -> Iterator[str]:
@@ -13,7 +13,7 @@ def lines(profile: str | None, study: str | None) -> Iterator[str]:
     profile in place (`make repro` puts them there) nothing is said of states."""
     params = Params(profile=profile)
     known = params.profile == params.contents.profile
-    late = _outdated() if known else set()
+    late = outdated_rows([*params.rows], params) if known else {}
     names = [study] if study else [*params.studies]
     width = max(len(row) for name in names for row in params.study(name).experiments)
     for name in names:
@@ -23,5 +23,5 @@ def lines(profile: str | None, study: str | None) -> Iterator[str]:
             state = ""
             if known:
                 done = params.results("evaluate", row, "images.csv").exists()
-                state = "not run" if not done else "out of date" if late & {*_stages(params, row)} else "up to date"
+                state = "not run" if not done else "out of date" if row in late else "up to date"
             yield f"  {state:<12}{row:<{width}}  {params.row(row).title}"
