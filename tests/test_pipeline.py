@@ -299,7 +299,18 @@ def test_without_git_nothing_is_begun(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", repro.PINS)
 @pytest.mark.parametrize(
-    "content", ["", "a: [", "schema: '2.0'\n", "stages:\nouts:\n", "[]", "7", "\0", "outs: []\nstages: {}"]
+    "content",
+    [
+        "",
+        "a: [",
+        "schema: '2.0'\n",
+        "stages:\nouts:\n",
+        "[]",
+        "7",
+        "\0",
+        "outs: []\nstages: {}",
+        "outs: [{psth: a, md5: b}]\nstages: {a: {cmd: b, deps: [{path: a, mdt: b}]}}",
+    ],
 )
 def test_a_damaged_pin_is_never_kept_and_what_to_put_in_its_place_is_said(tmp_path, monkeypatch, name, content):
     monkeypatch.setattr(repro, "ROOT", tmp_path)
@@ -308,7 +319,7 @@ def test_a_damaged_pin_is_never_kept_and_what_to_put_in_its_place_is_said(tmp_pa
         repro.check_pins("tiny", tmp_path)
     kept = tmp_path / "results/tiny/pins" / name
     kept.parent.mkdir(parents=True)
-    kept.write_text(f"{repro.PINS[name]}: [a]\n")
+    kept.write_text((ROOT / name).read_text())
     with pytest.raises(repro.PipelineError, match=rf"^{name}: is damaged; copy results/tiny/pins/{name} there and run"):
         repro.check_pins("tiny", tmp_path)
 

@@ -26,6 +26,9 @@ from .runner import PUBLISHED_NUMBERS, StageError
 #: the profile in force.
 PINS = {"dvc.lock": "stages", "data.dvc": "outs"}
 
+#: What DVC writes of a file or folder in a pin.
+ENTRY = {"path", "md5", "hash", "size", "nfiles", "isexec"}
+
 #: Experiments at a time unless asked for more; each holds about a gigabyte.
 MOST_JOBS = 8
 
@@ -219,8 +222,12 @@ def check_pins(profile: str, folder: Path = ROOT) -> None:
 
 def _whole(path: Path) -> bool:
     try:
-        return bool(YAML(typ="safe").load(path)[PINS[path.name]])
-    except (OSError, YAMLError, UnicodeError, TypeError, KeyError):
+        content = YAML(typ="safe").load(path)[PINS[path.name]]
+        stages = [{"outs": content}] if path.name == "data.dvc" else content.values()
+        entries = [entry for stage in stages for part in ("deps", "outs") for entry in stage.get(part, [])]
+        known = all({"path", "md5"} <= entry.keys() <= ENTRY for entry in entries)
+        return bool(content) and known and all({*stage} <= {"cmd", "deps", "params", "outs"} for stage in stages)
+    except (OSError, YAMLError, UnicodeError, TypeError, KeyError, AttributeError):
         return False
 
 
