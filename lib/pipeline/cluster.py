@@ -105,8 +105,8 @@ def _joined(address: str, jobs: int | None) -> Any:
         ray.cloudpickle.register_pickle_by_value(module)  # nodes have no clone to import them from
     how: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "auto":
-        cores = jobs or min(os.cpu_count() or 1, MOST_JOBS)
-        how |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
+        how |= {"address": "local", "num_cpus": jobs or min(os.cpu_count() or 1, MOST_JOBS), "include_dashboard": False}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else rows give way to every other program here
     try:
         ray.init(**how)
     except Exception as error:  # Ray has a type of its own for each way in which this can fail

@@ -14,10 +14,10 @@ from typing import Any
 from dvc import fs
 from dvc.config import Config
 from dvc.exceptions import DvcException
+from dvc.output import HashInfo
 from dvc.repo import Repo, lock_repo
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError, _get_stage_hash
-from dvc_data.hashfile.hash_info import HashInfo
 
 from ..params import ROOT
 from . import fast_dvc
