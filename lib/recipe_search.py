@@ -52,18 +52,12 @@ def search(params: Params, name: str, rate: float, steps: int) -> pd.DataFrame:
 
 
 def course(
-    params: Params,
-    name: str,
-    rate: float,
-    steps: int,
-    prepare: Callable[[Network], object] = lambda network: None,
-    attention: float | None = None,
+    params: Params, name: str, rate: float, steps: int, prepare: Callable[[Network], object] = lambda network: None
 ) -> pd.DataFrame:
     """What `lib.insights.health.measure` finds before the first step of such a training and whenever the steps have
-    doubled, by the weights of the moment: its columns and step. prepare: changes the network before it is trained;
-    attention: the peak rate of its attention, where it is another.
+    doubled, by the weights of the moment: its columns and step. prepare: changes the network before it is trained.
     """
-    run, validation = _prepared(params, name, rate, steps, attention)
+    run, validation = _prepared(params, name, rate, steps)
     network = experiments.network(run, SEED)
     prepare(network)
     moments, calls, tables = {0, *(steps >> k for k in range(1, HALVINGS + 1))}, itertools.count(), []
