@@ -222,11 +222,12 @@ def check_pins(profile: str, folder: Path = ROOT) -> None:
 
 def _whole(path: Path) -> bool:
     try:
-        content = YAML(typ="safe").load(path)[PINS[path.name]]
-        stages = [{"outs": content}] if path.name == "data.dvc" else content.values()
+        content = YAML(typ="safe").load(path)
+        needed = content[PINS[path.name]]
+        stages = [content] if path.name == "data.dvc" else needed.values()
         entries = [entry for stage in stages for part in ("deps", "outs") for entry in stage.get(part, [])]
         known = all({"path", "md5"} <= entry.keys() <= ENTRY for entry in entries)
-        return bool(content) and known and all({*stage} <= {"cmd", "deps", "params", "outs"} for stage in stages)
+        return bool(needed) and known and all({*stage} <= {"cmd", "deps", "params", "outs", "md5"} for stage in stages)
     except (OSError, YAMLError, UnicodeError, TypeError, KeyError, AttributeError):
         return False
 
