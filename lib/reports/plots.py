@@ -130,7 +130,7 @@ def differences(changes: Mapping[str, pd.DataFrame], bounds: pd.DataFrame, label
         axis.set_yticks(range(len(names)), names, fontsize=8.5)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
-    figure.supxlabel("difference of PSNR (dB): photographs, mean, 95 % interval", fontsize=9)
+    figure.supxlabel("difference of PSNR (dB): 98 % of the photographs, mean, 95 % interval", fontsize=9)
     return figure
 
 

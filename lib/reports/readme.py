@@ -59,11 +59,16 @@ def counts(profiles: Sequence[Params], answers_of: Sequence[str] = (), root: str
         params = largest_run(name, profiles)
         file = params.results("tables", name, "verdicts.csv")
         found = pd.read_csv(file).verdict.value_counts() if file.exists() else {statistics.NOT_RUN: len(study.claims)}
-        report = f"{root}results/{params.profile}/report/{name}/report_{name}.ipynb"
+        report = f"report/{name}/report_{name}.ipynb"
+        link = (
+            f"[{study.title}]({root}results/{params.profile}/{report})"
+            if params.results(report).exists()
+            else study.title
+        )
         many = {kind: int(found.get(kind, 0)) for kind in statistics.VERDICTS}
         said = ", ".join(f"{number} {kind}" for kind, number in many.items() if number)
         row = {"profile": params.profile, "claims": said}
-        rows[f"[{study.title}]({report})"] = {"in short": in_short(name, params), **row} if name in answers_of else row
+        rows[link] = {"in short": in_short(name, params), **row} if name in answers_of else row
     return text.markdown(pd.DataFrame.from_dict(rows, orient="index").fillna("see above").rename_axis("study"))
 
 

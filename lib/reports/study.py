@@ -319,7 +319,8 @@ class Report:
             steps = max(table.index[-1] for table in found.values())
             reference = self.labels[self.tasks[task][0]]
             said.append(
-                f"*{task}*: from {steps // 2:,} to {steps:,} steps the difference to {reference} "
+                f"*{task}*, on the validation photographs: from {steps // 2:,} to {steps:,} steps the difference to "
+                f"{reference} "
                 f"{'; it '.join(clauses)}."
             )
         return Markdown("\n\n".join(said))

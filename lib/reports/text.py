@@ -24,7 +24,12 @@ def number(value: float, digits: int = 2, signed: bool = False) -> str:
 
 def interval(low: float, high: float, digits: int = 2) -> str:
     """An interval with signs, empty where there is none."""
-    return "" if pd.isna(low) else f"{number(low, digits, True)} to {number(high, digits, True)}"
+    return "" if pd.isna(low) else f"{_bound(low, digits)} to {_bound(high, digits)}"
+
+
+def _bound(value: float, digits: int) -> str:
+    """A bound with its sign, and one digit more where it would round to zero: on which side it is matters."""
+    return number(value, digits + (abs(value) < 0.5 * 10**-digits and value != 0), True)
 
 
 def difference(row: Mapping, prefix: str = "", digits: int = 2) -> str:
@@ -55,7 +60,7 @@ def verdict(row: Mapping) -> str:
 def seeds(needed: float) -> str:
     """How many more seeds would resolve a claim."""
     if np.isinf(needed):
-        return f"not with {statistics.MOST_SEEDS} more seeds"
+        return f"more than {statistics.MOST_SEEDS} more seeds"
     return f"about {needed:.0f} more seed{'s' if needed > 1 else ''}"
 
 
