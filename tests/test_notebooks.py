@@ -18,7 +18,8 @@ def test_sources_are_stripped_and_cells_short(path):
     for cell in cells:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == [] and cell["execution_count"] is None
-            assert len(cell["source"]) <= 16
+            imports = all(line.startswith(("import ", "from ", "\n")) for line in cell["source"])
+            assert imports or len(cell["source"]) <= 16
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
