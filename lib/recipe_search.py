@@ -98,7 +98,7 @@ def _operations(run: Experiment, network: Network) -> int:
 
 
 def peak(kind: str, side: int = 2048, repeats: int = 8) -> float:
-    """Operations per second of one thread in a large matrix product, the fastest of some: the most a step could reach."""
+    """Operations per second of one thread in a large matrix product, the fastest of some: a ceiling."""
     torch.set_num_threads(1)
     a, seconds = torch.rand(side, side).to(PRECISIONS[kind] or torch.float32), []
     for _ in range(1 + repeats):
