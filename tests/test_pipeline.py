@@ -330,7 +330,7 @@ def test_a_failing_row_stops_no_other_and_is_named(monkeypatch):
     monkeypatch.setattr(repro, "_start", lambda *a: started.append(a) or subprocess.Popen(["false"]))
     monkeypatch.setattr(repro, "_outdated", lambda: {"train@edsr_gray_denoise_25", "tables"})
     with pytest.raises(repro.PipelineError, match=r"^not done: train@edsr_gray_denoise_25; the reasons stand above$"):
-        repro._side_by_side_or_say(["edsr_gray_denoise_25"], Params(), 1)
+        repro._rows_or_say(["edsr_gray_denoise_25"], Params(), 1, None)
     assert "--keep-going" in started[0]
 
 
