@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pickletools
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -54,10 +56,18 @@ MISTAKEN = {
     b"Rar!": "packed by RAR: unpack it first",
 }
 
-#: Classes of old files, which PyTorch cannot list, for things beside the weights: numbers, arrays, options.
-BESIDE = (
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *("numpy.dtype", "numpy.ndarray", "argparse.Namespace"),
+#: Pickles at the beginning of an old file: a signature, a version, the system, the content.
+OLD_PICKLES = 4
+
+#: Beginnings of names in old files that PyTorch makes tensors and dictionaries of.
+READ = (
+    "_codecs.",
+    "builtins.set",
+    "collections.OrderedDict",
+    "torch._utils.",
+    "torch._tensor.",
+    "torch.nn.parameter.",
+    "torch.Size",
 )
 
 #: Problems of one kind that an error lists by name.
@@ -105,6 +115,8 @@ def _content(path: Path) -> object:
     for signature, kind in MISTAKEN.items():
         if start.lstrip().startswith(signature):
             raise OfficialError(kind)
+    if tarfile.is_tarfile(path):
+        raise OfficialError("a tar archive: unpack it first")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -112,13 +124,34 @@ def _content(path: Path) -> object:
             raise OfficialError("a TorchScript program, not a state dict: torch.jit.load it and save its state_dict()")
         if not any(name.endswith("data.pkl") for name in names):
             raise OfficialError(f"a zip archive ({', '.join(names[:LISTED]) or 'empty'}): unpack it first")
+    foreign: list[str] = []
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else BESIDE
+        foreign += (torch.serialization.get_unsafe_globals_in_checkpoint if zipfile.is_zipfile(path) else _classes)(
+            path
+        )
         stand_ins: list = [(type(name, (Foreign,), {}), name) for name in foreign]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises half a dozen kinds, and advises to read the file unsafely
+        if foreign:
+            raise OfficialError(
+                f"damaged, or a pickled object of {listing(foreign)}, not a state dict: download it again, or load it"
+                " where that class is and save its state_dict()"
+            ) from None
         raise OfficialError("damaged, or no state dict saved by PyTorch: download it again") from None
+
+
+def _classes(path: Path) -> list[str]:
+    """The classes and functions that the pickles of a file from before PyTorch 1.6 name, those aside that PyTorch reads
+    itself; nothing is made of them."""
+    with path.open("rb") as file:
+        codes = [code for _ in range(OLD_PICKLES) for code in pickletools.genops(file)]
+    found = {
+        str(given).replace(" ", ".").replace("__builtin__", "builtins")
+        for code, given, _ in codes
+        if code.name == "GLOBAL"
+    }
+    return sorted(name for name in found if not name.startswith(READ) and not name.endswith("Storage"))
 
 
 def unwrap(content: object) -> dict[str, Tensor]:
