@@ -87,16 +87,20 @@ class Crops:
         moved.inputs = self.inputs and self.inputs.to(device)
         return moved
 
-    def draw(self, batch: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Degraded and clean crops ``(batch, C, h, w)``, float32 in [0, 1], of training step `step`."""
+    def draw(self, batch: int, seed: int, step: int, part: int = 1) -> tuple[Tensor, Tensor]:
+        """Degraded and clean crops ``(batch, C, h, w)``, float32 in [0, 1], of training step `step`.
+
+        `part`: as many pixels in crops whose sides are this many times smaller, ``(batch * part², C, h / part, ..)``.
+        """
+        batch, side = batch * part**2, self.side // part
         generator = _generator(seed, step, "crops")
         image = torch.randint(len(self.sizes), (batch,), generator=generator)
-        room = self.sizes[image] - self.side + 1
+        room = self.sizes[image] - side + 1
         corner = (torch.rand(batch, 2, generator=generator) * room).long()
         flips = torch.rand(batch, 3, generator=generator) < 0.5  # rows, columns, transpose
-        target = self.targets.gather(image, corner * self.scale, flips, self.side * self.scale)
+        target = self.targets.gather(image, corner * self.scale, flips, side * self.scale)
         if self.inputs is not None:
-            return self.inputs.gather(image, corner, flips, self.side), target
+            return self.inputs.gather(image, corner, flips, side), target
         noise = _generator(seed, step, "degradation", self.device)
         return self.degradation(target, noise), target
 
@@ -240,7 +244,8 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * share_of_peak
         network.start_step(progress, _generator(seed, step, "network"))
-        degraded, target = (images[rank::processes] for images in crops.draw(budget.batch, seed, step))
+        part = 2 if progress < budget.half_crops else 1
+        degraded, target = (images[rank::processes] for images in crops.draw(budget.batch, seed, step, part))
         with _autocast(device, dtype):
             restored = network(degraded.contiguous(memory_format=torch.channels_last))
         loss = criterion(restored.float(), target) + network.auxiliary_loss()

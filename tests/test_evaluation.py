@@ -88,7 +88,7 @@ def test_pairs_of_super_resolution_of_ones_own_train_and_are_measured(tmp_path):
     registry.published().write_manifests(folder, {"sr_x2": named}, ["sr_x2"])
     run = Params(profile="quick").experiment("ignn_sr_x2-common_trunk")
     options = {**run.options, "width": 4, "blocks": 2}
-    how = dataclasses.replace(run.evaluation, crop=None)
+    how = dataclasses.replace(run.evaluation, crop=80)
     run = dataclasses.replace(run, task=dataclasses.replace(run.task, **named), evaluation=how, options=options)
 
     crops = experiments.crops(run.task, sets.read(folder / "train/sr_x2.csv"), 16, "cpu")
@@ -100,16 +100,24 @@ def test_pairs_of_super_resolution_of_ones_own_train_and_are_measured(tmp_path):
     stored = np.moveaxis(np.asarray(Image.open(tmp_path / "own/tested/input/1.png")), 2, 0)
     assert np.array_equal(given[0].mul(255).round().byte().numpy(), stored)
     rows, pictures = evaluation.measure(run, {1: network.eval()}, items)
-    assert (
-        len(rows) == 2
-        and rows.psnr.between(3, 20).all()
-        and {p.clean.shape for p in pictures}
-        == {
-            (240, 18, 3),
-            (66, 60, 3),
-        }
-    )
+    assert len(rows) == 2 and rows.psnr.between(3, 20).all()
+    assert {p.clean.shape for p in pictures} == {(80, 18, 3), (66, 60, 3)}
     assert len(evaluation.field_curve(run, {1: network}, items)) > 1
+
+
+@pytest.mark.parametrize("rows, columns", [(33, 30), (34, 9)])
+def test_crops_of_a_pair_show_the_same_place(tmp_path, rows, columns):
+    """Every pixel of the input is its place; those of the target are the places of the pixels they lie in."""
+    place = (np.arange(rows)[:, None] + 40 * np.arange(columns)) % 256
+    low = np.repeat(place[:, :, None], 3, 2).astype(np.uint8)
+    for name, pixels in (("low", low), ("high", low.repeat(2, 0).repeat(2, 1))):
+        np.save(tmp_path / f"{name}.npy", pixels)
+    pair = sets.Item("own/x", "a", tmp_path / "high.npy", tmp_path / "low.npy")
+    task = Params(profile="quick").experiment("edsr_sr_x2").task
+    clean = experiments.target(pair, task, 20)
+    given = experiments.degraded(pair, task, clean, 20)
+    assert given.shape[2:] == (10, min(columns, 10))
+    assert torch.equal(clean, given.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 def test_methods_without_weights_get_whole_photographs(tmp_path):

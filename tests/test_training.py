@@ -79,8 +79,9 @@ def test_input_and_target_are_crops_of_the_same_place(scale):
     large = [image.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for image in small]
     drawn = Crops(large, small, degradations.build("bicubic", scale=scale), 6 * scale)
     for step in range(20):
-        degraded, target = drawn.draw(3, 1, step)
-        assert degraded.shape[2:] == (6, 6)
+        part = 1 + step % 2
+        degraded, target = drawn.draw(3, 1, step, part)
+        assert degraded.shape == (3 * part**2, 1, 6 // part, 6 // part)
         assert torch.equal(target, degraded.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
 
 
@@ -234,6 +235,16 @@ def test_attention_has_a_rate_of_its_own(tmp_path):
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
     moved = {key for key, value in net.state_dict().items() if (ends[2][key] - value).abs().max() > 1e-6}
     assert moved and all(key.startswith("body.1.") for key in moved)
+
+
+def test_a_run_begins_with_small_crops(tmp_path):
+    """As many pixels a step, in crops of half the side."""
+    seen, drawn, net = [], crops(), network()
+    net.register_forward_pre_hook(lambda net, inputs: seen.append(tuple(inputs[0].shape)) if net.training else None)
+    budget = dataclasses.replace(BUDGET, steps=4, half_crops=0.5)
+    train(net, drawn, RECIPE, budget, 1, tmp_path / "x.pt", clock=time.monotonic)
+    batch, side = budget.batch, drawn.side
+    assert seen == [(4 * batch, 1, side // 2, side // 2)] * 2 + [(batch, 1, side, side)] * 2
 
 
 def test_bf16_trains_close_to_float32_and_keeps_float32_weights(tmp_path):

@@ -26,8 +26,6 @@ from .schema import BaselineEntry
 #: Folder of the user's image sets.
 OWN = ROOT / "own"
 
-#: Most input pixels a side of a test pair of super-resolution, which is measured whole.
-LARGEST_PAIR = 192
 
 #: Side of the image on which a degradation is tried; a multiple of every `multiple`.
 SIDE = 48
@@ -156,11 +154,12 @@ def _of_sizes(params: Params, row: Experiment | Baseline, patch: int) -> Iterato
     if not isinstance(row, Experiment):
         return
     crop, where = row.budget.crop, f"{profile}.training.{task.name}.crop"
-    smallest = _smallest(task)
-    if crop % scale:
-        yield f"{where} is {crop}; it must be a multiple of the scale {scale}"
-    elif crop // scale < patch:
-        yield f"{where} is {crop}, {crop // scale} input pixels; {attended}"
+    smallest, part = _smallest(task), 2 if row.budget.half_crops else 1
+    if crop % (scale * part):
+        halves = "twice the scale, for half_crops:" if part == 2 else "the scale"
+        yield f"{where} is {crop}; it must be a multiple of {halves} {scale * part}"
+    elif crop // (scale * part) < patch:
+        yield f"{where} is {crop}, {crop // (scale * part)} input pixels{' in half_crops' * (part - 1)}; {attended}"
     elif smallest and crop > smallest:
         yield f"{where} is {crop}; the smallest training photograph has a side of {smallest} pixels"
 
@@ -199,9 +198,6 @@ def _check_sizes(params: Params, task: Task, side: str, target: Sized, degraded:
     scale, convention, shortest = task.degradation.scale, task.convention, min(target[1:])
     if degraded and target[1:] != tuple(scale * pixels for pixels in degraded[1:]):
         raise sets.SetError(f"{_described(degraded)}, but {_described(target)}; task {task.name} has scale {scale}")
-    if degraded and side == "test" and scale > 1 and max(degraded[1:]) > LARGEST_PAIR:
-        raise sets.SetError(f"{_described(degraded)}; pairs of super-resolution are measured whole, of at most "
-                            f"{LARGEST_PAIR} x {LARGEST_PAIR} pixels: cut it into several")  # fmt: skip
     multiple, budget = task.degradation.multiple, params.settings.training.get(task.name)
     least, use = {
         "train": (budget.crop if budget else 1, f"the training crop of {task.name}"),

@@ -155,6 +155,9 @@ class Params:
             raise ParamsError(
                 f"{self.file}: profile {self.profile!r} has no training.{entry.task}, which experiment {name!r} needs"
             )
+        if budget.attention_lr is None:
+            kind = entry.options.get("attention", entry.model)
+            budget = replace(budget, attention_lr=settings.attention_lr.get(kind))
         return Experiment(
             **self._common(name, entry),
             seeds=budget.seeds or settings.seeds,
@@ -237,16 +240,13 @@ class Params:
         return self.rows[name]
 
     def _common(self, name: str, entry: ExperimentEntry | BaselineEntry) -> dict[str, Any]:
-        task, how = self.task(entry.task), self.settings.evaluation
-        if task.degradation.scale > 1 and any(reference.startswith("own/") for reference in task.test):
-            how = replace(how, crop=None)  # pairs are measured whole, as the crop counts pixels of one of the two
         return {
             "name": name,
             "title": entry.title,
             "model": entry.model,
             "options": self.options(name),
-            "task": task,
-            "evaluation": how,
+            "task": self.task(entry.task),
+            "evaluation": self.settings.evaluation,
             "needs": entry.needs,
         }
 
@@ -313,9 +313,14 @@ def _references(file: ParamsFile) -> Iterator[str]:
     """Faults of names that stand for something elsewhere in the file."""
     for name, profile in file.profiles.items():
         where = f"profiles.{name}"
-        known = {"default", *(row.model for row in _rows(file).values())}
-        for model in (model for model in profile.resources if model not in known):
-            yield unknown("model", model, known, f"{where}.resources")
+        known = {row.model for row in _rows(file).values()}
+        kinds = known | {kind for row in _rows(file).values() if isinstance(kind := row.options.get("attention"), str)}
+        for key, given, of in (
+            ("resources", profile.resources, known | {"default"}),
+            ("attention_lr", profile.attention_lr, kinds),
+        ):
+            for model in (model for model in given if model not in of):
+                yield unknown("model", model, of, f"{where}.{key}")
         for model, given in profile.resources.items():
             if given.gpus > 1 and given.gpus % 1:
                 yield f"{where}.resources.{model}.gpus is {given.gpus:g}; above 1 it must be whole"

@@ -64,6 +64,7 @@ Title = Annotated[str, Field(min_length=1, pattern=r"^[^\s|<>`]([^|<>`\n]*[^\s|<
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 Moment = Annotated[float, Field(gt=0, lt=1)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1), AfterValidator(_different)]
 Sets = Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], AfterValidator(_different)]
@@ -118,15 +119,16 @@ class Recipe:
 @dataclass(frozen=True, config=_STRICT)
 class Budget:
     """How long one network is trained: steps, crops per step, side of a crop in target pixels, peak learning rate,
-    decay of the weights' average per step; the peak rate of attention modules, where it is another (ours); and seeds in
-    place of the profile's."""
+    decay of the weights' average per step; the share of the run, from its start, in which crops are half as wide and
+    four times as many (ours; 0: none); and the peak rate of attention modules and seeds, in place of the profile's."""
 
     steps: Count
     batch: Count
     crop: Count
-    lr: Annotated[float, Field(gt=0, le=1)]
+    lr: Rate
     ema: Fraction
-    attention_lr: Annotated[float, Field(gt=0, le=1)] | None = None
+    attention_lr: Rate | None = None
+    half_crops: Fraction = 0.0
     seeds: Seeds | None = None
 
 
@@ -187,8 +189,9 @@ class Resources:
 
 @dataclass(frozen=True, config=_STRICT)
 class Profile:
-    """How much is spent. models: options of every network of a model; a mapping among them is a `size`; resources: by
-    model, `default` for the others."""
+    """How much is spent. models: options of every network of a model; a mapping among them is a `size`; attention_lr:
+    the peak learning rate of attention modules, where it is not the budget's (ours), by their option `attention` (nl,
+    mhnl), and of other rows by model; resources: by model, `default` for the others."""
 
     sets: ProfileSets
     seeds: Seeds
@@ -197,6 +200,7 @@ class Profile:
     training: dict[Name, Budget]
     published_numbers: PublishedNumbers
     precision: Literal["float32", "bf16"] = "float32"
+    attention_lr: dict[Name, Rate] = Field(default_factory=dict)
     recipe_search: RecipeSearch | None = None
     resources: dict[Name, Resources] = Field(default_factory=dict)
 

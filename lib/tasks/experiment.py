@@ -48,9 +48,11 @@ def target(item: sets.Item, task: Task, crop: int | None = None) -> Tensor:
 
 
 def degraded(item: sets.Item, task: Task, clean: Tensor, crop: int | None = None) -> Tensor:
-    """The degraded photograph that belongs to `clean`: the set's own where it has one, else one fixed realisation."""
+    """The degraded photograph that belongs to `clean`, the `target` with the same `crop`: the set's own where it has
+    one, else one fixed realisation."""
     if item.input is not None:
-        return _tensor(_central(_channels(sets.open_image(item.input), task), crop, 1))
+        side = crop and crop // task.degradation.scale
+        return _tensor(_central(_channels(sets.open_image(item.input), task), side, 1))
     return task.degradation.realise(clean, item.set, item.name)
 
 
@@ -88,8 +90,7 @@ def validation(task: Task, items: Sequence[sets.Item]) -> Validation | None:
     if not items:
         return None
     clean = [target(item, task, VALIDATION_SIDE) for item in items]
-    side = VALIDATION_SIDE // task.degradation.scale
-    given = [degraded(item, task, image, side) for item, image in zip(items, clean, strict=True)]
+    given = [degraded(item, task, image, VALIDATION_SIDE) for item, image in zip(items, clean, strict=True)]
     return Validation(torch.cat(given), torch.cat(clean))
 
 
@@ -111,7 +112,8 @@ def trained(row: Experiment | Baseline, folder: Path) -> dict[int, Network]:
 
 def _planes(item: sets.Item, task: Task, crop: int | None = None) -> np.ndarray:
     """The photograph of `target` as 8-bit pixels, (colors, rows, columns)."""
-    return _central(_channels(sets.open_image(item.target), task), crop, task.degradation.multiple)
+    grid = task.degradation.scale if item.input is not None else 1  # its crop begins where one of the input's begins
+    return _central(_channels(sets.open_image(item.target), task), crop, task.degradation.multiple, grid)
 
 
 def _channels(pixels: np.ndarray, task: Task) -> np.ndarray:
@@ -123,12 +125,15 @@ def _channels(pixels: np.ndarray, task: Task) -> np.ndarray:
     return np.moveaxis(pixels, 2, 0)
 
 
-def _central(pixels: np.ndarray, crop: int | None, multiple: int) -> np.ndarray:
-    """Central crop of side `crop` where one is asked for, with sides that are multiples of `multiple`."""
+def _central(pixels: np.ndarray, crop: int | None, multiple: int, grid: int = 1) -> np.ndarray:
+    """Central crop of side `crop` where one is asked for, with sides that are multiples of `multiple`, from a multiple
+    of `grid` on."""
     height, width = (min(side, crop or side) // multiple * multiple for side in pixels.shape[1:])
     if crop is None:
         return pixels[:, :height, :width]
-    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+    top, left = (
+        (side - kept) // 2 // grid * grid for side, kept in zip(pixels.shape[1:], (height, width), strict=True)
+    )
     return pixels[:, top : top + height, left : left + width]
 
 
