@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from lib.__main__ import main
 from lib.models import build
@@ -67,7 +67,6 @@ REFUSED = {
     "cut": (lambda: SOUND[: len(SOUND) // 2], "truncated or no image"),
     "bit": (lambda: SOUND[:20] + bytes([SOUND[20] ^ 1]) + SOUND[21:], "truncated or no image"),
     "16 bits": (lambda: png(Image.fromarray(np.zeros((8, 8), np.uint16))), "it has more than 8 bits a channel"),
-    "clear": (lambda: png(Image.new("RGBA", (8, 8))), "it has transparent pixels; flatten it onto a background"),
     "frames": (frames, "it has 2 frames; save the one you want"),
     "CMYK": (cmyk, "its colours are CMYK; save it as gray or RGB"),
     "huge": (huge, "has 900 megapixels; `--megapixels 900` takes it, given the memory"),
@@ -138,6 +137,30 @@ def test_an_opaque_channel_is_left_out_and_a_large_scan_taken_where_that_is_aske
     assert restore("a.png", "--into", "out.png", "--megapixels", "1") == 1
     assert restore("a.png", "--into", "out.png", "--megapixels", "1.1") == 0
     assert (np.asarray(Image.open("out.png")) == 9).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("by", ["input_gray_denoise_25", "bicubic_sr_x2"])
+def test_opacity_is_kept(mode, by):
+    """Upright as the image, at the size of the result; the colours beneath are restored like others."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert("L" if mode == "LA" else "RGB")
+    if mode == "P":
+        image = image.quantize(8)
+        image.info["transparency"] = bytes([0, 90])
+    else:
+        image.putalpha(Image.fromarray(np.arange(240, dtype=np.uint8).repeat(4).reshape(24, 40)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Path("a.png").write_bytes(png(image, exif=exif))
+    assert main(["restore", "a.png", "--into", "out.png", "--by", by]) == 0
+    opacity = ImageOps.exif_transpose(Image.open("a.png")).convert("RGBA").getchannel("A")
+    with Image.open("out.png") as restored:
+        assert restored.mode == ("LA" if by.startswith("input") else "RGBA")
+        scale = 1 if by.startswith("input") else 2
+        assert restored.size == (24 * scale, 40 * scale)
+        expected = opacity.resize(restored.size, Image.Resampling.BICUBIC)
+        assert restored.getchannel("A").tobytes() == expected.tobytes() and len(expected.getcolors()) > 2
 
 
 SMALL = {

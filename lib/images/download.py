@@ -268,22 +268,29 @@ def decode(source: Path, what: str, channels: int | None = None) -> np.ndarray:
     channels: 1 takes the first channel of an image stored as three equal ones, 3 the reverse; None keeps what it is.
     Raises SetError that begins with `what` for what is no image, is truncated or is refused (see above).
     """
+    array, alpha = decode_layers(source, what)
+    if alpha is not None:
+        raise SetError(f"{what}: it has transparent pixels; flatten it onto a background first")
+    if channels == 1 and array.ndim == 3:
+        return np.ascontiguousarray(array[..., 0])
+    return np.repeat(array[..., None], 3, axis=2) if channels == 3 and array.ndim == 2 else array
+
+
+def decode_layers(source: Path, what: str) -> tuple[np.ndarray, Image.Image | None]:
+    """As `decode`, but an image with transparent pixels is taken: its colours beneath, and its opacity (mode L)."""
     try:
         with Image.open(source) as image:
             _refuse(image, what)
-            if image.has_transparency_data or image.mode in ("LA", "PA", "RGBA"):
-                alpha = image.convert("RGBA").getchannel("A")
-                if alpha.getextrema() != (255, 255):
-                    raise SetError(f"{what}: it has transparent pixels; flatten it onto a background first")
+            upright = ImageOps.exif_transpose(image)
+            alpha = upright.convert("RGBA").getchannel("A") if image.has_transparency_data else None
             kind = "L" if image.mode in ("L", "LA") else "RGB"
-            array = np.asarray(ImageOps.exif_transpose(image).convert(kind))
+            palette = image.mode == "P" and alpha is not None  # else Pillow warns
+            array = np.asarray((upright.convert("RGBA") if palette else upright).convert(kind))
     except SetError:
         raise
     except Exception as error:  # Pillow meets damage with almost any of them
         raise _damaged(what, error) from None
-    if channels == 1 and array.ndim == 3:
-        return np.ascontiguousarray(array[..., 0])
-    return np.repeat(array[..., None], 3, axis=2) if channels == 3 and array.ndim == 2 else array
+    return array, None if alpha is None or alpha.getextrema() == (255, 255) else alpha
 
 
 def _damaged(what: str, error: Exception) -> SetError:

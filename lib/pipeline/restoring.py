@@ -1,7 +1,7 @@
 """Restoring image files of one's own by a trained network or a baseline.
 
 Files are read as the study's own image sets are (`lib.images.download.decode`): 8 bits a channel, gray or RGB, turned
-upright; anything else is refused by name.
+upright; anything else is refused by name. Only opacity is taken here: it is kept as it was, beside the colours beneath.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..images import sets
-from ..images.download import SUFFIXES, decode
+from ..images.download import SUFFIXES, decode_layers
 from ..measuring.evaluation import Row, tile_side
 from ..measuring.inference import restore
 from ..models import ModelError
@@ -113,7 +113,7 @@ def _named(images: Sequence[str]) -> Iterator[Path]:
 def _restore_file(
     image: Path, target: Path, network: nn.Module, task: Task, how: Evaluation, megapixels: float
 ) -> None:
-    given, described = read(image, task, megapixels)
+    given, opacity, described = read(image, task, megapixels)
     tiles = [0, 0]
 
     def counted(x: Tensor) -> Tensor:
@@ -131,17 +131,20 @@ def _restore_file(
     except (ImageError, torch.OutOfMemoryError) as error:
         raise StageError(f"{image}: {str(error).splitlines()[0]}") from None
     planes = output[0].clamp(0, 1).mul(255).round().byte().cpu()
-    pixels = planes[0].numpy() if len(planes) == 1 else planes.movedim(0, 2).contiguous().numpy()
+    restored = Image.fromarray(planes[0].numpy() if len(planes) == 1 else planes.movedim(0, 2).contiguous().numpy())
+    if opacity:
+        restored.putalpha(opacity.resize(restored.size, Image.Resampling.BICUBIC))
     try:
         form = Image.registered_extensions()[target.suffix.lower()]
-        write_whole(target, partial(Image.fromarray(pixels).save, format=form, **described))
+        write_whole(target, partial(restored.save, format=form, **described))
     except (TrainingError, OSError, ValueError) as error:
         raise StageError(f"{target}: {error}") from None
 
 
-def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, dict[str, Any]]:
-    """An image file as the task sees it, float32 ``(1, colors, H, W)`` in [0, 1], and what is said of its pixels and
-    stays true: resolution, and the colour profile where the colours stay. Raises StageError for any other file."""
+def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, Image.Image | None, dict[str, Any]]:
+    """An image file as the task sees it, float32 ``(1, colors, H, W)`` in [0, 1]; its opacity (mode L) where not all of
+    it is opaque; and what is said of its pixels and stays true: resolution, and the colour profile where the colours
+    stay. Raises StageError for any other file."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours can be raised
     try:
         with Image.open(path) as image:
@@ -149,7 +152,7 @@ def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, dict[str, A
             described = {key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)}
         if size > megapixels:
             raise StageError(f"{path}: has {size:.0f} megapixels; `--megapixels {size:.0f}` takes it, given the memory")
-        pixels = decode(path, str(path))
+        pixels, opacity = decode_layers(path, str(path))
     except (StageError, sets.SetError) as error:
         raise StageError(str(error)) from None
     except Exception as error:  # Pillow meets damage with almost any of them
@@ -163,4 +166,4 @@ def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, dict[str, A
     if (bands < 3) != (task.colors == 1):
         described.pop("icc_profile", None)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.from_numpy(np.moveaxis(pixels, 2, 0).astype(np.float32))[None].to(device) / 255, described
+    return torch.from_numpy(np.moveaxis(pixels, 2, 0).astype(np.float32))[None].to(device) / 255, opacity, described
