@@ -1,7 +1,8 @@
 """Which peak learning rate suits each row, and when does its attention die? Short trainings, measured on validation
 photographs.
 
-Every row gets the same search: the same rates, the same number of steps, its profile's recipe, batch and crop, seed 1.
+Every row gets the same search: the same rates, the same number of steps, its profile's recipe, batch and crop, seed 1;
+crops of half the side only where that is asked for.
 """
 
 from __future__ import annotations
@@ -52,12 +53,17 @@ def search(params: Params, name: str, rate: float, steps: int) -> pd.DataFrame:
 
 
 def course(
-    params: Params, name: str, rate: float, steps: int, prepare: Callable[[Network], object] = lambda network: None
+    params: Params,
+    name: str,
+    rate: float,
+    steps: int,
+    prepare: Callable[[Network], object] = lambda network: None,
+    half_crops: float = 0.0,
 ) -> pd.DataFrame:
     """What `lib.insights.health.measure` finds before the first step of such a training and whenever the steps have
     doubled, by the weights of the moment: its columns and step. prepare: changes the network before it is trained.
     """
-    run, validation = _prepared(params, name, rate, steps)
+    run, validation = _prepared(params, name, rate, steps, half_crops=half_crops)
     network = experiments.network(run, SEED)
     prepare(network)
     moments, calls, tables = {0, *(steps >> k for k in range(1, HALVINGS + 1))}, itertools.count(), []
@@ -77,7 +83,7 @@ def precision(params: Params, name: str, seed: int, kind: str, steps: int) -> di
     """One training of row `name` in the precision `kind`: PSNR (dB) of the averaged weights on the validation
     photographs, seconds of one thread per step, and the operations of a step per second."""
     budget = params.experiment(name).budget
-    run, validation = _prepared(params, name, budget.lr, steps, budget.attention_lr)
+    run, validation = _prepared(params, name, budget.lr, steps, budget.attention_lr, budget.half_crops)
     run = dataclasses.replace(run, precision=kind)
     network = experiments.network(run, seed)
     counted = _operations(run, network)
@@ -98,22 +104,27 @@ def _operations(run: Experiment, network: Network) -> int:
 
 
 def peak(kind: str, side: int = 2048, repeats: int = 8) -> float:
-    """Operations per second of one thread in a large matrix product, the fastest of some: a ceiling."""
+    """Operations per second of one thread in a large matrix product or convolution, the fastest of some: a ceiling."""
     torch.set_num_threads(1)
-    a, seconds = torch.rand(side, side).to(PRECISIONS[kind] or torch.float32), []
-    for _ in range(1 + repeats):
-        began = time.process_time()
-        a @ a
-        seconds.append(time.process_time() - began)
-    return 2 * side**3 / min(seconds)
+    dtype = PRECISIONS[kind] or torch.float32
+    a, x = torch.rand(side, side).to(dtype), torch.rand(4, 128, 64, 64).to(dtype, memory_format=torch.channels_last)
+    layer = nn.Conv2d(128, 128, 3, padding=1).to(dtype, memory_format=torch.channels_last)
+    jobs = ((2 * side**3, lambda: a @ a), (2 * 9 * 128 * x.numel(), lambda: layer(x)))
+    found = []
+    with torch.inference_mode():
+        for (operations, work), _ in itertools.product(jobs, range(1 + repeats)):
+            began = time.process_time()
+            work()
+            found.append(operations / (time.process_time() - began))
+    return max(found)
 
 
 def _prepared(
-    params: Params, name: str, rate: float, steps: int, attention: float | None = None
+    params: Params, name: str, rate: float, steps: int, attention: float | None = None, half_crops: float = 0.0
 ) -> tuple[Experiment, Validation]:
     torch.set_num_threads(1)
     run = params.experiment(name)
-    budget = dataclasses.replace(run.budget, steps=steps, lr=rate, attention_lr=attention)
+    budget = dataclasses.replace(run.budget, steps=steps, lr=rate, attention_lr=attention, half_crops=half_crops)
     run = dataclasses.replace(run, budget=budget)
     validation = experiments.validation(run.task, _items("validation", run))
     if validation is None:

@@ -1,6 +1,8 @@
 """The pipeline itself, in a temporary clone with a tiny profile: run twice, extended, broken, switched."""
 
 import json
+import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -13,7 +15,9 @@ from clones import KEPT, Clone, tiny
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from lib.__main__ import main
 from lib.images import sets
 from lib.measuring.inference import restore
 from lib.models import build
@@ -155,6 +159,45 @@ def test_training_again_gives_the_same_results(clone):
     clone.shell("dvc repro --force --single-item train@edsr_gray_denoise_25")
     clone.shell("dvc repro --force --single-item evaluate@edsr_gray_denoise_25")
     assert clone.shell("git status --porcelain").stdout == ""
+
+
+def test_neither_threads_nor_paths_of_the_users_shell_change_a_training(clone):
+    """No activated environment, more threads, a strict umask: the same weights, for whoever may read the rest."""
+    weights = clone.folder / "results/tiny/weights/edsr_gray_denoise_25/seed_1.safetensors"
+    before = weights.read_bytes()
+    clone.shell(
+        "umask 027; env PATH=/usr/bin:/bin OMP_NUM_THREADS=2 MKL_NUM_THREADS=2"
+        f" {sys.executable} -m lib.pipeline.fast_dvc repro --force --single-item train@edsr_gray_denoise_25"
+    )
+    assert weights.read_bytes() == before and weights.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_user_without_a_name_may_run(monkeypatch, capsys):
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    assert main(["check"]) == 0 and "no fault" in capsys.readouterr().out
+    assert default_cache_dir().endswith(f"_{os.getuid()}")  # PyTorch's
+
+
+def test_inside_another_clone_the_installed_one_refuses(clone, monkeypatch, capsys):
+    monkeypatch.chdir(clone.folder / "lib")
+    assert main(["check"]) == 1
+    assert f"lies in {clone.folder}, but `lib` is that of {ROOT}; `cd {clone.folder}` first" in capsys.readouterr().err
+
+
+def test_a_name_of_a_row_is_never_run_as_a_command(clone):
+    """Not even where `check` is left out: no stage of DVC runs without the values that `resolve` writes for it."""
+    name = "edsr_gray_denoise_25-$(touch here)"
+    row = f'  "{name}": {{title: x, model: edsr, task: gray_denoise_25, recipe: common}}\n'
+    clone.edit("params.yaml", "  edsr_gray_denoise_25: {", row + "  edsr_gray_denoise_25: {")
+    for stages in ("", f"--single-item 'train@{name}'"):
+        assert clone.shell(f"dvc repro {stages}", check=False).returncode != 0
+    assert not (clone.folder / "here").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from torch import nn
 from .. import models
 from ..images import download, registry, sets
 from ..measuring.metrics import WINDOWS
+from ..models.blocks import NON_LOCAL
 from ..official import OfficialError
 from ..tasks import Task
 from ..tasks import experiment as experiments
 from ..tasks.degradations import DegradationError, Paired
 from . import missing
-from .faults import ParamsError
+from .faults import ParamsError, unknown
 from .resolve import ROOT, Baseline, Experiment, Params, options, sides
 from .schema import BaselineEntry
 
@@ -225,6 +226,9 @@ def _of_other_profiles(params: Params, found: list[str]) -> Iterator[str]:
         for model in settings.models:
             if model not in models.names():
                 yield f"profiles.{profile}.models: unknown model {model!r}; known: {', '.join(models.names())}"
+        kinds = [*NON_LOCAL, *models.names()]
+        for kind in (kind for kind in settings.attention_lr if kind not in kinds):
+            yield unknown("attention", kind, kinds, f"profiles.{profile}.attention_lr")
         for name, entry in params.rows.items() if profile != params.profile else ():
             if not (isinstance(entry, BaselineEntry) and entry.checkpoint):
                 try:

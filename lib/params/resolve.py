@@ -313,14 +313,9 @@ def _references(file: ParamsFile) -> Iterator[str]:
     """Faults of names that stand for something elsewhere in the file."""
     for name, profile in file.profiles.items():
         where = f"profiles.{name}"
-        known = {row.model for row in _rows(file).values()}
-        kinds = known | {kind for row in _rows(file).values() if isinstance(kind := row.options.get("attention"), str)}
-        for key, given, of in (
-            ("resources", profile.resources, known | {"default"}),
-            ("attention_lr", profile.attention_lr, kinds),
-        ):
-            for model in (model for model in given if model not in of):
-                yield unknown("model", model, of, f"{where}.{key}")
+        known = {"default", *(row.model for row in _rows(file).values())}
+        for model in (model for model in profile.resources if model not in known):
+            yield unknown("model", model, known, f"{where}.resources")
         for model, given in profile.resources.items():
             if given.gpus > 1 and given.gpus % 1:
                 yield f"{where}.resources.{model}.gpus is {given.gpus:g}; above 1 it must be whole"
