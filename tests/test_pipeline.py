@@ -194,7 +194,7 @@ def test_a_name_of_a_row_is_never_run_as_a_command(clone):
     """Not even where `check` is left out: no stage of DVC runs without the values that `resolve` writes for it."""
     name = "edsr_gray_denoise_25-$(touch here)"
     row = f'  "{name}": {{title: x, model: edsr, task: gray_denoise_25, recipe: common}}\n'
-    clone.edit("params.yaml", "  edsr_gray_denoise_25: {", row + "  edsr_gray_denoise_25: {")
+    clone.edit("params.yaml", "\nexperiments:\n", "\nexperiments:\n" + row)
     for stages in ("", f"--single-item 'train@{name}'"):
         assert clone.shell(f"dvc repro {stages}", check=False).returncode != 0
     assert not (clone.folder / "here").exists()
