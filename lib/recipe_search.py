@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .images import sets
 from .insights import health
-from .models.blocks import Network
+from .models.blocks import Attention, Network, Trunk
 from .params import ROOT, Experiment, Params
+from .params.schema import Cosine
 from .tasks import experiment as experiments
 from .training import HALVINGS, PRECISIONS, Trained, Validation, train
 
@@ -79,6 +80,26 @@ def course(
     return pd.concat([*tables, _acts(run, network.eval(), validation).assign(step=steps)], ignore_index=True)
 
 
+def trained_trunk(params: Params, name: str, rate: float, steps: int) -> Trunk:
+    """Row `name`, a trunk without attention, after such a training at a rate that does not fall: its averaged weights,
+    for `course` to start from by `start_from`."""
+    run, validation = _prepared(params, name, rate, steps)
+    flat = dataclasses.replace(run.recipe, schedule=Cosine("cosine", warm_up=run.recipe.schedule.warm_up, floor=1.0))
+    network = experiments.network(run, SEED)
+    network.load_state_dict(_trained(dataclasses.replace(run, recipe=flat), network, validation).weights)
+    assert isinstance(network, Trunk)
+    return network
+
+
+def start_from(trunk: Trunk, network: Trunk) -> None:
+    """Give all layers of `network` the weights of `trunk` that it shares with it: all but its attention."""
+    for part in ("head", "upsampler", "tail"):
+        getattr(network, part).load_state_dict(getattr(trunk, part).state_dict())
+    shared = [layer for layer in network.body if not isinstance(layer, Attention)]
+    for layer, trained in zip(shared, trunk.body, strict=True):
+        layer.load_state_dict(trained.state_dict())
+
+
 def precision(params: Params, name: str, seed: int, kind: str, steps: int) -> dict:
     """One training of row `name` in the precision `kind`: PSNR (dB) of the averaged weights on the validation
     photographs, seconds of one thread per step, and the operations of a step per second."""
@@ -108,7 +129,7 @@ def peak(kind: str, side: int = 2048, repeats: int = 8) -> float:
     torch.set_num_threads(1)
     dtype = PRECISIONS[kind] or torch.float32
     a, x = torch.rand(side, side).to(dtype), torch.rand(4, 128, 64, 64).to(dtype, memory_format=torch.channels_last)
-    layer = nn.Conv2d(128, 128, 3, padding=1).to(dtype, memory_format=torch.channels_last)
+    layer = nn.Conv2d(128, 128, 3, padding=1, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     jobs = ((2 * side**3, lambda: a @ a), (2 * 9 * 128 * x.numel(), lambda: layer(x)))
     found = []
     with torch.inference_mode():

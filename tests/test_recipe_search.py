@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,17 @@ def test_attention_is_watched_from_the_first_step(params):
     before = watched[watched.step == 0]
     assert (before.psnr_lost_zero == 0).all()  # it starts as the identity
     assert len(recipe_search.figure_of_courses({"one": watched}).axes) == 3
+
+
+def test_a_trained_trunk_is_under_the_attention_that_starts_from_it(params):
+    trunk = recipe_search.trained_trunk(params, "edsr_gray_denoise_25", 1e-3, steps=2)
+    run = params.experiment("edsr_gray_denoise_25")
+    network = experiments.network(dataclasses.replace(run, options={**run.options, "attention": "nl"}), 3)
+    image = torch.rand(1, 1, 12, 12)
+    recipe_search.start_from(trunk, network)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image), trunk(image))  # attention starts as the identity
+        assert not torch.allclose(network(image), image, atol=1e-3)
 
 
 def test_a_network_can_be_changed_before_it_is_watched(params):

@@ -36,7 +36,7 @@ PARAMETER = {
 }
 
 #: The notebooks behind a profile's recipe, which belong to no stage.
-SEARCHES = ("recipe_search", "attention_in_training", "precision")
+SEARCHES = ("recipe_search", "attention_in_training", "attention_begins", "precision")
 
 #: In place of the results of a row that needs a missing file or package.
 NOT_RUN = "not_run.txt"
