@@ -117,7 +117,7 @@ def execute(source: Path, target: Path, parameters: dict[str, str]) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     # One thread per notebook: the same sums on any number of cores, and as many experiments at a time as cores.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     for name, size in KEEP_FREED.items():
         os.environ.setdefault(name, str(size))
     try:
