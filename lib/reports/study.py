@@ -259,9 +259,8 @@ class Report:
             budget, how = row.budget, row.evaluation
             seen = f"tiles of {how.tile} pixels, beyond which attention sees nothing" if how.tile else "whole images"
             size = f"the central {how.crop} x {how.crop} pixels" if how.crop else "whole photographs"
-            small = (
-                f", {budget.half_crops:.0%} of them of four times as many of half the side" if budget.half_crops else ""
-            )
+            half = f" (the first {budget.half_crops:.0%}: four times as many of half the side)"
+            small = half if budget.half_crops else ""
             parts.append(
                 f"*{task}*: {budget.steps:,} steps of {budget.batch} crops of {budget.crop} pixels{small}; measured on "
                 f"{size} of {self._measured_on(names)}, in {seen}; seeds {text.listed([*map(str, row.seeds)])}."
