@@ -315,6 +315,10 @@ FAULTS = [
      "profiles.quick.published_numbers.sets: unknown set 'wieghts'"),
     # what a row needs
     ("needs: own/vgg19", "needs: own/../vgg19", "experiments.ignn_sr_x2-vgg19_embedding.needs is 'own/../vgg19"),
+    ("needs: own/vgg19", "needs: weights/vgg19",
+     "experiments.ignn_sr_x2-vgg19_embedding.needs is 'weights/vgg19.pth'; it must be a file in own/"),
+    (*added("baselines", "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: weights/a.pth}"),
+     "baselines.dncnn_jpeg_10.checkpoint is 'weights/a.pth'; it must be a file in own/"),
     ('"package:bm3d"', '"package:bm3d; touch X"', "baselines.bm3d_gray_denoise_25.needs is 'package:bm3d; touch X'"),
     ('"package:bm3d"', '"pakage:bm3d"',
      "baselines.bm3d_gray_denoise_25.needs is 'pakage:bm3d'; it must be the path of a"),

@@ -192,6 +192,19 @@ def test_texts_of_another_machine_are_no_markup(tmp_path):
     assert Returned(tmp_path).table("acts").module.tolist() == ["?i?body.4"]
 
 
+def test_pictures_of_another_machine_name_no_files(tmp_path):
+    np.savez(tmp_path / "picture.npz", **{"restored": np.zeros(3), "../../outside": np.zeros(3)})
+    assert [*Returned(tmp_path).picture()] == ["restored"]
+
+
+@pytest.mark.parametrize("verb", ["pack", "import"])
+def test_without_git_the_profile_stays(tmp_path, monkeypatch, verb):
+    monkeypatch.setattr(transfer.pipeline, "ROOT", tmp_path)
+    monkeypatch.setattr(transfer.pipeline, "switch", lambda profile: pytest.fail("it switched"))
+    with pytest.raises(StageError, match="is no git repository, which DVC needs; run `git init` there"):
+        transfer.pack([EDSR], tmp_path / "x.tar") if verb == "pack" else transfer.bring_back(tmp_path)
+
+
 @pytest.mark.parametrize(("into", "message"), [("", "is a folder; name a file such as box.tar"),
                                                ("no/box.tar", "there is no folder .*no; name a file")])  # fmt: skip
 def test_an_archive_needs_a_file_to_be_written_to(tmp_path, into, message):

@@ -67,6 +67,7 @@ REFUSED = {
     "cut": (lambda: SOUND[: len(SOUND) // 2], "truncated or no image"),
     "bit": (lambda: SOUND[:20] + bytes([SOUND[20] ^ 1]) + SOUND[21:], "truncated or no image"),
     "16 bits": (lambda: png(Image.fromarray(np.zeros((8, 8), np.uint16))), "it has more than 8 bits a channel"),
+    "16 bits of PPM": (lambda: b"P6 8 8 65535\n" + bytes(384), "its format is PPM; save it as PNG"),
     "frames": (frames, "it has 2 frames; save the one you want"),
     "CMYK": (cmyk, "its colours are CMYK; save it as gray or RGB"),
     "huge": (huge, "has 900 megapixels; `--megapixels 900` takes it, given the memory"),
@@ -130,6 +131,12 @@ def test_resolution_profile_and_orientation_are_carried_over():
     Path("b.png").write_bytes(png(Image.fromarray(pixels).convert("RGB"), icc_profile=profile))
     assert restore("b.png", "--into", "out.png") == 0  # gray now: the profile of the colours is not its own
     assert "icc_profile" not in Image.open("out.png").info
+
+
+def test_damaged_exif_data_is_a_line_and_no_obstacle(capsys):
+    Image.new("L", (8, 8), 9).save("a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0")
+    assert restore("a.jpg", "--into", "out.png") == 0
+    assert re.fullmatch(r"note: a.jpg: Corrupt EXIF data.*\n", capsys.readouterr().err)
 
 
 def test_an_opaque_channel_is_left_out_and_a_large_scan_taken_where_that_is_asked_for():

@@ -34,6 +34,7 @@ from .sets import SetError, open_image, pixels_sha256
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 IGNORED = (".txt", ".md", ".db", ".ini")  # files that people and file managers put beside images
 PACKAGE = "package:"
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # of others Pillow may cut to 8 bits silently
 MODES = ("L", "RGB", "P", "LA", "PA", "RGBA")
 ERRORS_SHOWN = 10
 LARGEST = 1 << 25  # bytes per image of an archive whose size is not known
@@ -306,6 +307,8 @@ def thumbnail(array: np.ndarray, side: int = 64) -> np.ndarray:
 
 def _refuse(image: Image.Image, what: str) -> None:
     frames, tiles = getattr(image, "n_frames", 1), getattr(image, "tile", ())
+    if image.format not in FORMATS:
+        raise SetError(f"{what}: its format is {image.format}; save it as PNG")
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
         raise SetError(f"{what}: it has {frames} frames; save the one you want")
     # Pillow reduces 16-bit colour to 8 bits without a word; its raw mode still tells

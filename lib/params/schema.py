@@ -31,10 +31,16 @@ def _path(path: str) -> str:
     return path
 
 
+def _file(path: str) -> str:
+    if not _path(path).startswith("own/"):
+        raise ValueError("it must be a file in own/, where a change of it is noticed")
+    return path
+
+
 def _needed(text: str) -> str:
     kind, mark, package = text.partition(":")
     if not mark:
-        return _path(text)
+        return _file(text)
     if kind != "package" or not re.fullmatch(r"[A-Za-z0-9_]+", package):
         raise ValueError("it must be the path of a file or package:<name>")
     return text
@@ -70,7 +76,7 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_l
 Sets = Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], AfterValidator(_different)]
 SomeSets = Annotated[Sets, Field(min_length=1)]
 Needs = Annotated[str, AfterValidator(_needed)]
-File = Annotated[str, AfterValidator(_path)]
+File = Annotated[str, AfterValidator(_file)]
 
 
 @dataclass(frozen=True, config=_STRICT)

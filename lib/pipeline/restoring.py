@@ -7,6 +7,7 @@ upright; anything else is refused by name. Only opacity is taken here: it is kep
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -147,12 +148,15 @@ def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, Image.Image
     stay. Raises StageError for any other file."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours can be raised
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(record=True) as remarks, Image.open(path) as image:
             size, bands = image.width * image.height / 1e6, len(image.getbands())
             described = {key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)}
         if size > megapixels:
             raise StageError(f"{path}: has {size:.0f} megapixels; `--megapixels {size:.0f}` takes it, given the memory")
-        pixels, opacity = decode_layers(path, str(path))
+        with warnings.catch_warnings(action="ignore"):
+            pixels, opacity = decode_layers(path, str(path))
+        for remark in remarks[:1]:  # such as damaged EXIF data
+            print(f"note: {path}: {' '.join(str(remark.message).split())}", file=sys.stderr)
     except (StageError, sets.SetError) as error:
         raise StageError(str(error)) from None
     except Exception as error:  # Pillow meets damage with almost any of them

@@ -100,7 +100,8 @@ class Returned:
 
     def picture(self) -> dict[str, np.ndarray]:
         """The photograph that all rows show, as `evaluation.picture` returns it."""
-        return dict(np.load(self.folder / "picture.npz"))
+        arrays = np.load(self.folder / "picture.npz")  # whose names become those of files: no others than these
+        return {name: arrays[name] for name in ("restored", "clean") if name in arrays}
 
     def mechanism(self) -> dict[str, np.ndarray]:
         """Maps of the attention, as `evaluation.mechanism` returns them."""

@@ -37,9 +37,10 @@ def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
     for run in runs:
         if reason := missing(run):
             raise StageError(f"{run.name}: {reason}")
-    pipeline.switch(params.profile)
-    if status := pipeline.dvc("repro", "data.dvc"):
-        return status
+    with pipeline.alone():
+        pipeline.switch(params.profile)
+        if status := pipeline.dvc("repro", "data.dvc"):
+            return status
     with tempfile.TemporaryDirectory() as folder:
         box = Path(folder)
         for name in PROJECT:
@@ -119,6 +120,11 @@ def bring_back(source: Path, profile: str | None = None, jobs: int | None = None
     if not source.exists():
         raise StageError(f"{source}: does not exist; name the folder {ELSEWHERE.name} that came back, or its archive")
     params = Params(profile=profile)
+    with pipeline.alone():
+        return _bring_back(source, params, jobs)
+
+
+def _bring_back(source: Path, params: Params, jobs: int | None) -> int:
     pipeline.switch(params.profile)
     if status := pipeline.dvc("repro", "data.dvc"):
         return status

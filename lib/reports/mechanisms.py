@@ -164,7 +164,7 @@ KINDS = {"orthogonal": "orthogonal, as released", "random_signs": "orthogonal, r
 def _by(report: Report, key: str, option: str) -> dict[float, str]:
     """The rows of x4 that differ from the reference in one option alone, by what they set it to."""
     full = report.options(ENLCA)
-    rows = report.all_seen(text.tasks_of(report.study.experiments)["sr_x4"])
+    rows = report.all_seen(report.by_task["sr_x4"])
     found = {
         float(seen[key][0]): name
         for name, seen in rows.items()

@@ -29,7 +29,8 @@ class Report:
     """The tables of a study in the words and figures of its report.
 
     labels: title of each row; tasks: title of each task of the study with its rows, of which the first is the
-    reference. Numbers are read from `tables/<study>/`, figures saved in `report/<study>/`.
+    reference; by_task: the same by the task's name. Numbers are read from `tables/<study>/`, figures saved in
+    `report/<study>/`.
     """
 
     def __init__(self, study: str, params: Params | None = None):
@@ -52,7 +53,8 @@ class Report:
         self.priors = {metric: statistics.Prior(*fitted.loc[metric]) for metric in fitted.index}
         resolved = {name: self.params.row(name) for name in self.study.experiments}
         self.labels = {name: row.title for name, row in resolved.items()}
-        self.tasks = {resolved[names[0]].task.title: names for names in text.tasks_of(resolved).values()}
+        self.by_task = text.by_task({name: row.task.name for name, row in resolved.items()})
+        self.tasks = {resolved[names[0]].task.title: names for names in self.by_task.values()}
         self.published = tables.published()
         self._resolved = resolved
 
@@ -389,7 +391,7 @@ class Report:
 
     def influence(self, task: str) -> Image | Markdown:
         """Where the modules of the rows of a task look, by one measure for all kinds of attention."""
-        kept = self.all_seen(text.tasks_of(self.study.experiments)[task])
+        kept = self.all_seen(self.by_task[task])
         seen = {self.labels[name]: one for name, one in kept.items() if "influence" in one}
         if not seen:
             return Markdown("None of these rows was run in this profile.")

@@ -77,7 +77,8 @@ def gather(params: Params) -> pd.DataFrame:
         folder.mkdir(parents=True, exist_ok=True)
         images.to_csv(folder / "images.csv", index=False)
         collect_costs(evaluated, study.experiments).to_csv(folder / "costs.csv")
-        compare(images, study.experiments, gathered.priors).round(6).to_csv(folder / "rows.csv")
+        tasks = {row: params.rows[row].task for row in study.experiments}
+        compare(images, tasks, gathered.priors).round(6).to_csv(folder / "rows.csv")
         gathered.claims(study).round(6).to_csv(folder / "verdicts.csv", index=False)
         gathered.acts[gathered.acts.index.isin(study.experiments)].to_csv(folder / "acts.csv")
         collect_shown(evaluated, study.experiments).to_csv(folder / "shown.csv", index=False)
@@ -158,11 +159,12 @@ def collect_shown(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["experiment", "file", "sha256"])
 
 
-def compare(images: pd.DataFrame, experiments: Sequence[str], priors: Mapping[str, statistics.Prior]) -> pd.DataFrame:
-    """One row per row of a study, in order: seeds (0: not run, or not trained), photographs, psnr, ssim and the
-    difference (dB) to the first of its task with its interval, low and high; NaN where there is none."""
-    first = {name: names[0] for names in text.tasks_of(experiments).values() for name in names}
-    others = [name for name in experiments if first[name] != name]
+def compare(images: pd.DataFrame, tasks: Mapping[str, str], priors: Mapping[str, statistics.Prior]) -> pd.DataFrame:
+    """One row per row of a study, in order, from the task of each: seeds (0: not run, or not trained), photographs,
+    psnr, ssim and the difference (dB) to the first of its task with its interval, low and high; NaN where there is
+    none."""
+    first = {name: names[0] for names in text.by_task(tasks).values() for name in names}
+    others = [name for name in tasks if first[name] != name]
     differences, _ = statistics.differences_of(images, [(name, first[name]) for name in others], "psnr")
     low, high = statistics.estimate(differences, priors["psnr"]).interval()
     beside = pd.DataFrame({"difference": differences.mean, "low": low, "high": high}, index=others)
@@ -174,7 +176,7 @@ def compare(images: pd.DataFrame, experiments: Sequence[str], priors: Mapping[st
             "photographs": images.drop_duplicates(["experiment", "set", "image"]).groupby("experiment").size(),
         }
     )
-    table = pd.concat([counts, means, beside], axis=1).reindex(experiments).rename_axis("experiment")
+    table = pd.concat([counts, means, beside], axis=1).reindex([*tasks]).rename_axis("experiment")
     return table.fillna({"seeds": 0, "photographs": 0}).astype({"seeds": int, "photographs": int})
 
 

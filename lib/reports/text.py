@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -102,16 +102,11 @@ def module_of(row: str) -> str:
     return model if model in MODULES else "none" if model == "edsr" else "baseline"
 
 
-def task_of(experiment: str) -> str:
-    """The task in a row's name, <model>_<task>[-<difference>]."""
-    return experiment.partition("_")[2].partition("-")[0]
-
-
-def tasks_of(experiments: Iterable[str]) -> dict[str, list[str]]:
-    """Rows by task, both in their order; the first of each is what the others are compared with."""
+def by_task(tasks: Mapping[str, str]) -> dict[str, list[str]]:
+    """Rows by task, both in their order, from the task of each; the first is what the others are compared with."""
     found: dict[str, list[str]] = {}
-    for name in experiments:
-        found.setdefault(task_of(name), []).append(name)
+    for name, task in tasks.items():
+        found.setdefault(task, []).append(name)
     return found
 
 

@@ -187,4 +187,6 @@ def test_numbers_are_read_as_a_person_writes_them():
     assert text.interval(-0.1, 0.25) == "-0.10 to +0.25" and text.listed(["a", "b", "c"]) == "a, b and c"
     assert text.seeds(1) == "about 1 more seed" and text.seeds(float("inf")) == "more than 50 more seeds"
     assert text.relation(statistics.LEANS, -0.1, 0.05) == "leans worse"
+    tasks = {"edsr_sr-x2": "sr-x2", "carn_m_sr-x2": "sr-x2", "edsr_sr-x4": "sr-x4"}  # not to be told by the names
+    assert text.by_task(tasks) == {"sr-x2": ["edsr_sr-x2", "carn_m_sr-x2"], "sr-x4": ["edsr_sr-x4"]}
     assert text.module_of("dagl_gray_denoise_25-nl") == "nl" and text.module_of("nlm_gray_denoise_25") == "baseline"
