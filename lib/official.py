@@ -38,6 +38,7 @@ from .models.released import State, System, substitute
 WRAPPERS = (
     *("params_ema", "ema", "ema_state_dict", "model_ema", "g_ema"),
     *("params", "state_dict", "model_state_dict", "net_state_dict", "weights", "model", "net", "network", "generator"),
+    "module",
 )
 
 #: Prefixes that wrapper modules put before every name of the network inside them.
@@ -49,11 +50,14 @@ COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 #: First bytes of files that are taken for checkpoints, and what to do about them.
 MISTAKEN = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run `git lfs pull` where it comes from",
+    b"\xef\xbb\xbf<": "a page of HTML or XML, as servers send in place of a file: download the file itself",
     b"<": "a page of HTML or XML, as servers send in place of a file: download the file itself",
     b"{": "a text in JSON, not a checkpoint",
     b"\x1f\x8b": "packed by gzip: unpack it first",
     b"7z\xbc\xaf": "packed by 7-Zip: unpack it first",
     b"Rar!": "packed by RAR: unpack it first",
+    b"MATLAB": "a file of MATLAB: read it by scipy.io.loadmat and save a state dict of its arrays by torch.save",
+    b"\x89HDF": "a file of HDF5: read it by h5py and save a state dict of its arrays by torch.save",
 }
 
 #: Pickles at the beginning of an old file: a signature, a version, the system, the content.
@@ -158,9 +162,11 @@ def unwrap(content: object) -> dict[str, Tensor]:
     """The state dict in a checkpoint's content.
 
     It may lie under WRAPPERS' keys, which may lie in one another, beside anything else; its names may all begin with
-    PREFIXES; counters are dropped. Raises OfficialError if it holds anything but tensors.
+    PREFIXES; counters, and what is no tensor beside tensors, are dropped. Raises OfficialError if it holds no tensors.
     """
-    while isinstance(content, Mapping):
+    if (within := _with_tensors(content)) is not None:
+        content = {name: value for name, value in within.items() if isinstance(value, Tensor)}
+    while isinstance(content, Mapping):  # no tensors: down to what an error is about
         wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping | Foreign)]
         inner = next((value for value in wrapped if isinstance(value, Mapping)), next(iter(wrapped), None))
         if inner is None:
@@ -184,6 +190,14 @@ def unwrap(content: object) -> dict[str, Tensor]:
     while prefix := next((p for p in PREFIXES if state and all(_is_behind(p, name) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _with_tensors(content: object) -> Mapping | None:
+    """The mapping that has tensors, behind the first of WRAPPERS' keys that leads to one."""
+    if not isinstance(content, Mapping):
+        return None
+    within = (found for key in WRAPPERS if (found := _with_tensors(content.get(key))) is not None)
+    return next(within, content if any(isinstance(value, Tensor) for value in content.values()) else None)
 
 
 def _is_behind(prefix: str, name: str) -> bool:
