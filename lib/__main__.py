@@ -178,7 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         if given.verb != "run":  # a stage's process is interrupted together with the one that says so
-            print(f"interrupted; `python -m lib {given.verb}` goes on from what is done", file=sys.stderr)
+            resumes = given.verb in ("repro", "remote", "import")
+            after = f"; `python -m lib {given.verb}` goes on from what is done" if resumes else ""
+            print(f"interrupted{after}", file=sys.stderr)
         return 130
     return 0
 
