@@ -42,9 +42,12 @@ class Site:
 
     def write(self) -> None:
         """All pages: what each links to is known before the first is written."""
-        studies = {name: readme.largest_run(name, self.profiles) for name in self.profiles[0].studies}
-        reports = {name: one.results("report", name, f"report_{name}.ipynb") for name, one in studies.items()}
-        reports = {name: path for name, path in reports.items() if path.exists()}
+        reports = {}
+        for name in self.profiles[0].studies:
+            for number, run in enumerate(readme.runs(name, self.profiles)):
+                page = f"{name}-{run.profile}" if number else name
+                reports[page] = run.results("report", name, f"report_{name}.ipynb")
+        reports = {page: path for page, path in reports.items() if path.exists()}
         if checked := self._published_numbers():
             reports[readme.PUBLISHED_NUMBERS] = checked
         self.pages = {path: name for name, path in reports.items()}
@@ -56,7 +59,7 @@ class Site:
         for path, name in self.pages.items():
             (self._notebook if path.suffix == ".ipynb" else self._markdown)(path, name)
         self._models()
-        self._index(studies, reports)
+        self._index(reports)
 
     def _latest(self, *parts: str) -> list[Path]:
         found = [path for params in self.profiles[1:] if (path := params.results(*parts)).exists()]
@@ -130,7 +133,7 @@ class Site:
             parts.append(f"## {name}\n\n```{{eval-rst}}\n{directive}\n```")
         (self.folder / "models.md").write_text("\n\n".join(parts))
 
-    def _index(self, studies: dict[str, Params], reports: dict[str, Path]) -> None:
+    def _index(self, reports: dict[str, Path]) -> None:
         """The landing page: what the README says before its contents, a card for each study, the systems."""
         source = ROOT / "README.md"
         before, _, rest = source.read_text().partition("[Results](#results)")
@@ -138,8 +141,8 @@ class Site:
         words = "\n".join(line for line in before.splitlines() if "badge.svg" not in line)
         cards = []
         for name, path in sorted(reports.items(), key=lambda item: item[1].parts[-4] == self.profiles[0].profile):
-            params = studies.get(name)
-            title = params.study(name).title if params else "Do our conventions give published numbers back?"
+            study = self.profiles[0].studies.get(path.parent.name)
+            title = study.title if study else "Do our conventions give published numbers back?"
             said = _answer(path)
             figure = path.with_name("differences.png")
             profile, shown = path.parts[-4], ""

@@ -22,11 +22,11 @@ REPETITIONS = 200
 
 
 def results(shown: Sequence[Params] | None = None) -> str:
-    """The README's results as Markdown: answer and figure of the last study, then every study with the first sentence
-    of its answer and how many claims got which verdict; each of the largest profile in which the study was run."""
+    """The README's results as Markdown: answer and figure of the last study, in the largest profile in which it was
+    run, then every study with the first sentence of its answer and how many claims got which verdict."""
     profiles = shown or [Params(profile=name) for name in Params().profiles]
     last = [*profiles[0].studies][-1]
-    params = largest_run(last, profiles)
+    params = runs(last, profiles)[0]
     parts = [counts(profiles, answers_of=[*profiles[0].studies][:-1]), _published_numbers(profiles)]
     if params.results("tables", last, "verdicts.csv").exists():
         report = Report(last, params)
@@ -42,34 +42,39 @@ def results(shown: Sequence[Params] | None = None) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def largest_run(study: str, profiles: Sequence[Params]) -> Params:
-    """The last of the profiles in which a claim of the study was run, else the first."""
+def runs(study: str, profiles: Sequence[Params]) -> list[Params]:
+    """The profiles in which a claim of the study was run, the largest first; smoke runs only where there is no other,
+    and the first profile where there is none at all."""
+    found = []
     for params in reversed(profiles):
         file = params.results("tables", study, "verdicts.csv")
         if file.exists() and (pd.read_csv(file).verdict != statistics.NOT_RUN).any():
-            return params
-    return profiles[0]
+            found.append(params)
+    conclusive = [params for params in found if Report(study, params).conclusive]
+    return conclusive or found[:1] or [profiles[0]]
 
 
 def counts(profiles: Sequence[Params], answers_of: Sequence[str] = (), root: str = "") -> str:
-    """How many claims of each study got which verdict, each study a link to its report, some with the first sentence
-    of their answers. root: the way to the project's root."""
-    rows = {}
+    """How many claims of each study got which verdict, a line for each of its `runs`, with a link to its report and
+    some with the first sentence of their answers. root: the way to the project's root."""
+    rows = []
     for name, study in profiles[0].studies.items():
-        params = largest_run(name, profiles)
-        file = params.results("tables", name, "verdicts.csv")
-        found = pd.read_csv(file).verdict.value_counts() if file.exists() else {statistics.NOT_RUN: len(study.claims)}
-        report = f"report/{name}/report_{name}.ipynb"
-        link = (
-            f"[{study.title}]({root}results/{params.profile}/{report})"
-            if params.results(report).exists()
-            else study.title
-        )
-        many = {kind: int(found.get(kind, 0)) for kind in statistics.VERDICTS}
-        said = ", ".join(f"{number} {kind}" for kind, number in many.items() if number)
-        row = {"profile": params.profile, "claims": said}
-        rows[link] = {"in short": in_short(name, params), **row} if name in answers_of else row
-    return text.markdown(pd.DataFrame.from_dict(rows, orient="index").fillna("see above").rename_axis("study"))
+        for params in runs(name, profiles):
+            file = params.results("tables", name, "verdicts.csv")
+            found = (
+                pd.read_csv(file).verdict.value_counts() if file.exists() else {statistics.NOT_RUN: len(study.claims)}
+            )
+            report = f"report/{name}/report_{name}.ipynb"
+            link = (
+                f"[{study.title}]({root}results/{params.profile}/{report})"
+                if params.results(report).exists()
+                else study.title
+            )
+            many = {kind: int(found.get(kind, 0)) for kind in statistics.VERDICTS}
+            said = ", ".join(f"{number} {kind}" for kind, number in many.items() if number)
+            short = {"in short": in_short(name, params) if name in answers_of else "see above"} if answers_of else {}
+            rows.append({"study": link, **short, "profile": params.profile, "claims": said})
+    return text.markdown(pd.DataFrame(rows).set_index("study"))
 
 
 def in_short(study: str, params: Params) -> str:

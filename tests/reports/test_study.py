@@ -107,7 +107,7 @@ def test_the_smoke_run_draws_no_conclusions(made_up):
 def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
     made = made_up()
     made.row(EDSR, 30.0)
-    made.row("panet_gray_denoise_25-common_trunk", 30.5, similarity=2.0)
+    made.row("panet_gray_denoise_25-common_trunk", 30.5, similarity=1.0)
     made.row("enlca_gray_denoise_25-common_trunk", 29.5)
     made.row("dagl_gray_denoise_25-common_trunk", 30.0, noise=0.5)
     said = made.report("across_systems").said()
