@@ -144,11 +144,11 @@ def dagl_ablation(report: Report) -> list[str]:
     return [
         f"whether Table 5's order holds cannot be said after {report.params.experiment(full).budget.steps:,} steps: in "
         "every pair a row has attention that does nothing" if none_acts else "",
-        who_acts(report),
         report.outcome(full, f"{full}-nl", ("DAGL's graph", "plain non-local attention with one head in its place")),
-        report.outcome(full, "edsr_gray_denoise_25", ("DAGL", "its trunk without attention")),
+        report.outcome(full, "edsr_gray_denoise_25", ("DAGL", "the EDSR trunk without attention")),
         f"of the {len(run)} differences that the paper's Table 5 implies, {count(resolved)} resolved here and "
         f"{count(same & resolved)} resolved in the paper's direction" if len(run) and not none_acts else "",
+        who_acts(report),
     ]  # fmt: skip
 
 

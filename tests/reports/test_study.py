@@ -45,7 +45,7 @@ def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made_up):
     report = made.report("dagl_ablation")
     assert "attention that does not act is not tested" in report.said()
     assert report.said().startswith("Whether Table 5's order holds cannot be said after 800 steps: in every pair")
-    assert "Attention acts in DAGL, single-head non-local; it does not act in DAGL. " in report.said()
+    assert "Attention acts in DAGL, single-head non-local; it does not act in DAGL." in report.said()
     assert "not tested: the attention of DAGL does not act" in report.claims().data
     assert "not run: EDSR trunk lacks seeds 2, 3 of DAGL" in report.claims().data
     assert "| DAGL | reference |  | 31.15 | no |" in report.table().data
