@@ -145,14 +145,16 @@ def test_weights_of_another_version_are_neither_used_nor_kept(clone):
     assert clone.shell("git status --porcelain").stdout == ""  # the profile in force stays
 
 
-def test_the_readme_shows_each_study_by_the_largest_profile_in_which_it_was_run(clone):
+def test_the_readme_shows_the_largest_profile_first_and_the_others_that_draw_conclusions(clone):
     text = (clone.folder / "README.md").read_text()
     published = "[published numbers](results/tiny/report/published_numbers/report_published_numbers.ipynb)"
     assert published in text and " | tiny | " in text and "### DAGL (profile `tiny`)" in text
+    shutil.copytree(clone.folder / "results/tiny/tables", clone.folder / "results/cpu/tables")
     shutil.copytree(clone.folder / "results/tiny/tables", clone.folder / "results/quick/tables")
     clone.shell("python -c 'from lib.pipeline import repro; repro.write_readme()'")
     text = (clone.folder / "README.md").read_text()
-    assert "### DAGL (profile `quick`)" in text and published in text
+    assert re.findall(r"\| (tiny|quick|cpu) \| ", text) == ["cpu", "tiny"]  # quick is a smoke run
+    assert "### DAGL (profile `cpu`)" in text and published in text
 
 
 def test_training_again_gives_the_same_results(clone):
@@ -185,7 +187,8 @@ def test_a_user_without_a_name_may_run(monkeypatch, capsys):
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "")  # restored afterwards
         monkeypatch.delenv(name)
-    assert main(["check"]) == 0 and "no fault" in capsys.readouterr().out
+    assert main(["restore", "absent.png", "--by", "input_gray_denoise_25", "--into", "x.png"]) == 1
+    assert capsys.readouterr().err == "error: absent.png: No such file or directory\n"
     assert default_cache_dir().endswith(f"_{os.getuid()}")  # PyTorch's
 
 
