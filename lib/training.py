@@ -38,6 +38,9 @@ HALVINGS = 6
 #: Number of validation photographs that are restored at a time.
 VALIDATED_AT_ONCE = 8
 
+#: The smallest mean squared error that counts: an exact restoration has 100 dB, as in the reports' means.
+LEAST_ERROR = 1e-10
+
 #: Type in which convolutions and matrix products compute, by the profile's `precision`; weights stay float32.
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
@@ -98,6 +101,9 @@ class Crops:
         room = self.sizes[image] - side + 1
         corner = (torch.rand(batch, 2, generator=generator) * room).long()
         flips = torch.rand(batch, 3, generator=generator) < 0.5  # rows, columns, transpose
+        if self.inputs is not None and self.degradation.period > 1:  # a given mosaic: its pattern stays in phase
+            corner -= corner % self.degradation.period
+            flips[:, :2] = False
         target = self.targets.gather(image, corner * self.scale, flips, side * self.scale)
         if self.inputs is not None:
             return self.inputs.gather(image, corner, flips, side), target
@@ -172,7 +178,8 @@ class Validation:
         for degraded, clean in zip(*(x.split(VALIDATED_AT_ONCE) for x in (self.degraded, self.clean)), strict=True):
             with _autocast(device, dtype):
                 restored = network(degraded.to(device)).float().clamp(0, 1)
-            found.append(-10 * (restored - clean.to(device)).square().mean((1, 2, 3)).log10())
+            error = (restored - clean.to(device)).square().mean((1, 2, 3))
+            found.append(-10 * error.clamp(min=LEAST_ERROR).log10())
         return torch.cat(found).mean().item()
 
 
@@ -355,7 +362,7 @@ def _row(step: int, means: Tensor, lr: float) -> dict:
     loss, squared_error = means.tolist()
     if not math.isfinite(loss):
         raise TrainingError(f"the loss is {loss} by step {step}; lower the profile's lr")
-    return {"step": step, "loss": loss, "psnr": -10 * math.log10(squared_error), "lr": lr}
+    return {"step": step, "loss": loss, "psnr": -10 * math.log10(max(squared_error, LEAST_ERROR)), "lr": lr}
 
 
 def _line(step: int, budget: Budget, log: Sequence[dict], rate: float) -> str:

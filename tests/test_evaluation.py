@@ -120,6 +120,19 @@ def test_crops_of_a_pair_show_the_same_place(tmp_path, rows, columns):
     assert torch.equal(clean, given.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
+@pytest.mark.parametrize("rows, columns", [(30, 34), (29, 27)])
+def test_crops_of_a_given_mosaic_begin_where_its_pattern_does(tmp_path, rows, columns):
+    task = Params(profile="quick").task("demosaic")
+    clean = np.random.default_rng(0).integers(1, 256, (rows, columns, 3), np.uint8)
+    mosaic = task.degradation(torch.from_numpy(np.moveaxis(clean, 2, 0)[None] / 255), torch.Generator())
+    np.save(tmp_path / "clean.npy", clean)
+    np.save(tmp_path / "mosaic.npy", np.moveaxis((mosaic[0] * 255).round().byte().numpy(), 0, 2))
+    pair = sets.Item("own/x", "a", tmp_path / "clean.npy", tmp_path / "mosaic.npy")
+    target = experiments.target(pair, task, 24)
+    given = experiments.degraded(pair, task, target, 24)
+    assert torch.equal(given, task.degradation(target, torch.Generator()))
+
+
 def test_methods_without_weights_get_whole_photographs(tmp_path):
     seen = []
 

@@ -361,10 +361,13 @@ REFUSED = [
     *(("enlca", "sr_x2", options) for options in (
         "redraw: 1", "redraw: 2.0", "redraw: 640", "contrastive_start: 1", "contrastive_weight: 0", "margin: -1",
         "k: 1000")),
-    *(("panet", "color_denoise_30", f"positions: {places}") for places in ("0", "-1", "[]")),
+    *(("panet", "color_denoise_30", f"positions: {places}") for places in ("0", "-1", "[]", "8", "99")),
     ("ignn", "sr_x2", "embedding: vgg19"), ("ignn", "sr_x2", "embedding: random, vgg19_weights: own/vgg19.pth"),
-    *(("panet", "color_denoise_30", options) for options in ("scales: [1, 0]", "scales: []", 'scales: "1, 0.9"')),
-    *(("enlca", "sr_x2", options) for options in ('k: "6"', "contrastive: no")), ("ignn", "sr_x2", "embedding: foo"),
+    *(("panet", "color_denoise_30", options) for options in (
+        "scales: [1, 0]", "scales: []", "scales: [1, 1]", 'scales: "1, 0.9"')),
+    ("lir", "color_denoise_30", "blocks: [0, 0, 0, 0, 0]"),
+    *(("enlca", "sr_x2", options) for options in ('k: "6"', "contrastive: no", "every: 99", "res_scale: .inf")),
+    ("ignn", "sr_x2", "embedding: foo"),
     *((model, task, "") for model, task in (
         ("dagl", "sr_x2"), ("lir", "sr_x2"), ("ignn", "gray_denoise_25"), ("ignn", "color_denoise_30"),
         ("bicubic", "gray_denoise_25"), ("bicubic", "sr_x2"), ("nlm", "demosaic"))),
@@ -400,7 +403,7 @@ OWN = [
 
 @pytest.mark.parametrize(("side", "files", "message"), OWN)
 def test_a_set_of_the_user_that_does_not_suit_a_task_is_refused_by_file(tmp_path, monkeypatch, side, files, message):
-    monkeypatch.setattr(importlib.import_module("lib.params.check"), "OWN", tmp_path / "own")
+    monkeypatch.setattr(importlib.import_module("lib.params.checks"), "OWN", tmp_path / "own")
     for name, shape in files.items():
         path = Path(os.path.normpath(tmp_path / "own/x" / f"{name}.png"))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -216,16 +216,30 @@ PUBLISHED = (
 
 @pytest.fixture(scope="module")
 def benchmark(mirror, tmp_path_factory) -> Path:
-    """Manifests of Set5, of two images of Set12, and of DnCNN's weights."""
+    """Manifests of Set5, of two images of Set12, and of the public weights."""
     folder = tmp_path_factory.mktemp("published")
     references = [*PUBLISHED.split(), "set12", "weights"]
-    if not (mirror.parent / "weights" / "dncnn_25.pth").is_file():
-        pytest.skip("DnCNN's weights are not beside the mirror")
+    if not (mirror.parent / "weights" / "imdn_x2.pth").is_file():
+        pytest.skip("the public weights are not beside the mirror")
     download(references, folder, folder / "cache", mirror=str(mirror))
     registry.published().write_set_manifests(folder / "manifests", references)
     lines = (folder / "manifests" / "set12.csv").read_text().splitlines(keepends=True)
     (folder / "manifests" / "set12.csv").write_text("".join(lines[:3]))
     return folder / "manifests"
+
+
+def test_public_networks_for_super_resolution_give_published_numbers_back(benchmark):
+    """IMDN within 0.02 dB with Y not rounded, up to 0.09 dB below with it; CARN-M's weights are of another training."""
+    table = check.numbers()
+    table = table[(table.check == "super_resolution") & table["images"].str.contains("set5")]
+    found = check.compare(table, check.measure(table, benchmark, workers=1), [*PUBLISHED.split(), "weights"])
+    exact = found[found.way == "IMDN; Y not rounded"]
+    assert len(exact) == 4 and set(exact.verdict) == {check.AGREES}
+    assert (exact.deviation.abs() < exact.metric.map({"psnr": 0.02, "ssim": 5e-4})).all()
+    rounded = found[(found.way == "IMDN") & (found.metric == "psnr")]
+    assert rounded.deviation.between(-0.1, -0.01).all()
+    assert set(found.verdict[found.way.str.startswith("CARN")]) == {check.REPORTED}
+    assert "with Y not rounded it agrees" in check.finding(found)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from lib.images import registry, sets
 from lib.images.download import thumbnail
 from lib.images.sets import Item, SetError
 from lib.measuring.metrics import Convention
+from lib.params import Params
 from lib.tasks import Task, experiment
 from lib.tasks.degradations import build
 from lib.training import TrainingError
@@ -158,6 +160,20 @@ def test_pairs_train_on_the_input_that_they_came_with(tmp_path, task):
     assert clean.equal(wanted[1])
     assert (drawn * 255 - (drawn * 255).round()).abs().max() < 1e-4  # stored in 8 bit; noise drawn anew is not
     assert not drawn.equal(clean)
+
+
+def test_inputs_with_the_levels_of_a_file_are_kept_in_8_bit(tmp_path):
+    found = items(tmp_path, (50, 60, 3), (52, 54, 3))
+    for name in ("sr_x2", "jpeg_10"):
+        its_task = Params(profile="quick").task(name)
+        crops = experiment.crops(its_task, found, 48, "cpu")
+        assert crops.inputs.pixels.dtype == torch.uint8
+        whole = torch.cat([
+            experiment.degraded(item, its_task, experiment.target(item, its_task)).flatten() for item in found
+        ])  # fmt: skip
+        assert torch.equal(crops.inputs.pixels.float() / 255, whole)
+    exact = replace(its_task, degradation=build("bicubic", scale=2, rounding="none"))
+    assert experiment.crops(exact, found, 48, "cpu").inputs.pixels.dtype == torch.float32
 
 
 def test_training_images_that_do_not_fit_are_named(tmp_path, task):

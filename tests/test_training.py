@@ -85,6 +85,15 @@ def test_input_and_target_are_crops_of_the_same_place(scale):
         assert torch.equal(target, degraded.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
 
 
+def test_given_mosaics_keep_their_pattern():
+    clean = photographs((13, 18), (16, 11), colors=3)
+    given = [(degradations.build("bayer")(image[None] / 255, None)[0] * 255).round().byte() for image in clean]
+    drawn = Crops(clean, given, degradations.build("bayer"), 6)
+    for step in range(20):
+        degraded, target = drawn.draw(4, 1, step)
+        assert torch.equal(degraded, degradations.build("bayer")(target, None))
+
+
 def test_noise_is_drawn_anew_and_depends_on_seed_and_step_only():
     drawn = crops()
     first, again = drawn.draw(4, 1, 7), drawn.draw(4, 1, 7)
@@ -199,6 +208,17 @@ def test_validation_is_of_the_averaged_weights_and_changes_no_training(tmp_path)
         restored = averaged(noisy).clamp(0, 1)
     expected = (-10 * (restored - clean).square().mean((1, 2, 3)).log10()).mean().item()
     assert with_it.curve[-1] == {"step": BUDGET.steps, "psnr": pytest.approx(expected, abs=1e-4)}
+
+
+def test_an_exact_restoration_counts_as_100_db(tmp_path):
+    clean = torch.rand(2, 1, 8, 8)
+    same = Crops(photographs((8, 8)), photographs((8, 8)), degradations.build("paired"), 4)
+    net = build("edsr", colors=1, width=4, blocks=1, image_skip=True)  # starts as the identity
+    budget = dataclasses.replace(BUDGET, steps=1, crop=4)
+    found = train(
+        net, same, RECIPE, budget, 1, tmp_path / "x.pt", validation=Validation(clean, clean), clock=time.monotonic
+    )
+    assert found.log[-1]["psnr"] == found.curve[-1]["psnr"] == 100
 
 
 @pytest.mark.parametrize("model", ["edsr", "enlca"])

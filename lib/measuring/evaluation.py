@@ -19,6 +19,7 @@ from ..params import Baseline, Experiment
 from ..tasks import experiment as experiments
 from ..tasks.degradations import resize
 from .inference import restore
+from .metrics import MOST_PSNR
 
 Row = Experiment | Baseline
 
@@ -177,7 +178,7 @@ def _device() -> str:
 
 
 def _psnr(experiment: Row, clean: Tensor) -> Callable[[Tensor], float]:
-    return lambda restored: experiment.task.convention.measure(restored, clean)["psnr"]
+    return lambda restored: min(experiment.task.convention.measure(restored, clean)["psnr"], MOST_PSNR)
 
 
 def enlarge(given: Tensor, clean: Tensor) -> Tensor:

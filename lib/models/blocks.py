@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -70,10 +71,10 @@ def independent_draws(place: int | str) -> Iterator[None]:
 
 
 def positive(**options: float | None) -> None:
-    """Raise ValueError unless all options that are given are above zero."""
+    """Raise ValueError unless all options that are given are above zero and finite."""
     for name, value in options.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} {value} is not above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} {value} is not above 0" if value != math.inf else f"{name} is not finite")
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, bias: bool = True) -> nn.Conv2d:

@@ -40,7 +40,7 @@ __all__ = [
 
 def check(params: Params) -> None:
     """Build every row's network, task and convention; raises ParamsError with all that cannot be."""
-    from .check import faults  # builds networks, which takes seconds to import
+    from .checks import faults  # builds networks, which takes seconds to import
 
     if found := faults(params):
         raise ParamsError([f"{params.file}: {fault}" for fault in found])

@@ -92,7 +92,7 @@ class Params:
     """params.yaml resolved for one profile.
 
     Raises ParamsError, a line for each fault, for anything unknown, missing, of the wrong type or out of range anywhere
-    in the file; faults that appear only when networks are built are found by `lib.params.check`.
+    in the file; faults that appear only when networks are built are found by `lib.params.checks`.
     """
 
     def __init__(self, path: Path = ROOT / "params.yaml", profile: str | None = None):

@@ -2,7 +2,7 @@
 
     check             the measured quantity, a key of CHECKS
     images            references of the registry: the photographs first, then the further sets it needs (low-resolution
-                      files; `weights`, DnCNN's checkpoint)
+                      files; `weights`, the public checkpoints)
     setting           scale, sigma, quality, or the channel that is measured
     way               the convention, where there is more than one; the function of a check explains its ways
     metric            psnr (dB), ssim, or identical (number of images that equal the published file)
@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import models
+from .. import models, official
 from ..images import sets
 from ..images.registry import manifest_of
 from ..images.sets import Item
@@ -51,6 +51,7 @@ CHECKS = {
     "mosaic": "mosaiced input",
     "pairs": "input of pairs",
     "dncnn": "DnCNN, published weights",
+    "super_resolution": "super-resolution, published weights",
     "nlm": "non-local means beside BM3D",
     "bm3d": "BM3D",
 }
@@ -61,6 +62,9 @@ DNCNN = published("dncnn", "gray_denoise")
 #: DnCNN's 17 convolutions see this many pixels to each side; tiles that overlap by twice that restore like the whole.
 REACH = 17
 TILE = 1024
+
+#: Public networks for super-resolution -> the name of their checkpoint.
+NETWORKS = {"IMDN": "imdn_x{scale}", "CARN-M": "carn_m"}
 
 #: Columns that name a number.
 KEY = ["check", "images", "setting", "way", "metric"]
@@ -104,7 +108,7 @@ def measure(
         asked = [(way, list(of_way.metric)) for way, of_way in rows.groupby("way", sort=False)]
         photographs, *others = (sets.read(manifests / manifest_of(reference)) for reference in images.split())
         for item in photographs:
-            # with a photograph goes the file of its name in each other set, or the only one there is
+            # with a photograph goes the file of its name in each other set; of `weights` any, as all lie in one folder
             files = [next((o for o in other if o.name == item.name), other[0]) for other in others]
             jobs.append(partial(_of_image, check, item, files, setting, asked))
             keys.append((*key, item.name))
@@ -213,7 +217,23 @@ def pairs(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured
 def dncnn(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
     """DnCNN with its published weights on its toolbox's noise; the way is how a colour photograph becomes gray."""
     given, clean = _pair(item, noise_task(float(setting), DNCNN.noise, way or "matlab"))
-    return restore(dncnn_network(files[0].target), given, TILE, 2 * REACH), clean, DNCNN.convention
+    return restore(dncnn_network(checkpoint(files[0], "dncnn_25")), given, TILE, 2 * REACH), clean, DNCNN.convention
+
+
+def super_resolution(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
+    """A public network for super-resolution on the published low-resolution file, ours where there is none.
+
+    Ways: the network, measured as the study does; with `; Y not rounded` on Y of 8-bit images that is no 8-bit image.
+    """
+    name, _, exception = way.partition("; ")
+    *low, weights = files
+    scale = int(setting[1:])
+    given, clean = _pair(item, task_of("bicubic", scale=scale))
+    if low:
+        given = target(low[0], task_of("paired"))
+    network = enlarging_network(checkpoint(weights, NETWORKS[name].format(scale=scale)), scale)
+    with torch.inference_mode():
+        return network(given), clean, Convention("y" if exception else "y8", scale, True)
 
 
 def classical(name: str, item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
@@ -223,7 +243,10 @@ def classical(name: str, item: Item, files: Sequence[Item], setting: str, way: s
 
 
 _MEASURES: dict[str, Callable[[Item, Sequence[Item], str, str], Measured]] = {
-    **{measured.__name__: measured for measured in (lr_files, bicubic, noise, own_noise, jpeg, mosaic, pairs, dncnn)},
+    **{
+        measured.__name__: measured
+        for measured in (lr_files, bicubic, noise, own_noise, jpeg, mosaic, pairs, dncnn, super_resolution)
+    },
     **{name: partial(classical, name) for name in ("nlm", "bm3d")},
 }
 
@@ -243,6 +266,17 @@ def task_of(name: str, gray: str = "", **options) -> Task:
 def noise_task(sigma: float, who: str, gray: str = "opencv", stored: bool = False) -> Task:
     """Denoising of noise that `who` drew, in 8 bit where it was `stored`; `gray` is empty for colour."""
     return task_of("gaussian_noise", gray, sigma=sigma, noise=who, quantise=stored)
+
+
+def checkpoint(weights: Item, name: str) -> Path:
+    """The checkpoint `name` in the folder of the set `weights`."""
+    return weights.target.with_name(f"{name}.pth")
+
+
+@cache
+def enlarging_network(weights: Path, scale: int) -> nn.Module:
+    """IMDN or CARN-M with its published weights."""
+    return official.load_file(weights, weights.stem.removesuffix(f"_x{scale}"), colors=3, scale=scale)
 
 
 @cache

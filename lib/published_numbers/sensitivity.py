@@ -26,7 +26,7 @@ from ..measuring.metrics import Convention
 from ..reports.text import number as text
 from ..tasks.degradations import resize, to_8_bit
 from ..tasks.experiment import degraded, target
-from .check import DNCNN, REACH, TILE, dncnn_network, luma8, noise_task, task_of, there_and_back
+from .check import DNCNN, REACH, TILE, checkpoint, dncnn_network, luma8, noise_task, task_of, there_and_back
 from .parallel import each
 
 #: (group, choice): what the others differ from, and the one that is made several times.
@@ -51,7 +51,7 @@ def vary(
     Returns rows number, group, choice, draw, image, psnr, ssim; the rows of BASE are what the others differ from.
     """
     weights = manifests / manifest_of("weights")
-    file = sets.read(weights)[0].target if weights.exists() else None
+    file = checkpoint(sets.read(weights)[0], "dncnn_25") if weights.exists() else None
     asked: dict[str, tuple[str, Callable[[Item], list[dict]]]] = {
         f"{'DnCNN' if file else 'non-local means'}, {denoised}, sigma 25": (
             denoised, partial(denoising, weights=file, crop=crop, draws=draws)),

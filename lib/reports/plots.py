@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .. import figures
-from .statistics import MOST_PSNR
+from ..measuring.metrics import MOST_PSNR
 from .text import module_of
 
 #: Inches: on a phone 350 pixels, where letters of 9 points are 8 pixels high.

@@ -24,12 +24,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+from ..measuring.metrics import MOST_PSNR
+
 #: The seed of a row that nothing trains: it stands beside every seed of another row.
 UNTRAINED = -1
-
-#: PSNR of a photograph that is restored exactly, and the most that any photograph counts: a mean squared error of
-#: 1e-10, less than rounding to 16 bits causes. Without it one photograph would decide every mean.
-MOST_PSNR = 100.0
 
 #: Family-wise error of a study's verdicts, and level of the intervals.
 ALPHA, LEVEL = 0.05, 0.95

@@ -39,12 +39,14 @@ class Degradation:
     fresh: whether training degrades every crop anew; otherwise a whole image is degraded once and then cropped
     multiple: the sides of a clean image must be multiples of it
     period: of the pattern that the result has, in pixels; unchanged by transposition
+    eight_bit: whether the result has the 256 levels of a file
     """
 
     scale: ClassVar[int] = 1
     fresh: ClassVar[bool] = True
     multiple: ClassVar[int] = 1
     period: ClassVar[int] = 1
+    eight_bit: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -151,6 +153,10 @@ class Bicubic(Degradation):
     def multiple(self) -> int:  # type: ignore[override]
         return self.scale
 
+    @property
+    def eight_bit(self) -> bool:  # type: ignore[override]
+        return self.rounding != "none"
+
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         return resize(clean, down=self.scale, border=self.border, rounding=self.rounding)
 
@@ -187,6 +193,8 @@ class Jpeg(Degradation):
     """
 
     quality: int | tuple[int, ...]
+
+    eight_bit: ClassVar[bool] = True
 
     def __post_init__(self):
         values = self.quality if isinstance(self.quality, Sequence) else [self.quality]

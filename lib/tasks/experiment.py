@@ -52,7 +52,7 @@ def degraded(item: sets.Item, task: Task, clean: Tensor, crop: int | None = None
     one, else one fixed realisation."""
     if item.input is not None:
         side = crop and crop // task.degradation.scale
-        return _tensor(_central(_channels(sets.open_image(item.input), task), side, 1))
+        return _tensor(_central(_channels(sets.open_image(item.input), task), side, 1, task.degradation.period))
     return task.degradation.realise(clean, item.set, item.name)
 
 
@@ -76,8 +76,13 @@ def crops(task: Task, items: Sequence[sets.Item], side: int, device: str) -> Cro
                                 f"than the training crop of {task.name}, {side}; leave it out")  # fmt: skip
         return image
 
+    def given(item: sets.Item) -> Tensor:
+        image = degraded(item, task, target(item, task))[0]
+        return (image * 255).round().byte() if eight_bit else image
+
+    eight_bit = all(paired) or task.degradation.eight_bit
     anew = task.degradation.fresh and not any(paired)
-    inputs = None if anew else (degraded(item, task, target(item, task))[0] for item in items)
+    inputs = None if anew else map(given, items)
     return Crops(map(pixels, items), inputs, task.degradation, side, device)
 
 
@@ -112,7 +117,8 @@ def trained(row: Experiment | Baseline, folder: Path) -> dict[int, Network]:
 
 def _planes(item: sets.Item, task: Task, crop: int | None = None) -> np.ndarray:
     """The photograph of `target` as 8-bit pixels, (colors, rows, columns)."""
-    grid = task.degradation.scale if item.input is not None else 1  # its crop begins where one of the input's begins
+    whole = task.degradation.scale * task.degradation.period  # a crop of a pair begins where one of its input's begins
+    grid = whole if item.input is not None else 1
     return _central(_channels(sets.open_image(item.target), task), crop, task.degradation.multiple, grid)
 
 

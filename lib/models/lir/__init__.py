@@ -215,7 +215,7 @@ class LIR(Network):
         **left_out: bool,
     ):
         super().__init__()
-        if len(blocks) != 5 or min(blocks) < 0:
+        if len(blocks) != 5 or min(blocks) < 0 or not any(blocks):
             raise ValueError(f"blocks {list(blocks)} must give the number of LAA blocks of each of the five levels")
         if width < 4 or width % 4:
             raise ValueError(f"width {width} is not a multiple of 4")

@@ -59,6 +59,8 @@ class PyramidAttention(Attention):
             raise ValueError(f"patch {patch} is not one of 1, 3")
         if not scales or not all(0 < s <= 1 for s in scales):
             raise ValueError(f"scales {list(scales)} do not all lie in (0, 1]")
+        if len({*scales}) < len(scales):
+            raise ValueError(f"scales {list(scales)} name a level twice")
         positive(reduction=reduction, softmax_scale=softmax_scale, max_scores=max_scores)
         if reduction > width:
             raise ValueError(f"reduction {reduction} leaves no channel of {width}")
@@ -147,6 +149,8 @@ def _embedding(inputs: int, outputs: int) -> nn.Sequential:
 def _positions(positions: str | Sequence[str] | int, blocks: int) -> list[int]:
     """Numbers of residual blocks before each attention module."""
     if isinstance(positions, int):
+        if positions > blocks + 1:
+            raise ValueError(f"positions {positions} are more than the {blocks + 1} places between {blocks} blocks")
         return [round(blocks * (i + 1) / (positions + 1)) for i in range(positions)]
     places = {"pre": 0, "mid": blocks // 2, "post": blocks}
     names = [positions] if isinstance(positions, str) else list(positions)
