@@ -130,7 +130,7 @@ def execute(source: Path, target: Path, parameters: dict[str, str]) -> None:
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             coalesce_streams=True,
-            extra_arguments=["--log-level=ERROR"],  # the kernel warns of its own transport at every start
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel warns of its transport, and of the signal that ends it
             record_timing=False,
             cwd=ROOT,
         )
