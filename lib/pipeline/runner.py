@@ -130,7 +130,9 @@ def execute(source: Path, target: Path, parameters: dict[str, str]) -> None:
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             coalesce_streams=True,
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel warns of its transport, and of the signal that ends it
+            extra_arguments=[
+                "--log-level=CRITICAL"
+            ],  # the kernel warns of its transport, and of the signal that ends it
             record_timing=False,
             cwd=ROOT,
         )

@@ -80,7 +80,7 @@ def dagl_places(report: Report) -> Shown:
     """How many places hold nine tenths of the weight of three pixels, for every row that has weights."""
     kept = report.all_seen(report.study.experiments)
     held = {
-        report.labels[name]: (name, [plots.places_holding(weights) for weights in seen["weights"].astype(float)])
+        report.labels[name]: (report.modules[name], [plots.places_holding(w) for w in seen["weights"].astype(float)])
         for name, seen in kept.items()
         if "weights" in seen
     }
@@ -189,7 +189,7 @@ def enlca_gain(report: Report) -> Shown:
     if any(table.empty for table in panels.values()):
         raise NotRun("These rows were not run with the same seeds in this profile.")
     alt = "Gain on the trunk without attention against k and against m; the claims have the numbers."
-    return report.show(plots.along(panels, "gain on no attention (dB)", ENLCA), "amplification", alt)
+    return report.show(plots.along(panels, "gain on no attention (dB)", "enlca"), "amplification", alt)
 
 
 @_or_not_run
@@ -215,7 +215,7 @@ def enlca_entropy(report: Report) -> Shown:
         for module in range(len(first["k"]))
     }
     pixels = first["entropy_exact"][0].size
-    drawn = plots.quartiles(sharpness, "amplification k", "entropy (nats)", ("log HW", np.log(pixels)), ENLCA)
+    drawn = plots.quartiles(sharpness, "amplification k", "entropy (nats)", ("log HW", np.log(pixels)), "enlca")
     return report.show(drawn, "entropy", "Entropy of the weights against k, medians and quartiles over pixels.")
 
 

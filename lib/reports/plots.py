@@ -18,16 +18,15 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import figures
 from ..measuring.metrics import MOST_PSNR
-from .text import module_of
 
 #: Inches: on a phone 350 pixels, where letters of 9 points are 8 pixels high.
 WIDTH = 5.4
 
-#: One colour per attention module in every figure, safe for colour-blind readers; baselines and no attention are gray.
+#: One colour per attention module in every figure, safe for colour-blind readers; other rows are gray.
 _COLORBLIND = sns.color_palette("colorblind")
 COLORS = {
     "none": (0.35, 0.35, 0.35),
-    "baseline": (0.65, 0.65, 0.65),
+    "other": (0.65, 0.65, 0.65),
     "dagl": _COLORBLIND[0],
     "nl": _COLORBLIND[1],
     "panet": _COLORBLIND[2],
@@ -67,12 +66,11 @@ def _panels(count: int, height: float, most: int = 2, **options) -> tuple[Figure
     return figure, [*axes.flat[:count]]
 
 
-def _looks(rows: Mapping[str, str]) -> dict[str, dict]:
-    """Colour and marker of each label from its row's module; a label looks the same in every panel of a figure."""
+def _looks(modules: Mapping[str, str]) -> dict[str, dict]:
+    """Colour and marker of each label from its module; a label looks the same in every panel of a figure."""
     used: dict[str, int] = {}
     looks = {}
-    for label, row in rows.items():
-        module = module_of(row)
+    for label, module in modules.items():
         looks[label] = {"color": COLORS[module], "marker": MARKERS[used.setdefault(module, 0) % len(MARKERS)]}
         used[module] += 1
     return looks
@@ -102,7 +100,9 @@ def _label(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
     axes[0].figure.supylabel(ylabel, fontsize=9)
 
 
-def differences(changes: Mapping[str, pd.DataFrame], bounds: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
+def differences(
+    changes: Mapping[str, pd.DataFrame], bounds: pd.DataFrame, labels: Mapping[str, str], modules: Mapping[str, str]
+) -> Figure:
     """Per-photograph differences to the reference: their shape (dots where they are few), the mean and its interval.
 
     changes: for each title of a panel a row per photograph, a column per row of the study, dB. bounds: `difference`,
@@ -115,7 +115,7 @@ def differences(changes: Mapping[str, pd.DataFrame], bounds: pd.DataFrame, label
         axis.set_title(textwrap.fill(title, 50), loc="left", fontsize=9)
         axis.axvline(0, color="0.4", linewidth=1)
         for row, name in enumerate(table.columns):
-            values, color = table[name].dropna().to_numpy(), COLORS[module_of(name)]
+            values, color = table[name].dropna().to_numpy(), COLORS[modules[name]]
             if len(values) < FEW:
                 axis.plot(values, np.full(len(values), row), "o", color=color, alpha=0.6, markersize=5)
             else:
@@ -250,7 +250,9 @@ def influences(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: 
     return figure
 
 
-def quality_against_cost(rows: pd.DataFrame, labels: Mapping[str, str], tasks: Mapping[str, str]) -> Figure:
+def quality_against_cost(
+    rows: pd.DataFrame, labels: Mapping[str, str], tasks: Mapping[str, str], modules: Mapping[str, str]
+) -> Figure:
     """PSNR (dB) against multiply-adds on one input, a panel per task; the area of a mark grows with the parameters.
     A dB is as high in one panel as in another.
 
@@ -258,7 +260,7 @@ def quality_against_cost(rows: pd.DataFrame, labels: Mapping[str, str], tasks: M
     """
     titles = list(dict.fromkeys(tasks.values()))
     figure, axes = _panels(len(titles), 2.7)
-    looks = _looks({labels[name]: name for name in rows.index})
+    looks = _looks({labels[name]: modules[name] for name in rows.index})
     by_task = {title: rows[[tasks[name] == title for name in rows.index]] for title in titles}
     reach = max(found.psnr.max() - found.psnr.min() for found in by_task.values()) * 0.65 + 0.02
     for axis, (title, found) in zip(axes, by_task.items(), strict=True):
@@ -290,10 +292,10 @@ def heat(values: np.ndarray, label: str, photograph: np.ndarray | None = None) -
 
 
 def fields(panels: Mapping[str, Mapping[str, tuple[str, pd.Series]]]) -> Figure:
-    """Change of PSNR (dB) from the smallest field to larger ones: a panel per title, a line per label with its row's
-    name and its PSNR by the side of the field."""
+    """Change of PSNR (dB) from the smallest field to larger ones: a panel per title, a line per label with its module
+    and its PSNR by the side of the field."""
     figure, axes = _panels(len(panels), 2.1, sharey=True)
-    looks = _looks({label: row for rows in panels.values() for label, (row, _) in rows.items()})
+    looks = _looks({label: module for rows in panels.values() for label, (module, _) in rows.items()})
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color="0.4", linewidth=1)
         for label, (_, psnr) in rows.items():
@@ -308,9 +310,9 @@ def fields(panels: Mapping[str, Mapping[str, tuple[str, pd.Series]]]) -> Figure:
 
 def along_training(panels: Mapping[str, Mapping[str, tuple[str, pd.DataFrame]]]) -> Figure:
     """Difference (dB) to the reference on the validation photographs against the step: a panel per title, a line per
-    label with its row's name and a table by step: mean, low, high, the band of which is filled."""
+    label with its module and a table by step: mean, low, high, the band of which is filled."""
     figure, axes = _panels(len(panels), 2.6, most=1)
-    looks = _looks({label: row for rows in panels.values() for label, (row, _) in rows.items()})
+    looks = _looks({label: module for rows in panels.values() for label, (module, _) in rows.items()})
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color="0.4", linewidth=1)
         for label, (_, curve) in rows.items():
@@ -327,12 +329,12 @@ def along_training(panels: Mapping[str, Mapping[str, tuple[str, pd.DataFrame]]])
 
 
 def against_similarity(panels: Mapping[str, tuple[str, pd.DataFrame, tuple[float, float, float] | None]]) -> Figure:
-    """Per-photograph gain (dB) against self-similarity, a panel per title with the gaining row's name, its `gains`, and
-    the slope of a line with the ends of its interval (dotted), or None."""
+    """Per-photograph gain (dB) against self-similarity, a panel per title with the gaining row's module, its `gains`,
+    and the slope of a line with the ends of its interval (dotted), or None."""
     figure, axes = _panels(len(panels), 2.0, sharex=True, sharey=True)
-    for axis, (title, (row, found, slopes)) in zip(axes, panels.items(), strict=True):
+    for axis, (title, (module, found, slopes)) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color="0.4", linewidth=1)
-        axis.plot(found.self_similarity, found.gain, "o", color=COLORS[module_of(row)], alpha=0.5, markersize=3)
+        axis.plot(found.self_similarity, found.gain, "o", color=COLORS[module], alpha=0.5, markersize=3)
         lines = title.replace(" (", "\n(").split("\n")  # the task on a line of its own
         axis.set_title("\n".join(textwrap.fill(line, HALF) for line in lines), fontsize=8, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -345,10 +347,10 @@ def against_similarity(panels: Mapping[str, tuple[str, pd.DataFrame, tuple[float
 
 
 def points(values: Mapping[str, tuple[str, Sequence[float]]], label: str, log: bool = False) -> Figure:
-    """A few numbers for each label, every one a dot in the colour of its row's module."""
+    """A few numbers for each label, every one a dot in the colour of its module."""
     figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.32 * len(values)))
-    for place, (row, numbers) in enumerate(values.values()):
-        axis.plot(numbers, [place] * len(numbers), "o", color=COLORS[module_of(row)], alpha=0.6)
+    for place, (module, numbers) in enumerate(values.values()):
+        axis.plot(numbers, [place] * len(numbers), "o", color=COLORS[module], alpha=0.6)
     axis.set_yticks(range(len(values)), [textwrap.fill(name, 24) for name in values], fontsize=8.5)
     axis.invert_yaxis()
     axis.set(xlabel=label, xscale="log" if log else "linear")
@@ -402,11 +404,11 @@ def masses(shares: Mapping[str, pd.Series], uniform: Mapping[str, pd.Series]) ->
     return figure
 
 
-def along(panels: Mapping[str, pd.DataFrame], ylabel: str, row: str) -> Figure:
+def along(panels: Mapping[str, pd.DataFrame], ylabel: str, module: str) -> Figure:
     """Values per photograph (rows) against a number (columns), a panel per meaning of that number: the mean as a line,
-    photographs as points or, from twenty on, their quartiles as a band, in the colour of a row's module."""
+    photographs as points or, from twenty on, their quartiles as a band, in the colour of a module."""
     figure, axes = _panels(len(panels), 2.5, sharey=True)
-    color = COLORS[module_of(row)]
+    color = COLORS[module]
     for axis, (xlabel, table) in zip(axes, panels.items(), strict=True):
         mean = table.mean()
         axis.axhline(0, color="0.4", linewidth=1)
@@ -423,10 +425,10 @@ def along(panels: Mapping[str, pd.DataFrame], ylabel: str, row: str) -> Figure:
 
 
 def quartiles(
-    panels: Mapping[str, Mapping[str, Mapping]], xlabel: str, ylabel: str, limit: tuple[str, float], row: str
+    panels: Mapping[str, Mapping[str, Mapping]], xlabel: str, ylabel: str, limit: tuple[str, float], module: str
 ) -> Figure:
     """Median and quartiles of many values against a number: a panel per title, a line per label, values per number;
-    the first label black, the second in the colour of a row's module.
+    the first label black, the second in the colour of a module.
 
     limit: name and height of a line across all panels.
     """
@@ -437,7 +439,7 @@ def quartiles(
             low, middle, high = np.array([np.percentile(v, [25, 50, 75]) for v in values.values()]).T
             bars = [middle - low, high - middle]
             places = np.array(list(values)) * (1 + 0.03 * number)  # bars side by side
-            color = COLORS[module_of(row)] if number else "k"
+            color = COLORS[module] if number else "k"
             axis.errorbar(places, middle, bars, fmt="o-", markersize=4, capsize=2, color=color, label=label)
         axis.set(title=title)
         axis.set_xticks(list(values), [f"{x:g}" for x in values], fontsize=8)

@@ -53,6 +53,7 @@ class Report:
         self.priors = {metric: statistics.Prior(*fitted.loc[metric]) for metric in fitted.index}
         resolved = {name: self.params.row(name) for name in self.study.experiments}
         self.labels = {name: row.title for name, row in resolved.items()}
+        self.modules = {name: text.module_of(row) for name, row in resolved.items()}
         self.by_task = text.by_task({name: row.task.name for name, row in resolved.items()})
         self.tasks = {resolved[names[0]].task.title: names for names in self.by_task.values()}
         self.published = tables.published()
@@ -289,7 +290,7 @@ class Report:
         if not panels:
             return Markdown("No two rows can be compared yet.")
         alt = "Differences of PSNR on single photographs, row by row; the numbers are in the table below."
-        return self.show(plots.differences(panels, self.rows, self.labels), "differences", alt)
+        return self.show(plots.differences(panels, self.rows, self.labels, self.modules), "differences", alt)
 
     def _against(self, task: str) -> str:
         return f"{task}: difference to {self.labels[self.tasks[task][0]]}"
@@ -301,7 +302,7 @@ class Report:
         for task, found in self._curves().items():
             bands = {name: table.agg(["mean", "min", "max"], axis=1) for name, table in found.items()}
             panels[self._against(task)] = {
-                self.labels[name]: (name, band.rename(columns={"min": "low", "max": "high"}))
+                self.labels[name]: (self.modules[name], band.rename(columns={"min": "low", "max": "high"}))
                 for name, band in bands.items()
             }
         if not panels:
@@ -344,12 +345,12 @@ class Report:
         drawn = drawn[[name in self.params.experiments for name in drawn.index]].astype(float)
         titles = {name: self._resolved[name].task.title for name in drawn.index}
         alt = "PSNR against multiply-adds of every trained row; the numbers are in the main table."
-        return self.show(plots.quality_against_cost(drawn, self.labels, titles), "cost", alt)
+        return self.show(plots.quality_against_cost(drawn, self.labels, titles, self.modules), "cost", alt)
 
     def gain_against_similarity(self) -> Image | Markdown:
         """Gain against self-similarity, a panel per claim that was run."""
         panels = {
-            self.name(claim): (claim.better, tables.gains(self.images, *pair), self.trend(*pair))
+            self.name(claim): (self.modules[claim.better], tables.gains(self.images, *pair), self.trend(*pair))
             for claim in self.run_claims().itertuples()
             for pair in [(claim.better, claim.worse)]
         }
@@ -365,7 +366,7 @@ class Report:
         means = {name: rows.groupby("side").psnr.mean() for name, rows in self.fields.groupby("experiment")}
         several = {name: psnr for name, psnr in means.items() if len(psnr) > 1}
         panels = {
-            task: {self.labels[name]: (name, several[name]) for name in names if name in several}
+            task: {self.labels[name]: (self.modules[name], several[name]) for name in names if name in several}
             for task, names in self._by_task()
         }
         panels = {task: rows for task, rows in panels.items() if rows}

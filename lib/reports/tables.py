@@ -117,7 +117,7 @@ def collect_costs(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
 def collect_acts(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
     """Whether the attention of rows that were measured acts: acts (text) and tested, indexed by experiment.
 
-    A row without attention has an empty text; with an evaluation that did not measure it, `NOT_RECORDED`. tested says
+    A row without attention has an empty text; one whose evaluation did not measure it, `NOT_RECORDED`. tested says
     whether a claim about the row is tested, which only a row that is known not to act prevents.
     """
     rows = {}
@@ -127,7 +127,7 @@ def collect_acts(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
         file = evaluated / name / "acts.csv"
         table = pd.read_csv(file) if file.exists() else None
         if table is None:
-            rows[name] = (NOT_RECORDED if text.module_of(name) not in ("none", "baseline") else "", True)
+            rows[name] = (NOT_RECORDED, True)
         else:
             rows[name] = ("", True) if table.empty else (health.describe(table), health.tested(table))
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["acts", "tested"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from ..params import Row
 from . import statistics
 from .statistics import EQUAL, HOLDS, LEANS, NOT_RUN, NOT_TESTED, REVERSED, UNRESOLVED
 
@@ -93,13 +94,11 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def module_of(row: str) -> str:
-    """The attention module in a row's name, <model>_<task>[-<difference>]: nl, a model with attention, `none` for the
-    trunk alone or `baseline`."""
-    model, _, rest = row.partition("_")
-    if rest.partition("-")[2] in ("nl", "mhnl"):
+def module_of(row: Row) -> str:
+    """The attention module of a row: nl, a model with attention, `none` for the trunk alone, or `other`."""
+    if row.options.get("attention") in ("nl", "mhnl"):
         return "nl"
-    return model if model in MODULES else "none" if model == "edsr" else "baseline"
+    return row.model if row.model in MODULES else "none" if row.model == "edsr" else "other"
 
 
 def by_task(tasks: Mapping[str, str]) -> dict[str, list[str]]:

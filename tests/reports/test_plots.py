@@ -63,14 +63,14 @@ def test_masses_are_bars_with_a_line_for_uniform_attention():
 
 def test_along_draws_every_photograph_and_the_mean():
     table = pd.DataFrame({1.0: [0.1, 0.3], 6.0: [0.2, 0.6]}, index=["a", "b"])
-    axis = plots.along({"amplification k": table}, "gain (dB)", "enlca_t").axes[0]
+    axis = plots.along({"amplification k": table}, "gain (dB)", "enlca").axes[0]
     _, *points, mean = axis.lines
     assert sorted(y for line in points for y in line.get_ydata()) == [0.1, 0.2, 0.3, 0.6]
     np.testing.assert_allclose(mean.get_xydata(), [[1, 0.2], [6, 0.4]])
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("amplification k", "gain (dB)")
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "6"]
     many = pd.DataFrame({1.0: np.arange(21.0), 6.0: np.arange(21.0)})
-    band = plots.along({"k": many}, "gain (dB)", "enlca_t").axes[0].collections[0].get_paths()[0].get_extents()
+    band = plots.along({"k": many}, "gain (dB)", "enlca").axes[0].collections[0].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == (5, 15)
 
 
@@ -78,7 +78,9 @@ def test_differences_are_dots_where_photographs_are_few_and_shapes_where_they_ar
     bounds = pd.DataFrame({"difference": [0.5], "low": [0.25], "high": [0.75]}, ["panet_t"])
     labels = {"panet_t": "PANet"}
     few, many = (pd.DataFrame({"panet_t": np.linspace(0, 1, n)}) for n in (5, 40))
-    left, right = (plots.differences({"t": table}, bounds, labels).axes[0] for table in (few, many))
+    left, right = (
+        plots.differences({"t": table}, bounds, labels, {"panet_t": "panet"}).axes[0] for table in (few, many)
+    )
     assert len(left.lines[1].get_xdata()) == 5 and not left.collections
     assert len(right.collections) == 1 and right.collections[0].get_facecolor()[0, :3] == pytest.approx(
         plots.COLORS["panet"]
@@ -113,21 +115,21 @@ def test_a_map_without_weight_is_named_so():
 
 def test_gains_have_a_panel_each_and_a_line_where_there_is_a_trend():
     found = pd.DataFrame({"self_similarity": [0.5, 1.0], "gain": [0.0, 1.0]})
-    drawn = plots.against_similarity({"a": ("panet_t", found, (2.0, 1.0, 3.0)), "b": ("nlm_t", found, None)})
+    drawn = plots.against_similarity({"a": ("panet", found, (2.0, 1.0, 3.0)), "b": ("other", found, None)})
     left, right = drawn.axes
     assert len(left.lines) == 5 and len(right.lines) == 2
     np.testing.assert_allclose(left.lines[2].get_ydata(), [0, 1])
 
 
 def test_fields_start_at_no_change():
-    drawn = plots.fields({"t": {"PANet": ("panet_t", pd.Series([30.0, 30.5], [24, 48]))}})
+    drawn = plots.fields({"t": {"PANet": ("panet", pd.Series([30.0, 30.5], [24, 48]))}})
     assert drawn.axes[0].lines[1].get_xydata().tolist() == [[24, 0], [48, 0.5]]
     assert drawn.axes[0].lines[1].get_color() == plots.COLORS["panet"]
 
 
 def test_differences_along_the_training_have_a_band():
     curve = pd.DataFrame({"mean": [0.1, 0.4], "low": [0.0, 0.2], "high": [0.2, 0.6]}, index=[500, 1000])
-    axis = plots.along_training({"task": {"PANet": ("panet_t", curve)}}).axes[0]
+    axis = plots.along_training({"task": {"PANet": ("panet", curve)}}).axes[0]
     assert axis.lines[1].get_xydata().tolist() == [[500, 0.1], [1000, 0.4]]
     assert axis.lines[1].get_color() == plots.COLORS["panet"]
     band = axis.collections[0].get_paths()[0].get_extents()
@@ -136,7 +138,7 @@ def test_differences_along_the_training_have_a_band():
 
 
 def test_dots_have_the_colour_of_their_module():
-    axis = plots.points({"DAGL": ("dagl_t", [1, 10]), "trunk": ("edsr_t", [3])}, "places").axes[0]
+    axis = plots.points({"DAGL": ("dagl", [1, 10]), "trunk": ("none", [3])}, "places").axes[0]
     assert [line.get_color() for line in axis.lines] == [plots.COLORS["dagl"], plots.COLORS["none"]]
 
 
@@ -144,7 +146,7 @@ def test_dots_have_the_colour_of_their_module():
 def test_words_of_a_figure_overlap_neither_each_other_nor_a_panel(count):
     plots.style()
     psnr = pd.Series([30.0, 30.5, 31], [32, 64, 128])
-    rows = [{f"PANet's pyramid in the common trunk, part {n}": ("panet_t", psnr)} for n in range(count)]
+    rows = [{f"PANet's pyramid in the common trunk, part {n}": ("panet", psnr)} for n in range(count)]
     drawn = plots.fields({f"colour denoising, sigma {n}": row for n, row in enumerate(rows)})
     drawn.canvas.draw()
     words = [text for axis in drawn.axes for text in (axis.xaxis.label, axis._left_title)]
@@ -162,7 +164,12 @@ def test_cost_has_one_look_per_title_in_all_panels():
         {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "parameters": [1, 2, 4]}, ["edsr_a", "panet_a", "panet_b"]
     )
     labels = {"edsr_a": "EDSR", "panet_a": "PANet", "panet_b": "PANet"}
-    drawn = plots.quality_against_cost(rows, labels, {"edsr_a": "a", "panet_a": "a", "panet_b": "b"})
+    drawn = plots.quality_against_cost(
+        rows,
+        labels,
+        {"edsr_a": "a", "panet_a": "a", "panet_b": "b"},
+        dict.fromkeys(labels, "panet") | {"edsr_a": "none"},
+    )
     (first, second), (third,) = (axis.collections for axis in drawn.axes)
     assert (second.get_facecolor() == third.get_facecolor()).all() and second.get_sizes()[0] < third.get_sizes()[0]
     assert (first.get_facecolor() != second.get_facecolor()).any()
@@ -171,9 +178,9 @@ def test_cost_has_one_look_per_title_in_all_panels():
 
 def test_quartiles_are_those_of_the_values():
     values = {1: np.arange(101), 6: np.arange(101) / 2}
-    axis = plots.quartiles(
-        {"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0), "enlca_t"
-    ).axes[0]
+    axis = plots.quartiles({"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0), "enlca").axes[
+        0
+    ]
     [container] = axis.containers
     middle, _, [bars] = container.lines
     np.testing.assert_allclose(middle.get_ydata(), [50, 25])

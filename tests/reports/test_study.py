@@ -189,4 +189,5 @@ def test_numbers_are_read_as_a_person_writes_them():
     assert text.relation(statistics.LEANS, -0.1, 0.05) == "leans worse"
     tasks = {"edsr_sr-x2": "sr-x2", "carn_m_sr-x2": "sr-x2", "edsr_sr-x4": "sr-x4"}  # not to be told by the names
     assert text.by_task(tasks) == {"sr-x2": ["edsr_sr-x2", "carn_m_sr-x2"], "sr-x4": ["edsr_sr-x4"]}
-    assert text.module_of("dagl_gray_denoise_25-nl") == "nl" and text.module_of("nlm_gray_denoise_25") == "baseline"
+    rows = map(Params().row, (f"{DAGL}-nl", DAGL, EDSR, "panet_sr_x2", "nlm_gray_denoise_25"))
+    assert [*map(text.module_of, rows)] == ["nl", "dagl", "none", "panet", "other"]
