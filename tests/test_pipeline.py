@@ -361,6 +361,10 @@ def test_without_git_nothing_is_begun(tmp_path, monkeypatch):
         "\0",
         "outs: []\nstages: {}",
         "outs: [{psth: a, md5: b}]\nstages: {a: {cmd: b, deps: [{path: a, mdt: b}]}}",
+        *(  # cut within a hash, which may leave a number
+            f"outs: [{{path: a, md5: {left}}}]\nstages: {{a: {{cmd: b, outs: [{{path: a, md5: {left}}}]}}}}"
+            for left in ("6219", "62e1", "6219a0")
+        ),
     ],
 )
 def test_a_damaged_pin_is_never_kept_and_what_to_put_in_its_place_is_said(tmp_path, monkeypatch, name, content):

@@ -29,6 +29,9 @@ PINS = {"dvc.lock": "stages", "data.dvc": "outs"}
 #: What DVC writes of a file or folder in a pin.
 ENTRY = {"path", "md5", "hash", "size", "nfiles", "isexec"}
 
+#: Of a file or folder in a pin.
+HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
 #: Experiments at a time unless asked for more; each holds about a gigabyte.
 MOST_JOBS = 8
 
@@ -226,7 +229,10 @@ def _whole(path: Path) -> bool:
         needed = content[PINS[path.name]]
         stages = [content] if path.name == "data.dvc" else needed.values()
         entries = [entry for stage in stages for part in ("deps", "outs") for entry in stage.get(part, [])]
-        known = all({"path", "md5"} <= entry.keys() <= ENTRY for entry in entries)
+        known = all(
+            {"path", "md5"} <= entry.keys() <= ENTRY and isinstance(entry["path"], str) and HASH.fullmatch(entry["md5"])
+            for entry in entries
+        )
         return bool(needed) and known and all({*stage} <= {"cmd", "deps", "params", "outs", "md5"} for stage in stages)
     except (OSError, YAMLError, UnicodeError, TypeError, KeyError, AttributeError):
         return False
