@@ -135,7 +135,7 @@ def norm(gradient: Tensor | None) -> float:
         ("dncnn", {"colors": 3, "depth": 3}),
         ("lir", LEVELS),
         *(("edsr", {**SMALL, "scale": scale}) for scale in (1, 2, 3, 4)),
-        ("enlca", {**SMALL, "scale": 2, "every": 2}),
+        ("enlca", {**SMALL, "scale": 2}),
         ("ignn", {**SMALL, "scale": 2, "embedding": "random"}),
         ("panet", {**SMALL, "scale": 2}),
     ],

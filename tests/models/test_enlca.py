@@ -68,8 +68,7 @@ def loss_after(network, progress, training=True) -> float:
 def test_the_contrastive_loss_starts_in_time_and_in_training_only(common_trunk):
     def network(**options):
         torch.manual_seed(4)
-        places = {} if common_trunk else {"every": 2}
-        return build("enlca", common_trunk=common_trunk, scale=1, width=16, blocks=2, margin=9, **places, **options)
+        return build("enlca", common_trunk=common_trunk, scale=1, width=16, blocks=2, margin=9, **options)
 
     assert loss_after(network(contrastive_start=0.25), 0.0) == 0
     assert loss_after(network(contrastive_start=0.25), 0.25) > 0
