@@ -366,7 +366,7 @@ REFUSED = [
     *(("panet", "color_denoise_30", options) for options in (
         "scales: [1, 0]", "scales: []", "scales: [1, 1]", 'scales: "1, 0.9"')),
     ("lir", "color_denoise_30", "blocks: [0, 0, 0, 0, 0]"),
-    *(("enlca", "sr_x2", options) for options in ('k: "6"', "contrastive: no", "every: 99", "res_scale: .inf")),
+    *(("enlca", "sr_x2", options) for options in ('k: "6"', "contrastive: no", "res_scale: .inf")),
     ("ignn", "sr_x2", "embedding: foo"),
     *((model, task, "") for model, task in (
         ("dagl", "sr_x2"), ("lir", "sr_x2"), ("ignn", "gray_denoise_25"), ("ignn", "color_denoise_30"),

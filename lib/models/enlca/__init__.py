@@ -166,8 +166,6 @@ class ENLCN(Trunk):
     ):
         attention = {"branch_scale": res_scale, **attention}
         positive(every=every)
-        if every > max(1, blocks):
-            raise ValueError(f"every {every} is above the number of blocks, {blocks}")
         super().__init__(
             colors,
             width,
