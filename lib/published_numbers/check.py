@@ -63,9 +63,6 @@ DNCNN = published("dncnn", "gray_denoise")
 REACH = 17
 TILE = 1024
 
-#: Public networks for super-resolution -> the name of their checkpoint.
-NETWORKS = {"IMDN": "imdn_x{scale}", "CARN-M": "carn_m"}
-
 #: Columns that name a number.
 KEY = ["check", "images", "setting", "way", "metric"]
 
@@ -221,19 +218,17 @@ def dncnn(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured
 
 
 def super_resolution(item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
-    """A public network for super-resolution on the published low-resolution file, ours where there is none.
+    """IMDN with its published weights on the published low-resolution file.
 
-    Ways: the network, measured as the study does; with `; Y not rounded` on Y of 8-bit images that is no 8-bit image.
+    Ways: measured as the study does; with `; Y not rounded` on Y of 8-bit images that is no 8-bit image.
     """
-    name, _, exception = way.partition("; ")
-    *low, weights = files
+    low, weights = files
     scale = int(setting[1:])
-    given, clean = _pair(item, task_of("bicubic", scale=scale))
-    if low:
-        given = target(low[0], task_of("paired"))
-    network = enlarging_network(checkpoint(weights, NETWORKS[name].format(scale=scale)), scale)
+    network = imdn_network(checkpoint(weights, f"imdn_x{scale}"), scale)
+    clean = target(item, task_of("bicubic", scale=scale))
     with torch.inference_mode():
-        return network(given), clean, Convention("y" if exception else "y8", scale, True)
+        restored = network(target(low, task_of("paired")))
+    return restored, clean, Convention("y" if "not rounded" in way else "y8", scale, True)
 
 
 def classical(name: str, item: Item, files: Sequence[Item], setting: str, way: str) -> Measured:
@@ -274,9 +269,9 @@ def checkpoint(weights: Item, name: str) -> Path:
 
 
 @cache
-def enlarging_network(weights: Path, scale: int) -> nn.Module:
-    """IMDN or CARN-M with its published weights."""
-    return official.load_file(weights, weights.stem.removesuffix(f"_x{scale}"), colors=3, scale=scale)
+def imdn_network(weights: Path, scale: int) -> nn.Module:
+    """IMDN with its published weights."""
+    return official.load_file(weights, "imdn", colors=3, scale=scale)
 
 
 @cache
