@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..models.blocks import MAX_SCORES
 from ..models.dagl import DAGL, MGFAM, same_padding
 from ..models.dagl.graph_attention import edges
 from . import attended
@@ -31,7 +32,7 @@ def query_count(module: MGFAM, x: Tensor) -> int:
 def neighbours(module: MGFAM, x: Tensor) -> Tensor:
     """The number of neighbours that each query of each head keeps, ``(heads, rows, columns)``."""
     rows, columns = (math.ceil(n / module.stride) for n in x.shape[2:])
-    step = max(1, module.max_scores // x[0, 0].numel())
+    step = max(1, (module.max_scores or MAX_SCORES) // x[0, 0].numel())
     parts = torch.arange(rows * columns, device=x.device).split(step)
     kept = [torch.stack([(strength > 0).sum(1) for strength, _ in _graphs(module, x, part)]) for part in parts]
     return torch.cat(kept, 1).unflatten(1, (rows, columns))

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 #: Largest number of attention scores that a module holds at a time; bounds memory, never changes a result.
 MAX_SCORES = 2**23
 
+#: Scores of a block on a GPU: many, because starting an operation takes as long as computing many scores.
+GPU_SCORES = 2**25
+
 #: Scores of one block on a CPU where there is a choice: a few blocks of float32 stay in its last cache.
 CACHED_SCORES = 2**20
 

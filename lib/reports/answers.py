@@ -170,8 +170,8 @@ def panet_scales(report: Report) -> list[str]:
     run = report.run_claims()
     pixels = f"{trunk}_pixel_wise" if f"{trunk}_pixel_wise" in set(run.worse) else ""
     return [
-        grouped(report, scales, "one scale", on),
         report.outcome(trunk, pixels, ("in the common trunk, block matching", "pixel matching")),
+        grouped(report, scales, "one scale", on),
         report.outcome(trunk, "edsr_gray_denoise_25", ("PANet's pyramid in the common trunk", "the trunk alone")),
     ]
 

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import MAX_SCORES, NON_LOCAL, Attention, ResBlock, Trunk, conv, independent_draws, positive
+from ..blocks import NON_LOCAL, Attention, ResBlock, Trunk, conv, independent_draws, positive
 from .embed_patches import embed_patches
 from .graph_attention import graph_attention
 
@@ -63,7 +63,8 @@ class MGFAM(Attention):
     no_threshold: number of neighbours, True for `NEIGHBOURS`, in place of the threshold (Table 5, "w/o THD")
     no_graph_attention: equal weights for all neighbours (Table 5, "w/o GAT")
     weights: "official" or "paper", see `graph_attention`
-    max_scores: the largest number of scores held at a time; never changes a result
+    max_scores: the largest number of scores held at a time, None for as many as the machine takes well; never changes a
+        result
 
     The linear layers on patches, `query` and `key`, are stored as convolutions: row d of a head's layer is output
     channel d of its part. The tensors of the heads are stacked along the output channels, head after head; `threshold`
@@ -81,7 +82,7 @@ class MGFAM(Attention):
         no_threshold: int | bool | None = None,
         no_graph_attention: bool = False,
         weights: str = "official",
-        max_scores: int = MAX_SCORES,
+        max_scores: int | None = None,
     ):
         super().__init__()
         positive(heads=heads, max_scores=max_scores)

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..blocks import CACHED_SCORES
+from ..blocks import CACHED_SCORES, GPU_SCORES
 from ..operation import operation
-
-#: Scores of a block on a GPU: many, because starting an operation takes as long as computing many scores.
-GPU_SCORES = 2**25
 
 
 def plain(

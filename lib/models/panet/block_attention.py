@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..blocks import CACHED_SCORES, MAX_SCORES
+from ..blocks import CACHED_SCORES, GPU_SCORES, MAX_SCORES
 from ..operation import operation
 
 #: Smallest norm of a key block, from the released code.
@@ -35,9 +35,6 @@ SMALLEST_NORM = 1e-4
 
 #: Overlapping 3x3 blocks are divided by this number, from the released code.
 OVERLAP = 4
-
-#: Scores of a block on a GPU: many, because starting an operation takes as long as computing many scores.
-GPU_SCORES = 2**25
 
 #: Queries of a CPU's block where its cache holds no more: two rows of a strip. In narrower strips too many columns are
 #: computed twice, and the keys are read too often.
