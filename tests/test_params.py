@@ -25,6 +25,7 @@ from lib.params import (
     missing,
     table,
 )
+from lib.pipeline.resolve import evaluation
 
 TEXT = Path(__file__).with_name("params_example.yaml").read_text()
 
@@ -81,6 +82,17 @@ def test_a_public_checkpoint_is_a_baseline(tmp_path):
     row = params(tmp_path, ("\nbaselines:\n", f"\nbaselines:\n  {entry}\n")).baseline("dncnn_gray_denoise_25")
     assert (row.checkpoint, row.options, row.seeds) == ("own/dncnn.pth", {}, (1,))
     assert missing(row) == "the file own/dncnn.pth is not there"
+
+
+def test_a_listed_checkpoint_is_there_where_the_profile_downloads_it(tmp_path):
+    entry = "imdn_sr_x2: {title: IMDN, model: imdn, task: sr_x2, checkpoint: weights/imdn_x2.pth}"
+    added = ("\nbaselines:\n", f"\nbaselines:\n  {entry}\n")
+    row = params(tmp_path, added).baseline("imdn_sr_x2")
+    assert row.checkpoint == "data/weights/imdn_x2.pth"
+    assert missing(row) == "published_numbers.sets of the profile lacks 'weights'"
+    row = params(tmp_path, added, ("sets: [sample/test]", "sets: [sample/test, weights]")).baseline("imdn_sr_x2")
+    assert missing(row) is None
+    assert (evaluation(row)["checkpoint"] or "").startswith("740b39653592bd3f")
 
 
 def test_adding_an_experiment_is_adding_lines(tmp_path):
@@ -318,7 +330,9 @@ FAULTS = [
     ("needs: own/vgg19", "needs: weights/vgg19",
      "experiments.ignn_sr_x2-vgg19_embedding.needs is 'weights/vgg19.pth'; it must be a file in own/"),
     (*added("baselines", "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: weights/a.pth}"),
-     "baselines.dncnn_jpeg_10.checkpoint is 'weights/a.pth'; it must be a file in own/"),
+     "unknown checkpoint 'weights/a.pth' in baselines.dncnn_jpeg_10"),
+    (*added("baselines", "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: data/a.pth}"),
+     "baselines.dncnn_jpeg_10.checkpoint is 'data/a.pth'; it must be a file in own/, or one that the registry lists"),
     ('"package:bm3d"', '"package:bm3d; touch X"', "baselines.bm3d_gray_denoise_25.needs is 'package:bm3d; touch X'"),
     ('"package:bm3d"', '"pakage:bm3d"',
      "baselines.bm3d_gray_denoise_25.needs is 'pakage:bm3d'; it must be the path of a"),

@@ -101,6 +101,11 @@ class Registry:
         pairs = {name.removesuffix("/target") for name in self.entries if name.endswith("/target")}
         return sorted({*self.entries, *pairs, *self.manual})
 
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """SHA-256 of every public checkpoint by the path that it has once downloaded, `data/weights/<name>`."""
+        return {f"data/{entry.path.as_posix()}": entry.sha256 for entry in self.entries["weights"]}
+
     def check(self, references: Iterable[str]) -> None:
         """Raises SetError for a reference that is neither known nor the user's own."""
         for reference in references:

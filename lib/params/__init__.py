@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .faults import ParamsError
 from .resolve import ROOT, Baseline, Experiment, Params, Row, Study, fingerprint, table, text
-from .schema import Budget, Claim, Delta, Evaluation, PublishedNumbers, Recipe
+from .schema import PUBLISHED, Budget, Claim, Delta, Evaluation, PublishedNumbers, Recipe
 
 __all__ = [
     "ROOT",
@@ -47,7 +47,12 @@ def check(params: Params) -> None:
 
 
 def missing(row: Row) -> str | None:
-    """Why a row cannot be run here: the package or the file that it `needs` and that is not there, or None."""
+    """Why a row cannot be run here: the package or the file that it `needs` and that is not there, or None.
+
+    A file that the profile downloads counts as there, for it arrives after rows are resolved.
+    """
+    if isinstance(row, Baseline) and row.checkpoint and row.checkpoint.startswith(f"data/{PUBLISHED}"):
+        return None if row.downloaded else f"published_numbers.sets of the profile lacks {PUBLISHED.rstrip('/')!r}"
     needed = row.needs or (row.checkpoint if isinstance(row, Baseline) else None) or ""
     if needed.startswith("package:"):
         package = needed.removeprefix("package:")

@@ -22,7 +22,7 @@ from ..tasks.degradations import DegradationError, Paired
 from . import missing
 from .faults import ParamsError, unknown
 from .resolve import ROOT, Baseline, Experiment, Params, options, sides
-from .schema import BaselineEntry
+from .schema import PUBLISHED, BaselineEntry
 
 #: Folder of the user's image sets.
 OWN = ROOT / "own"
@@ -92,18 +92,23 @@ def _of_row(params: Params, name: str) -> Iterator[str]:
         yield f"profiles.{params.profile}.training lacks {task!r}, which {name!r} needs"
         return
     row = params.row(name)
+    file = row.checkpoint if isinstance(row, Baseline) else None
+    known = registry.published().checkpoints
+    if file and file.startswith(f"data/{PUBLISHED}") and file not in known:
+        yield unknown("checkpoint", file.removeprefix("data/"), [k.removeprefix("data/") for k in known], where)
+        return
     try:
         models.check_options(row.model, row.options)
         _check_meant(row)
-        network = None if missing(row) else _network(row)
+        network = None if missing(row) or (file and not (ROOT / file).is_file()) else _network(row)
     except (models.ModelError, OfficialError) as error:
         yield f"{where}: {error}"
         return
     if network:
-        trained, checkpoint = any(True for _ in network.parameters()), isinstance(row, Baseline) and row.checkpoint
+        trained = any(True for _ in network.parameters())
         if isinstance(row, Experiment) and not trained:
             yield f"{where}: model {row.model!r} has nothing to train; name it among the baselines"
-        if isinstance(row, Baseline) and trained and not checkpoint:
+        if isinstance(row, Baseline) and trained and not file:
             yield f"{where}: model {row.model!r} must be trained; name it among the experiments, or a checkpoint"
     yield from _of_sizes(params, row, _patch(network) if network else 1)
 

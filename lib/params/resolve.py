@@ -19,6 +19,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from .faults import ParamsError, line, unknown
 from .schema import (
+    PUBLISHED,
     BaselineEntry,
     Budget,
     Claim,
@@ -70,9 +71,13 @@ class Experiment(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Row):
-    """A row that is not trained: the degraded input, a classical method, or a public `checkpoint`."""
+    """A row that is not trained: the degraded input, a classical method, or a public `checkpoint`.
+
+    downloaded: whether the profile downloads it
+    """
 
     checkpoint: str | None = None
+    downloaded: bool = False
 
     #: It has one network and no seed; its numbers stand in the tables as those of seed 1.
     seeds: ClassVar[tuple[int, ...]] = (1,)
@@ -171,7 +176,11 @@ class Params:
         entry = self.entry(name)
         if not isinstance(entry, BaselineEntry):
             raise ParamsError(f"{self.file}: {name!r} is an experiment, not a baseline")
-        return Baseline(**self._common(name, entry), checkpoint=entry.checkpoint)
+        checkpoint = entry.checkpoint
+        if checkpoint is None or not checkpoint.startswith(PUBLISHED):
+            return Baseline(**self._common(name, entry), checkpoint=checkpoint)
+        downloaded = PUBLISHED.rstrip("/") in self.published_numbers.sets
+        return Baseline(**self._common(name, entry), checkpoint=f"data/{checkpoint}", downloaded=downloaded)
 
     def options(self, name: str) -> dict[str, Any]:
         """The options of a row's network: the profile's for its model and size, beneath its own; none for a public

@@ -17,6 +17,9 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 NAME = "letters, digits, _ and -"
 
+#: A checkpoint that the registry lists, as params.yaml names it, begins with the name of its set.
+PUBLISHED = "weights/"
+
 
 def _name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -34,6 +37,12 @@ def _path(path: str) -> str:
 def _file(path: str) -> str:
     if not _path(path).startswith("own/"):
         raise ValueError("it must be a file in own/, where a change of it is noticed")
+    return path
+
+
+def _checkpoint(path: str) -> str:
+    if not _path(path).startswith(("own/", PUBLISHED)):
+        raise ValueError(f"it must be a file in own/, or one that the registry lists, {PUBLISHED}<name>")
     return path
 
 
@@ -77,6 +86,7 @@ Sets = Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], AfterValidat
 SomeSets = Annotated[Sets, Field(min_length=1)]
 Needs = Annotated[str, AfterValidator(_needed)]
 File = Annotated[str, AfterValidator(_file)]
+Checkpoint = Annotated[str, AfterValidator(_checkpoint)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -247,13 +257,14 @@ class TaskEntry:
 
 @dataclass(frozen=True, config=_STRICT)
 class BaselineEntry:
-    """A row that is not trained. checkpoint: file of a public checkpoint, which says itself what its network is."""
+    """A row that is not trained. checkpoint: file of a public checkpoint, which says itself what its network is; one of
+    the registry's is downloaded where the profile's published numbers use `weights`."""
 
     title: Title
     model: Name
     task: Name
     options: dict[str, Any] = Field(default_factory=dict)
-    checkpoint: File | None = None
+    checkpoint: Checkpoint | None = None
     needs: Needs | None = None
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..images import registry
 from ..params import ROOT, Baseline, Experiment, Params, ParamsError, Row, check, missing
 
 #: In the folder of the files: the hash of the params.yaml that they were resolved from.
@@ -47,7 +48,7 @@ def evaluation(run: Experiment | Baseline) -> dict[str, Any]:
         "seeds": run.seeds,
         "missing": missing(run),
         "needs": _file(run.needs) if run.needs else None,
-        "checkpoint": _file(run.checkpoint) if isinstance(run, Baseline) and run.checkpoint else None,
+        "checkpoint": _checkpoint(run.checkpoint) if isinstance(run, Baseline) and run.checkpoint else None,
         "insights": _insights(run.model),
     }
 
@@ -138,6 +139,11 @@ def _insights(model: str) -> str:
     files = sorted((ROOT / "lib" / "insights").glob("*.py"))
     used = [path for path in files if path.stem == model or not (ROOT / "lib" / "models" / path.stem).is_dir()]
     return hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()
+
+
+def _checkpoint(file: str) -> str | None:
+    """SHA-256 of a checkpoint, of one that is downloaded as the registry has it."""
+    return registry.published().checkpoints.get(file) or _file(file)
 
 
 def _file(name: str) -> str | None:
