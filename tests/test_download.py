@@ -7,16 +7,18 @@ import errno
 import hashlib
 import io
 import time
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from lib.images import sets
-from lib.images.download import decode, download
+from lib.images.download import decode, download, size
 from lib.images.fetch import Fetcher, Hopeless
 from lib.images.registry import Entry, ManualSet, Registry
 from lib.images.sets import SetError
@@ -26,6 +28,12 @@ COLOR = DRAW.integers(0, 256, (12, 10, 3), dtype=np.uint8)
 GRAY = DRAW.integers(0, 256, (9, 14), dtype=np.uint8)
 GRAY_AS_RGB = np.repeat(GRAY[..., None], 3, axis=2)
 WEIGHTS = b"weights of a network"
+
+
+def tiff(array, **options) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, **options)
+    return buffer.getvalue()
 
 
 def encoded(array, kind="png", **options) -> bytes:
@@ -351,6 +359,7 @@ def rotated() -> bytes:
     return encoded(COLOR, exif=exif)
 
 
+PLANES = {"photometric": "rgb", "planarconfig": "separate"}
 PALETTE = Image.fromarray(COLOR).quantize(16)
 SEEN = {
     "rotated.png": (rotated(), np.rot90(COLOR, -1)),
@@ -359,6 +368,7 @@ SEEN = {
     "gray.bmp": (encoded(GRAY, "bmp"), GRAY),
     "gray_alpha.png": (encoded(np.dstack([GRAY, np.full(GRAY.shape, 255, np.uint8)])), GRAY),
     "photo.TIF": (encoded(COLOR, "tiff"), COLOR),
+    "planes.tif": (tiff(COLOR.transpose(2, 0, 1), **PLANES), COLOR),
     "gray_in_three.png": (encoded(GRAY_AS_RGB), GRAY),
 }
 
@@ -391,6 +401,8 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(GRAY)]}
         ("x.png", encoded(GRAY.astype(np.uint16) * 257), "more than 8 bits"),
         ("x.png", SIXTEEN_BIT_COLOR, "more than 8 bits"),
         ("x.tif", encoded(GRAY.astype(np.float32), "tiff"), "more than 8 bits"),
+        ("x.tif", tiff(COLOR.transpose(2, 0, 1).astype(np.uint16) * 257, **PLANES), "more than 8 bits"),
+        ("x.tif", tiff(GRAY.astype(np.int8)), "its pixels are signed numbers"),
         ("x.png", encoded(TRANSPARENT), "transparent pixels"),
         ("x.png", encoded(COLOR, transparency=tuple(int(c) for c in COLOR[0, 0])), "transparent pixels"),
         ("x.jpg", encoded(Image.new("CMYK", (4, 4)), "jpeg"), "its colours are CMYK"),
@@ -411,6 +423,12 @@ def test_what_cannot_be_used_is_refused_by_name(world, name, content, words):
         path = path.parent
     world.fails("own/mine", words=(words, str(path)))
     assert world.there == []
+
+
+def test_damaged_exif_data_hides_no_size_and_is_no_remark_without_a_file(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(encoded(GRAY, "jpeg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0"))
+    with warnings.catch_warnings(action="error"):
+        assert size(tmp_path / "x.jpg") == GRAY.shape
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns before it gives up

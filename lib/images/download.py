@@ -16,6 +16,7 @@ import importlib.resources
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
@@ -26,6 +27,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
 from .fetch import Fetcher, Hopeless, disk_error, extract, file_sha256
 from .registry import OWN, Entry, ManualSet, Registry, published
@@ -36,6 +38,7 @@ IGNORED = (".txt", ".md", ".db", ".ini")  # files that people and file managers 
 PACKAGE = "package:"
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # of others Pillow may cut to 8 bits silently
 MODES = ("L", "RGB", "P", "LA", "PA", "RGBA")
+SIGNED = 2  # as SAMPLEFORMAT of a TIFF
 ERRORS_SHOWN = 10
 LARGEST = 1 << 25  # bytes per image of an archive whose size is not known
 
@@ -307,13 +310,19 @@ def thumbnail(array: np.ndarray, side: int = 64) -> np.ndarray:
 
 def _refuse(image: Image.Image, what: str) -> None:
     frames, tiles = getattr(image, "n_frames", 1), getattr(image, "tile", ())
+    tags = getattr(
+        image, "tag_v2", {}
+    )  # those of a TIFF: Pillow reads its planes of 16 bits, and signed ones, as 8 bits
     if image.format not in FORMATS:
         raise SetError(f"{what}: its format is {image.format}; save it as PNG")
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
         raise SetError(f"{what}: it has {frames} frames; save the one you want")
     # Pillow reduces 16-bit colour to 8 bits without a word; its raw mode still tells
-    if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in tiles):
+    deep = any(";16" in str(tile[3]) for tile in tiles) or max(tags.get(BITSPERSAMPLE, (8,))) > 8
+    if image.mode.startswith(("I", "F")) or deep:
         raise SetError(f"{what}: it has more than 8 bits a channel (Pillow mode {image.mode}); save it with 8")
+    if SIGNED in tags.get(SAMPLEFORMAT, ()):
+        raise SetError(f"{what}: its pixels are signed numbers; save it with values from 0 to 255")
     if image.mode not in MODES:
         raise SetError(f"{what}: its colours are {image.mode}; save it as gray or RGB")
 
@@ -355,7 +364,7 @@ def own_images(reference: str, own: Path) -> list[tuple[Path, Path | None]]:
 def size(path: Path) -> tuple[int, int]:
     """Rows and columns of an image file as it is seen, from its header; raises SetError where it is none."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # they name no file
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # as in `decode`
