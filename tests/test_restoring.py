@@ -70,7 +70,7 @@ REFUSED = {
     "16 bits of PPM": (lambda: b"P6 8 8 65535\n" + bytes(384), "its format is PPM; save it as PNG"),
     "frames": (frames, "it has 2 frames; save the one you want"),
     "CMYK": (cmyk, "its colours are CMYK; save it as gray or RGB"),
-    "huge": (huge, "has 900 megapixels; `--megapixels 900` takes it, given the memory"),
+    "huge": (huge, "is larger than 100 megapixels; `--megapixels 900` takes it, given the memory"),
     "long text": (long_text, "truncated or no image (Decompressed data too large"),
 }
 
@@ -94,12 +94,13 @@ def test_an_image_that_cannot_be_restored_is_refused_in_one_line(kind, capsys):
         (["a.png", "b.png"], "out.png", "out.png: names a file for 2 images; name a folder"),
         (["a.png", "more/a.png"], "out", "more/a.png and a.png: both would become out/a.png; restore them into two"),
         (["a.png", "b.png"], ".", "a.png: is an image that is to be restored; name another file or folder"),
+        (["a**b"], "out", "a**b: Invalid pattern"),
         (["empty"], "out", "empty: the folder has no images"),
     ],
 )  # fmt: skip
 def test_where_nothing_can_be_written_nothing_is_begun(images, into, message, capsys):
-    for name in ("a.png", "b.png", "more/a.png", "empty/notes.txt"):
-        Path(name).parent.mkdir(exist_ok=True)
+    for name in ("a.png", "b.png", "more/a.png", "empty/notes.txt", "empty/._a.png", "empty/x.png/a.txt"):
+        Path(name).parent.mkdir(exist_ok=True, parents=True)
         Path(name).write_bytes(SOUND)
     assert restore(*images, "--into", into) == 1
     assert capsys.readouterr().err.startswith(f"error: {message}")
@@ -107,7 +108,7 @@ def test_where_nothing_can_be_written_nothing_is_begun(images, into, message, ca
 
 
 def test_files_folders_and_patterns_are_restored_and_one_bad_file_stops_no_other(capsys):
-    for name in ("a.png", "scans/b.PNG", "scans/c.png", "scans/notes.txt", "d_1.png"):
+    for name in ("a.png", "scans/b.PNG", "scans/c.png", "scans/notes.txt", "d_1.png", "scans/._b.png"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_bytes(SOUND)
     Path("scans/c.png").write_bytes(SOUND[:100])
@@ -115,6 +116,11 @@ def test_files_folders_and_patterns_are_restored_and_one_bad_file_stops_no_other
     assert capsys.readouterr().err.startswith("error: scans/c.png: truncated or no image")
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png", "d_1.png"]
     assert (np.asarray(Image.open("out/b.png")) == np.asarray(Image.open("a.png"))).all()
+
+
+def test_an_image_that_is_named_twice_is_one(capsys):
+    Path("a.png").write_bytes(SOUND)
+    assert restore("a.png", "a.*", "--into", "out.png") == 0 and Path("out.png").is_file()
 
 
 def test_resolution_profile_and_orientation_are_carried_over():
@@ -133,15 +139,27 @@ def test_resolution_profile_and_orientation_are_carried_over():
     assert "icc_profile" not in Image.open("out.png").info
 
 
+@pytest.mark.parametrize("dpi", [(2**32 - 1, 1), (0, 0), (1, 0)], ids=str)
+def test_a_resolution_that_no_image_has_is_left_out(dpi):
+    unit, x, y = ((tag, kind, 1, value) for tag, kind, value in ((296, 3, 2), (282, 5, 8), (283, 5, 8)))
+    head = struct.pack("<2sHIII", b"II", 42, 16, *dpi)
+    tags = [(256, 3, 1, 8), (257, 3, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 8), x, y, unit]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    Path("a.tif").write_bytes(head + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert "dpi" in Image.open("a.tif").info and restore("a.tif", "--into", "out.png") == 0
+    assert "dpi" not in Image.open("out.png").info
+
+
 def test_damaged_exif_data_is_a_line_and_no_obstacle(capsys):
     Image.new("L", (8, 8), 9).save("a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0")
     assert restore("a.jpg", "--into", "out.png") == 0
     assert re.fullmatch(r"note: a.jpg: Corrupt EXIF data.*\n", capsys.readouterr().err)
 
 
-def test_an_opaque_channel_is_left_out_and_a_large_scan_taken_where_that_is_asked_for():
+def test_an_opaque_channel_is_left_out_and_a_large_scan_taken_where_that_is_asked_for(capsys):
     Path("a.png").write_bytes(png(Image.new("RGBA", (1100, 1000), (9, 9, 9, 255))))
     assert restore("a.png", "--into", "out.png", "--megapixels", "1") == 1
+    assert "a.png: is larger than 1 megapixels; `--megapixels 2` takes it" in capsys.readouterr().err
     assert restore("a.png", "--into", "out.png", "--megapixels", "1.1") == 0
     assert (np.asarray(Image.open("out.png")) == 9).all()
 
@@ -192,6 +210,13 @@ def test_smallest_images_are_restored_or_refused_by_the_documented_minimum(model
         assert "\n" not in str(error)
     else:
         assert restored.shape[2] == size[0] * SMALL[model].get("scale", 1) and restored.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_opacity_is_not_lost_in_a_file_that_keeps_none(mode, capsys):
+    Path("a.png").write_bytes(png(Image.new(mode, (8, 8))))
+    assert restore("a.png", "--into", "out.bmp") == 1 and not Path("out.bmp").exists()
+    assert capsys.readouterr().err == "error: out.bmp: BMP files keep no opacity, which a.png has; end it in .png\n"
 
 
 def test_another_clones_folder_is_refused(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ upright; anything else is refused by name. Only opacity is taken here: it is kep
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,9 @@ from .runner import StageError
 
 #: Endings of the files that a restored image is written to.
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
+
+#: Pixels per inch that no image has: more cannot be written.
+DENSEST = 1e8
 
 
 def restore_files(
@@ -81,7 +85,7 @@ def load(params: Params, by: str) -> tuple[Row, nn.Module]:
 
 def _targets(images: Sequence[str], into: Path) -> dict[Path, Path]:
     """The images with the file that each is restored to."""
-    found = list(_named(images))
+    found = list(dict.fromkeys(_named(images)))
     single = len(found) == 1 and not into.is_dir() and not Path(images[0]).is_dir()
     if single and into.suffix.lower() not in LOSSLESS:
         raise StageError(f"{into}: end it in {', '.join(LOSSLESS)}, or name a folder that exists")
@@ -105,16 +109,26 @@ def _named(images: Sequence[str]) -> Iterator[Path]:
         path = Path(name)
         matching = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
         within = [path] if path.is_file() else path.iterdir() if path.is_dir() else matching
-        files = sorted(file for file in within if file == path or file.suffix.lower() in SUFFIXES)
+        try:
+            files = sorted(file for file in within if file == path or _is_image(file))
+        except ValueError as error:  # of a pattern
+            raise StageError(f"{name}: {error}") from None
         if not files:
             raise StageError(f"{name}: {'the folder has no images' if path.is_dir() else 'No such file or directory'}")
         yield from files
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file that is not named itself is meant, by its name; macOS puts a hidden one beside each."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def _restore_file(
     image: Path, target: Path, network: nn.Module, task: Task, how: Evaluation, megapixels: float
 ) -> None:
     given, opacity, described = read(image, task, megapixels)
+    if opacity and target.suffix.lower() == ".bmp":
+        raise StageError(f"{target}: BMP files keep no opacity, which {image} has; end it in .png")
     tiles = [0, 0]
 
     def counted(x: Tensor) -> Tensor:
@@ -151,8 +165,11 @@ def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, Image.Image
         with warnings.catch_warnings(record=True) as remarks, Image.open(path) as image:
             size, bands = image.width * image.height / 1e6, len(image.getbands())
             described = {key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)}
+        if not all(0 < value < DENSEST for value in described.get("dpi", ())):
+            del described["dpi"]
         if size > megapixels:
-            raise StageError(f"{path}: has {size:.0f} megapixels; `--megapixels {size:.0f}` takes it, given the memory")
+            larger = f"is larger than {megapixels:g} megapixels"
+            raise StageError(f"{path}: {larger}; `--megapixels {math.ceil(size)}` takes it, given the memory")
         with warnings.catch_warnings(action="ignore"):
             pixels, opacity = decode_layers(path, str(path))
         for remark in remarks[:1]:  # such as damaged EXIF data
