@@ -44,6 +44,12 @@ def _positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
+def _path(text: str) -> Path:
+    if not text:  # else the working folder
+        raise argparse.ArgumentTypeError("'' names no file or folder")
+    return Path(text)
+
+
 def _address(text: str) -> str:
     if text != "auto" and not re.fullmatch(r"[^/]+:\d{1,5}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither `auto`, this machine, nor HOST:PORT, a cluster's head")
@@ -92,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--minutes", type=_positive, help="save and stop after these")
     verb.add_argument("--compact", action="store_true", help="leave smaller, rounded checkpoints for the next visit")
     verb = verbs.add_parser("import", help="take what came back into the pipeline")
-    verb.add_argument("source", type=Path, help="the folder `elsewhere` that came back, or an archive of it")
+    verb.add_argument("source", type=_path, help="the folder `elsewhere` that came back, or an archive of it")
     verb.add_argument("--profile", help="switch to this profile first")
     verb.add_argument("--jobs", type=_count, help="experiments at a time (default: one per core)")
     verb = verbs.add_parser("keep", help="have git hold trained networks, in place of those it held")
@@ -104,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb = verbs.add_parser("restore", help="restore image files by a trained network or a baseline")
     verb.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
     verb.add_argument("--by", required=True, metavar="EXPERIMENT")
-    verb.add_argument("--into", type=Path, required=True, metavar="FILE.png", help="or a folder, for several")
+    verb.add_argument("--into", type=_path, required=True, metavar="FILE.png", help="or a folder, for several")
     verb.add_argument("--megapixels", type=_positive, default=100, help="of the largest image that is taken (100)")
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb.add_argument("--self-ensemble", action="store_true", help="the mean over eight flips and rotations")

@@ -219,6 +219,19 @@ def test_numbers_of_jobs_and_minutes_are_above_0(arguments, capsys):
     assert capsys.readouterr().err.splitlines()[-1].endswith("above 0")
 
 
+@pytest.mark.parametrize("arguments", [["import", ""], ["restore", "a.png", "--by", EDSR, "--into", ""]])
+def test_an_empty_path_is_not_the_working_folder(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert capsys.readouterr().err.endswith("'' names no file or folder\n")
+
+
+def test_where_nothing_is_packed_that_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(remote, "ELSEWHERE", tmp_path / "elsewhere")
+    assert main(["remote"]) == 1
+    assert capsys.readouterr().err.startswith("error: elsewhere: nothing is packed here; unpack")
+
+
 def test_a_baseline_is_not_packed(tmp_path):
     with pytest.raises(ParamsError, match="is a baseline, which is not trained"):
         transfer.pack(["input_gray_denoise_25"], tmp_path / "no.tar")

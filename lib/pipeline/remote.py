@@ -50,11 +50,15 @@ def run(names: Sequence[str], jobs: int, minutes: float | None, compact: bool) -
 
     minutes: after these it saves its state and begins nothing; run again, it continues.
     compact: leave checkpoints of two thirds the size, rounded (see `_compact`). Raises StageError for a name that was
-    not packed.
+    not packed, and where nothing was.
     """
     packed = sorted(path.parent.name for path in ELSEWHERE.glob("*/version.json"))
     if unknown := {*names} - {*packed}:
         raise StageError(f"{', '.join(sorted(unknown))}: not packed here; packed: {', '.join(packed) or 'nothing'}")
+    if not packed:
+        raise StageError(
+            f"{ELSEWHERE.name}: nothing is packed here; unpack what `python -m lib pack` made, and run there"
+        )
     unfold(ROOT / "data" / "images")
     deadline = time.time() + 60 * minutes if minutes else float("inf")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
