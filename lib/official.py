@@ -36,29 +36,45 @@ from .models.released import State, System, substitute
 
 #: Keys under which files hold a state dict, perhaps in one another; averaged weights, the ones to use, first.
 WRAPPERS = (
-    *("params_ema", "ema", "ema_state_dict", "model_ema", "g_ema"),
+    *("params_ema", "ema", "ema_state_dict", "state_dict_ema", "model_ema", "g_ema"),
     *("params", "state_dict", "model_state_dict", "net_state_dict", "weights", "model", "net", "network", "generator"),
-    "module",
+    *("gen", "netG", "net_g", "module"),
 )
 
 #: Prefixes that wrapper modules put before every name of the network inside them.
-PREFIXES = ("module.", "_orig_mod.", "net.", "network.", "model.", "generator.")
+PREFIXES = ("module.", "_orig_mod.", "net.", "network.", "model.", "generator.", "gen.", "netG.", "net_g.")
 
 #: Ends of the names of counters, which no network needs: of batches, of averaged steps, thop's.
 COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 
+#: Beginnings of the names of losses' tensors, which lie beside the network's where a training holds both.
+LOSSES = ("loss.", "criterion.")
+
 #: First bytes of files that are taken for checkpoints, and what to do about them.
 MISTAKEN = {
+    bytes(64): "zero bytes, as a broken download leaves: download it again",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run `git lfs pull` where it comes from",
     b"\xef\xbb\xbf<": "a page of HTML or XML, as servers send in place of a file: download the file itself",
     b"<": "a page of HTML or XML, as servers send in place of a file: download the file itself",
+    b"\xff\xfe<\0": "a page of HTML or XML, as servers send in place of a file: download the file itself",
     b"{": "a text in JSON, not a checkpoint",
     b"\x1f\x8b": "packed by gzip: unpack it first",
+    b"\xfd7zXZ": "packed by xz: unpack it first",
+    b"BZh": "packed by bzip2: unpack it first",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it first",
     b"7z\xbc\xaf": "packed by 7-Zip: unpack it first",
     b"Rar!": "packed by RAR: unpack it first",
     b"MATLAB": "a file of MATLAB: read it by scipy.io.loadmat and save a state dict of its arrays by torch.save",
+    b"\x93NUMPY": "an array of NumPy, not a state dict: save one of tensors by torch.save",
+    b"\x89PNG": "an image, not a checkpoint: name the file of the weights",
+    b"\xff\xd8\xff": "an image, not a checkpoint: name the file of the weights",
+    b"%PDF": "a document in PDF, not a checkpoint: name the file of the weights",
+    b"GGUF": "weights in GGUF, which is for language models: name a file of PyTorch or safetensors",
     b"\x89HDF": "a file of HDF5: read it by h5py and save a state dict of its arrays by torch.save",
 }
+
+#: In the first pickle of an old file, its signature.
+SIGNATURE = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 
 #: Pickles at the beginning of an old file: a signature, a version, the system, the content.
 OLD_PICKLES = 4
@@ -98,6 +114,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     names the file, says what it is and what to do, if it is missing or no checkpoint of tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise OfficialError(f"{path}: is a folder; name the checkpoint in it")
     if not path.is_file():
         raise OfficialError(f"{path}: no such file; download the checkpoint or correct `checkpoint`")
     try:
@@ -121,11 +139,21 @@ def _content(path: Path) -> object:
             raise OfficialError(kind)
     if tarfile.is_tarfile(path):
         raise OfficialError("a tar archive: unpack it first")
+    if start.startswith(b"\x80") and SIGNATURE not in start:
+        raise OfficialError(
+            "a pickle that torch.save did not write: load it where it was made, and torch.save its tensors"
+        )
+    if start.isascii() and (text := " ".join(start.decode().split())).isprintable():
+        raise OfficialError(f"a text ({text!r}), not a checkpoint: download the file itself")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             raise OfficialError("a TorchScript program, not a state dict: torch.jit.load it and save its state_dict()")
+        if names and all(name.endswith(".npy") for name in names):
+            raise OfficialError(
+                "arrays of NumPy: save a state dict of tensors, torch.from_numpy of each, by torch.save"
+            )
         if not any(name.endswith("data.pkl") for name in names):
             raise OfficialError(f"a zip archive ({', '.join(names[:LISTED]) or 'empty'}): unpack it first")
     foreign: list[str] = []
@@ -162,9 +190,14 @@ def unwrap(content: object) -> dict[str, Tensor]:
     """The state dict in a checkpoint's content.
 
     It may lie under WRAPPERS' keys, which may lie in one another, beside anything else; its names may all begin with
-    PREFIXES; counters, and what is no tensor beside tensors, are dropped. Raises OfficialError if it holds no tensors.
+    PREFIXES; counters, losses, and what is no tensor beside tensors, are dropped. Raises OfficialError if it holds no
+    tensors, or others than dense ones of floating numbers.
     """
-    if (within := _with_tensors(content)) is not None:
+    try:
+        within = _with_tensors(content)
+    except RecursionError:
+        raise OfficialError("no state dict, but a dict that contains itself: save the state dict alone") from None
+    if within is not None:
         content = {name: value for name, value in within.items() if isinstance(value, Tensor)}
     while isinstance(content, Mapping):  # no tensors: down to what an error is about
         wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping | Foreign)]
@@ -180,13 +213,20 @@ def unwrap(content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise OfficialError(f"no state dict, but {'an empty one' if content == {} else type(content).__name__}")
     for name, value in content.items():
-        if not isinstance(name, str):
-            raise OfficialError(f"no state dict: {name!r} is {type(name).__name__}, not the name of a tensor")
+        if not isinstance(name, str) or not name.isprintable():
+            raise OfficialError(f"no state dict: {name!r} ({type(name).__name__}) is not the name of a tensor")
+        if type(value).__name__.startswith("numpy."):
+            raise OfficialError(f"no state dict: {name} is of NumPy, not a tensor: save torch.from_numpy of each array")
         if isinstance(value, Foreign) or not isinstance(value, Tensor):
             raise OfficialError(f"no state dict: {name} is {type(value).__name__}, not a tensor")
         if value.is_meta:
             raise OfficialError(f"{name} is on the device meta, without values: save the network after loading it")
-    state = {name: value for name, value in content.items() if not name.endswith(COUNTERS)}
+    beside = {name for name in content if name.endswith(COUNTERS) or name.startswith(LOSSES)}
+    state = {name: value for name, value in content.items() if name not in beside}
+    for name, value in state.items():
+        if not value.is_floating_point() or value.layout != torch.strided:
+            kind = value.dtype if value.layout == torch.strided else value.layout
+            raise OfficialError(f"{name} is of {kind}, not of dense floating numbers: save the weights as float32")
     while prefix := next((p for p in PREFIXES if state and all(_is_behind(p, name) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
@@ -274,6 +314,7 @@ def translate(system: str, state_dict: Mapping, **more) -> tuple[str, dict, dict
             shapes.update((source, entry.source_shape(source, own[name], len(several))) for source in several)
         shapes.update((copy, shapes[source]) for source, copy in copies)
         check_tensors(state, shapes, lambda name: entry.optional(name, state[name], options))
+        check_finite(state, sources)
         check_ties(state, [*copies, *tied(network, sources)])
     except (OfficialError, models.ModelError) as error:
         raise OfficialError(f"{system}: {error}") from None
@@ -298,6 +339,13 @@ def check_tensors(state: State, shapes: Mapping[str, tuple[int, ...]], optional:
     found = [f"{kind}: {listing(names)}" for kind, names in problems.items() if names]
     if found:
         raise OfficialError("; ".join(found))
+
+
+def check_finite(state: State, sources: Mapping[str, list[str]]) -> None:
+    """Raise OfficialError unless all numbers of the tensors that are read are finite."""
+    read = dict.fromkeys(name for several in sources.values() for name in several)
+    if broken := [name for name in read if not state[name].float().isfinite().all()]:
+        raise OfficialError(f"NaN or infinite numbers: {listing(broken)}; the training failed, take another checkpoint")
 
 
 def check_ties(state: State, pairs: Iterable[tuple[str, str]]) -> None:

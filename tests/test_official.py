@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import bz2
 import functools
 import gzip
+import lzma
+import pickle
 import re
 import tarfile
 import warnings
@@ -317,7 +320,7 @@ def numbered(system: str, shapes: Shapes) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         key, numel = same_tensor(system, name), torch.Size(shape).numel()
         if key not in made:
-            made[key] = torch.arange(start, start + numel).reshape(shape)
+            made[key] = torch.arange(start, start + numel, dtype=torch.float64).reshape(shape)
             start += numel
     return {name: made[same_tensor(system, name)] for name in shapes}
 
@@ -551,6 +554,9 @@ BESIDE = {
         named("model.module.model."),
         {"model": {"state_dict": named("module.")}},
         {"params": OTHER, "params_ema": TENSORS},
+        {"state_dict": OTHER, "state_dict_ema": TENSORS},
+        {"gen": named("net_g."), "step": torch.tensor(3)},
+        {"state_dict": {**named("model."), "loss.vgg.weight": torch.zeros(1)}, "hyper_parameters": {"lr": 1e-4}},
         {"ema": TENSORS, "state_dict": OTHER, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}},
         {"n_averaged": torch.tensor(7), **named("module.")},
         {**TENSORS, "total_ops": torch.zeros(1), "model.0.total_params": torch.zeros(1)},
@@ -625,10 +631,26 @@ def script(path: Path) -> None:
     torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(str(path))
 
 
+def arrays(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(1))
+
+
+def itself(path: Path) -> None:
+    content: dict = {"epoch": 1}
+    content["model"] = content
+    torch.save(content, path)
+
+
+def quantised(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        torch.save({"a": torch.quantize_per_tensor(torch.ones(1), 1.0, 0, torch.qint8)}, path)
+
+
 MISTAKEN = {
     "absent": (lambda path: None, "no such file"),
     "empty": (lambda path: path.touch(), "the file is empty: download it again"),
-    "text": (lambda path: path.write_text("not a checkpoint"), "damaged, or no state dict saved by PyTorch"),
+    "text": (lambda path: path.write_text("not a checkpoint"), r"a text \('not a checkpoint'\), not a checkpoint"),
     "HTML": (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "a page of HTML or XML"),
     "LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "a pointer of Git LFS"),
     "JSON": (lambda path: path.write_text('{"a": 1}'), "a text in JSON"),
@@ -651,7 +673,27 @@ MISTAKEN = {
     "list": (saved([torch.zeros(1)]), "no state dict, but list"),
     "nothing": (saved({}), "no state dict, but an empty one"),
     "number": (saved({"epoch": 1}), "no state dict: epoch is int, not a tensor"),
-    "integer keys": (saved({0: torch.zeros(1)}), "no state dict: 0 is int, not the name of a tensor"),
+    "integer keys": (saved({0: torch.zeros(1)}), r"no state dict: 0 \(int\) is not the name of a tensor"),
+    "newline": (saved({"a\nb": torch.zeros(1)}), r"no state dict: 'a\\nb' \(str\) is not the name of a tensor"),
+    "folder": (lambda path: path.mkdir(), "is a folder; name the checkpoint in it"),
+    "zeros": (lambda path: path.write_bytes(bytes(5000)), "zero bytes, as a broken download leaves"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(TENSORS)), "a pickle that torch.save did not write"),
+    "array": (lambda path: path.write_bytes(b"\x93NUMPY\x01\0v\0{"), "an array of NumPy, not a state dict"),
+    "arrays": (arrays, "arrays of NumPy: save a state dict of tensors"),
+    "dict of arrays": (saved({"a": np.zeros(1)}), "no state dict: a is of NumPy, not a tensor: save torch.from_numpy"),
+    "xz": (lambda path: path.write_bytes(lzma.compress(b"x")), "packed by xz: unpack it first"),
+    "bzip2": (lambda path: path.write_bytes(bz2.compress(b"x")), "packed by bzip2: unpack it first"),
+    "zstd": (lambda path: path.write_bytes(b"\x28\xb5\x2f\xfd\0"), "packed by zstd: unpack it first"),
+    "image": (lambda path: Image.new("L", (8, 8)).save(path, "PNG"), "an image, not a checkpoint"),
+    "PDF": (lambda path: path.write_bytes(b"%PDF-1.7"), "a document in PDF, not a checkpoint"),
+    "GGUF": (lambda path: path.write_bytes(b"GGUF\x03\0\0\0"), "weights in GGUF, which is for language models"),
+    "HTML in UTF-16": (lambda path: path.write_text("<html>", encoding="utf-16"), "a page of HTML or XML"),
+    "itself": (itself, "no state dict, but a dict that contains itself: save the state dict alone"),
+    "integers": (saved({"a": torch.ones(1, dtype=torch.int8)}), "a is of torch.int8, not of dense floating numbers"),
+    "booleans": (saved({"a": torch.ones(1) > 0}), "a is of torch.bool, not of dense floating numbers"),
+    "complex": (saved({"a": torch.ones(1) * 1j}), "a is of torch.complex64, not of dense floating numbers"),
+    "sparse": (saved({"a": torch.eye(2).to_sparse()}), "a is of torch.sparse_coo, not of dense floating numbers"),
+    "quantised": (quantised, "a is of torch.qint8, not of dense floating numbers"),
     "meta": (saved({"a": torch.zeros(1, device="meta")}), "a is on the device meta, without values"),
 }
 
@@ -665,6 +707,14 @@ def test_what_is_no_checkpoint_is_an_error_of_one_line(tmp_path, capsys, kind):
     assert str(caught.value).startswith(f"{tmp_path / 'x.pth'}: ")
     assert "\n" not in str(caught.value)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_none_are_refused(number):
+    state = random("dncnn", dncnn(1, 4, 8))
+    state["model.2.bias"][3] = number
+    with pytest.raises(OfficialError, match=r"^dncnn: NaN or infinite numbers: model.2.bias; the training failed"):
+        official.load("dncnn", state)
 
 
 def test_a_file_must_suit_its_task(tmp_path):
