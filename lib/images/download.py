@@ -310,9 +310,8 @@ def thumbnail(array: np.ndarray, side: int = 64) -> np.ndarray:
 
 def _refuse(image: Image.Image, what: str) -> None:
     frames, tiles = getattr(image, "n_frames", 1), getattr(image, "tile", ())
-    tags = getattr(
-        image, "tag_v2", {}
-    )  # those of a TIFF: Pillow reads its planes of 16 bits, and signed ones, as 8 bits
+    # Tags of a TIFF: Pillow reads planes of 16 bits, and signed numbers, as 8 bits.
+    tags = getattr(image, "tag_v2", {})
     if image.format not in FORMATS:
         raise SetError(f"{what}: its format is {image.format}; save it as PNG")
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
