@@ -213,7 +213,12 @@ FAULTS = [
      "the name 'edsr_gray_denoise_25-' must be edsr_gray_denoise_25 or that and -<difference>"),
     ("  dagl_ablation:", "  published_numbers:", "studies.published_numbers: that is the name of the study of"),
     *(("title: EDSR trunk, ", f"title: {title}, ", f"{EDSR}.title is ")
-      for title in ('"a | b"', '"<b>a</b>"', '"a "', '"a\\nb"', '""', '"`a`"')),
+      for title in (
+          '"a | b"', '"<b>a</b>"', '"a "', '"a\\nb"', '""', '"`a`"', '"a\\x07b"', '"a\\x9fb"', '"a\\u2028b"')),
+    *(("  edsr_gray_denoise_25: {title", f"  {name}: {{title", f"experiments.{name} is '{name}'; a name is made of")
+      for name in ("-x", "edsr_gray_denoise_25-" + 80 * "x")),
+    *(("title: EDSR trunk, ", f"title: {title}, ", "not YAML: ") for title in ("2020-13-45", "!!bool x", "9" * 5000)),
+    ("steps: 950", "steps: !!int x", "not YAML: "),
     # options that follow from the task, and rows in the wrong section
     (*with_options("edsr", "sr_x2", "{scale: 2}"), "experiments.edsr_sr_x2-z0.options: 'scale' follows from the task"),
     (*with_options("edsr", "sr_x2", "{colors: 1}"),
@@ -273,6 +278,8 @@ FAULTS = [
     ("seeds: [1, 2, 3]", "seeds: [1, 1]", "profiles.quick.seeds is [1, 1]; 1 is listed twice"),
     ("seeds: [1, 2, 3]", "seeds: []", "profiles.quick.seeds is []; it must be a list that is not empty"),
     ("seeds: [1, 2, 3]", "seeds: [9223372036854775808]", "profiles.quick.seeds[0] is 9223372036854775808; it must be"),
+    ("    precision: float32\n", "    recipe_search: {experiments: [edsr_sr_x2], rates: [1], steps: 1}\n",
+     "profiles.quick.recipe_search.rates is [1]; it must be a list of 2 or more"),
     ("seeds: [1, 2, 3]", "seeds: 3", "profiles.quick.seeds is 3; it must be a list"),
     ("seeds: [1, 2, 3]", "seeds: [-1]", "profiles.quick.seeds[0] is -1; it must be at least 0"),
     ("precision: float32", "precision: fp16", "profiles.quick.precision is 'fp16'; it must be float32 or bf16"),
@@ -470,6 +477,12 @@ def test_the_file_says_the_same_once_dvc_wrote_it():
     yaml.dump(yaml.load(text), written)
     before, after = (json.dumps(YAML(typ="safe").load(found)) for found in (text, written.getvalue()))
     assert after.replace(" ", "") == before.replace(" ", "")
+
+
+@pytest.mark.parametrize("seed", ["1.0", "true", '"1"'])
+def test_a_fault_inside_of_a_list_makes_no_second_one_of_the_list(tmp_path, seed):
+    [found] = faults(tmp_path, ("seeds: [1, 2, 3]", f"seeds: [{seed}]"))
+    assert found.startswith("profiles.quick.seeds[0] is ") and found.endswith("; it must be a whole number")
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path):

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
 
 from . import check
 from .faults import ParamsError, unknown
-from .resolve import ROOT, Params
+from .resolve import NOT_YAML, ROOT, Params
 from .schema import ExperimentEntry
 
 #: Longest line of params.yaml.
@@ -37,6 +37,8 @@ def add(
     if study and study not in params.studies:
         raise ParamsError(unknown("study", study, params.studies, "studies"))
     entry, changed = params.contents.experiments[other], dict(map(_option, options))
+    if len(changed) < len(options):
+        raise ParamsError(f"--set {' '.join(options)}: names an option twice")
     said = ", ".join(f"{key} {value}" for key, value in changed.items())
     added = _entry(
         name, entry, title or f"{entry.title}, {said}" if said else title or f"{entry.title}, again", changed
@@ -66,9 +68,11 @@ def _option(text: str) -> tuple[str, Any]:
     if not mark or not key.isidentifier():
         raise ParamsError(f"--set {text}: it must be an option of the network and its value, such as heads=3")
     try:
-        return key, YAML(typ="safe").load(value)
-    except YAMLError:
-        raise ParamsError(f"--set {text}: {value!r} is no value in YAML") from None
+        read = YAML(typ="safe").load(value)
+        json.dumps(read, allow_nan=False)  # raises TypeError for a date
+    except (*NOT_YAML, TypeError):
+        raise ParamsError(f"--set {text}: {value!r} is no number, text, list or mapping in YAML") from None
+    return key, read
 
 
 def _entry(name: str, other: ExperimentEntry, title: str, changed: dict[str, Any]) -> list[str]:

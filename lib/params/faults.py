@@ -61,6 +61,8 @@ def line(error: Mapping[str, Any], schema: type) -> str:
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             [limit] = context.values()
             reason = f"it must be {_LIMITS[kind]} {limit:g}"
+        case "too_short":
+            reason = f"it must be a list of {least} or more" if (least := context["min_length"]) > 1 else _NOT_EMPTY
         case _ if kind in _WANTED:
             reason = f"it must be {_WANTED[kind]}"
         case _:
@@ -68,18 +70,19 @@ def line(error: Mapping[str, Any], schema: type) -> str:
     return f"{where} is {_shown(value)}; {reason}"
 
 
+_NOT_EMPTY = "it must be a list that is not empty"
+
 _WANTED = {
     "bool_type": "true or false",
     "int_type": "a whole number",
     "float_type": "a number",
     "string_type": "a text",
     "string_too_short": "a text",
-    "string_pattern_mismatch": "a text of one line without | < > ` and without blanks at its ends",
+    "string_pattern_mismatch": "a text of one line without | < > `, control characters and blanks at its ends",
     "finite_number": "a finite number",
     "dict_type": "a mapping",
     "dataclass_type": "a mapping",
     "tuple_type": "a list",
-    "too_short": "a list that is not empty",
 }
 
 

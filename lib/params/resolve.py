@@ -40,6 +40,9 @@ if TYPE_CHECKING:  # torch takes a second and a half to import, and a stage's ow
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
+#: What reading YAML raises; not all of it where a scalar is none of its kind, such as `2020-13-45` or `!!bool x`.
+NOT_YAML = (YAMLError, ValueError, LookupError)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -161,7 +164,7 @@ class Params:
                 f"{self.file}: profile {self.profile!r} has no training.{entry.task}, which experiment {name!r} needs"
             )
         if budget.attention_lr is None:
-            kind = entry.options.get("attention", entry.model)
+            kind = str(entry.options.get("attention", entry.model))  # `checks` finds one that is no text
             budget = replace(budget, attention_lr=settings.attention_lr.get(kind))
         return Experiment(
             **self._common(name, entry),
@@ -298,7 +301,7 @@ def _read(path: Path) -> dict:
         raw = YAML(typ="safe").load(path)
     except OSError as error:
         raise ParamsError(f"{path}: {error.strerror}") from None
-    except (YAMLError, UnicodeError) as error:
+    except NOT_YAML as error:
         raise ParamsError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{path.name}: holds no mapping; it needs the keys {', '.join(ParamsFile.__annotations__)}")
@@ -314,7 +317,11 @@ def _validated(raw: dict, file: str) -> ParamsFile:
     try:
         return TypeAdapter(ParamsFile).validate_json(text)
     except ValidationError as error:
-        found = [line(fault, ParamsFile) for fault in error.errors()]
+        faults = error.errors()
+        inside = {fault["loc"][:-1] for fault in faults}  # a list with a fault inside is called too short besides
+        found = [
+            line(fault, ParamsFile) for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside
+        ]
         raise ParamsError([f"{file}: {fault}" for fault in found]) from None
 
 

@@ -15,14 +15,14 @@ from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-NAME = "letters, digits, _ and -"
+NAME = "at most 100 letters, digits, _ and -, the first no -"
 
 #: A checkpoint that the registry lists, as params.yaml names it, begins with the name of its set.
 PUBLISHED = "weights/"
 
 
 def _name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
         raise ValueError(f"a name is made of {NAME}")
     return name
 
@@ -74,8 +74,9 @@ def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-#: In tables of Markdown, where | ends a cell and < begins HTML.
-Title = Annotated[str, Field(min_length=1, pattern=r"^[^\s|<>`]([^|<>`\n]*[^\s|<>`])?$")]
+#: What no title has: in tables of Markdown | ends a cell and < begins HTML; control characters and ends of lines.
+_UNFIT = r"|<>`\x00-\x1f\x7f-\x9f\u2028\u2029"
+Title = Annotated[str, Field(min_length=1, pattern=rf"^[^\s{_UNFIT}]([^{_UNFIT}]*[^\s{_UNFIT}])?$")]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
