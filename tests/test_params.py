@@ -229,6 +229,8 @@ FAULTS = [
      "baselines.edsr_sr_x2-a: model 'edsr' must be trained"),
     *(("options: {sigma: 25}", f"options: {{sigma: {sigma}}}", "baselines.nlm_gray_denoise_25: ")
       for sigma in ('"25"', "-1", "0", "yes", "300", ".nan")),
+    *(("options: {sigma: 25}, needs", f"options: {{sigma: {sigma}}}, needs", "baselines.bm3d_gray_denoise_25: option")
+      for sigma in ('"25"', "-1")),
     (", options: {sigma: 25}}", "}", "baselines.nlm_gray_denoise_25: model 'nlm' needs the option 'sigma'"),
     (*added("baselines", "nlm_jpeg_10: {title: a, model: nlm, task: jpeg_10}"),
      "baselines.nlm_jpeg_10: model 'nlm' needs the option 'sigma'"),
@@ -267,11 +269,15 @@ FAULTS = [
         ("ema: 0.97", "ema", "1.5", "", "below 1"), ("lr: 4.0e-3", "lr", "100", "", "at most 1"),
         ("crop: 20", "crop", "0", "", "at least 1"))),
     ("crop: 20, lr", "crop: 4096, lr", f"{BUDGET}.crop is 4096; the smallest training photograph has a side of "),
-    ("crop: 20, lr", "crop: 4, lr", f"{BUDGET}.crop is 4, 4 input pixels; a patch of the attention of dagl has 5 x 5"),
+    ("crop: 20, lr", "crop: 4, lr", f"{BUDGET}.crop is 4, 4 input pixels; the attention of dagl needs 5 x 5"),
+    *((*with_options("panet", "demosaic", "{scales: [1, 0.04]}"), f"profiles.quick.{place}; the attention of panet")
+      for place in ("training.demosaic.crop is 24, 24 input pixels", "evaluation.tile is 24")),
+    (*with_options("panet", "demosaic", "{scales: [0.01]}"),
+     "profiles.quick.evaluation.crop is 96, 96 input pixels in demosaic; the attention of panet needs 100 x 100 input"),
     ("crop: 40, lr", "crop: 41, lr", f"{SR_BUDGET}.crop is 41; it must be a multiple of the scale 2"),
     ("crop: 40, lr", "crop: 42, half_crops: 0.5, lr",
      f"{SR_BUDGET}.crop is 42; it must be a multiple of twice the scale, for half_crops: 4"),
-    ("crop: 20, lr", "crop: 8, half_crops: 0.1, lr", f"{BUDGET}.crop is 8, 4 input pixels in half_crops; a patch of"),
+    ("crop: 20, lr", "crop: 8, half_crops: 0.1, lr", f"{BUDGET}.crop is 8, 4 input pixels in half_crops; the"),
     *(("crop: 20, lr", f"crop: 20, half_crops: {share}, lr", f"{BUDGET}.half_crops is {share}; it must be")
       for share in (1, -0.1)),
     ("steps: 950", "steps: 950, seeds: [1, 1]", f"{BUDGET}.seeds is [1, 1]; 1 is listed twice"),
@@ -292,7 +298,7 @@ FAULTS = [
      "profiles.quick.evaluation.crop is 12; the convention of sr_x2 needs at least 15"),
     ("tile: 24, overlap: 6", "tile: 6, overlap: 6", "profiles.quick.evaluation: tile 6 must be larger than overlap 6"),
     ("tile: 24, overlap: 6", "tile: 4, overlap: 1",
-     "profiles.quick.evaluation.tile is 4; a patch of the attention of dagl"),
+     "profiles.quick.evaluation.tile is 4; the attention of dagl needs 5 x 5"),
     ("overlap: 6", "overlap: -1", "profiles.quick.evaluation.overlap is -1; it must be at least 0"),
     ("self_ensemble: false", "self_ensemble: off",
      "profiles.quick.evaluation.self_ensemble is 'off'; it must be true or"),
@@ -329,6 +335,16 @@ FAULTS = [
     ("train: [sample/train]", "train: sample/train", "profiles.quick.sets.train is 'sample/train'; it must be a list"),
     ("train: [sample/train]", "train: []", "profiles.quick.sets.train is []; it must be a list that is not empty"),
     ("train: [sample/train]", "train: [a, a]", "profiles.quick.sets.train is ['a', 'a']; 'a' is listed twice"),
+    *(("validation: []", f"validation: [{name}]", f"profiles.quick.sets.validation: {message}") for name, message in (
+        ("set12", "set set12: has gray photographs alone, which "),
+        ("weights", "set weights: holds files that are no images"),
+        ("rain100l", "rain100l/input/1 has 320 x 480 pixels, but rain100l/target/1 has 320 x 480 pixels; task sr_x2"))),
+    ("train: [sample/train]", "train: [sample/train, rain100l]",
+     "profiles.quick.sets.train: rain100l has pairs, sample/train has none; train on pairs or photographs alone"),
+    ("{name: bayer}", "{name: paired}",
+     "profiles.quick.sets.train: set sample/train: has no pairs, which the degradation of demosaic needs"),
+    ("sets: [sample/test], denoised: sample/test", "sets: [sample/test, weights], denoised: weights",
+     "profiles.quick.published_numbers.denoised: set weights: holds files that are no images"),
     ("test: [sample/test]", "test: [sampel/test]", "profiles.quick.sets.test: unknown set 'sampel/test'; did you mean"),
     ("sets: [sample/test]", "sets: [sample/test, wieghts]",
      "profiles.quick.published_numbers.sets: unknown set 'wieghts'"),
@@ -357,7 +373,10 @@ FAULTS = [
      "studies.panet_scales.claims[0]: compares rows of two tasks"),
     (CLAIM, "{better: panet_demosaic, worse: edsr_sr_x4", "unknown row 'edsr_sr_x4' in studies.panet_scales.claims[0]"),
     ("    precision: float32\n", "    resources: {edrs: {gpus: 1}}\n", "unknown model 'edrs' in profiles.quick.res"),
-    ("    precision: float32\n", "    attention_lr: {dagle: 1.0e-3}\n", "unknown attention 'dagle' in profiles"),
+    *(("    precision: float32\n", f"    attention_lr: {{{model}: 1.0e-3}}\n", f"unknown attention '{model}' in")
+      for model in ("dagle", "edsr", "input")),
+    ("      edsr: {width: 64", "      edsr: {wide: {widht: 99}, width: 64",
+     "profiles.gpu.models.edsr.wide: unknown option 'widht' of model 'edsr'"),
     ("    precision: float32\n", "    attention_lr: {dagl: 2}\n", "profiles.quick.attention_lr.dagl is 2; it must be"),
     ("    precision: float32\n", "    resources: {edsr: {gpus: -1}}\n", "profiles.quick.resources.edsr.gpus is -1"),
     ("    precision: float32\n", "    resources: {edsr: {gpus: 1.5}}\n", "profiles.quick.resources.edsr.gpus is 1.5"),
@@ -378,10 +397,14 @@ def test_a_fault_is_one_line_that_names_its_key(tmp_path, old, new, message):
 REFUSED = [
     *(("dagl", "gray_denoise_25", options) for options in (
         'heads: "3"', "heads: 3.5", "heads: 0", "heads: null", "attention: foo", "stride: 99", "width: [16]",
-        "image_skip: no", "image_skip: off", "image_skip: 1")),
+        "image_skip: no", "image_skip: off", "image_skip: 1", "attention: [nl]", "attention: {a: 1}",
+        "attention: nl, weights: paper", "attention: mhnl, heads: 4", "no_graph_attention: true, weights: paper")),
+    *(("ignn", "sr_x2", f"embedding: random, {options}") for options in (
+        "window: 0", "window: -30", "neighbours: 1, edge_weights: uniform", "neighbours: 0, adapn: false")),
+    ("ignn", "sr_x2", "vgg19_weights: own/vgg19.pth"),
     *(("enlca", "sr_x2", options) for options in (
         "redraw: 1", "redraw: 2.0", "redraw: 640", "contrastive_start: 1", "contrastive_weight: 0", "margin: -1",
-        "k: 1000")),
+        "k: 1000", "width: 2", "exact: true, features: 64", "contrastive: false, contrastive_weight: 1.0e-3")),
     *(("panet", "color_denoise_30", f"positions: {places}") for places in ("0", "-1", "[]", "8", "99")),
     ("ignn", "sr_x2", "embedding: vgg19"), ("ignn", "sr_x2", "embedding: random, vgg19_weights: own/vgg19.pth"),
     *(("panet", "color_denoise_30", options) for options in (
@@ -415,6 +438,8 @@ OWN = [
     ("train", {"a": (39, 60)}, "own/x/a.png has 39 x 60 pixels (rows x columns); the training crop of sr_x2 needs at"),
     ("validation", {"a": (95, 99)}, "own/x/a.png has 95 x 99 pixels (rows x columns); a validation photograph needs"),
     ("test", {"a": (15, 48)}, "own/x/a.png has 15 x 48 pixels (rows x columns); the convention of sr_x2 needs at"),
+    ("test", {"gray": (40, 40)}, "set own/x: has gray photographs alone, which sr_x2 leaves out"),
+    ("train", {"gray": (40, 40), "a": (40, 40)}, None),
     ("test", {"more/a": (40, 40)}, "set own/x: own/x/more is a folder; put images into own/x, or pairs into its"),
     ("test", {"input/a": (9, 9), "target/a": (18, 18), "b": (9, 9)}, "set own/x: own/x/b.png lies beside the folders"),
     ("test", {"input/a": (9, 9), "target/b": (18, 18)}, "set own/x: 'a' is not in both own/x/target and own/x/input"),
@@ -428,7 +453,7 @@ def test_a_set_of_the_user_that_does_not_suit_a_task_is_refused_by_file(tmp_path
     for name, shape in files.items():
         path = Path(os.path.normpath(tmp_path / "own/x" / f"{name}.png"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", shape[::-1]).save(path)
+        Image.new("L" if path.stem == "gray" else "RGB", shape[::-1]).save(path)
     entry = {"train": ("[bsds500/train]", "[own/x]"), "test": ("[set5/HR]", "[own/x]"),
              "validation": ("[set5/HR]", "[set5/HR]\n    validation: [own/x]")}[side]  # fmt: skip
     task = TEXT[TEXT.index("  sr_x2:\n    title") :].partition("\n  demosaic:")[0]
@@ -442,6 +467,29 @@ def test_a_set_of_the_user_that_does_not_suit_a_task_is_refused_by_file(tmp_path
     else:
         assert len(found) == 1
         assert found[0].replace(f"{tmp_path}/", "").startswith(f"tasks.sr_x2.{side}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("test", "target", "message"),
+    [
+        ("own/y", "../x/target/a.png", "profiles.quick.sets.test: own/y/a.png is in own/x too, for train"),
+        (
+            "own/x/target",
+            "../x/target/a.png",
+            "profiles.quick.sets.test: own/x/target/a.png is in own/x too, for train",
+        ),
+        ("own/z", "absent.png", "own/y/a.png: is a link to absent.png, which is not there"),
+    ],
+)
+def test_a_link_to_nothing_or_to_a_training_photograph_is_refused(tmp_path, monkeypatch, test, target, message):
+    monkeypatch.setattr(importlib.import_module("lib.params.checks"), "OWN", tmp_path / "own")
+    for folder in ("x/target", "x/input", "y"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    for name in ("target", "input"):
+        Image.new("RGB", (96, 96)).save(tmp_path / "own/x" / name / "a.png")
+    (tmp_path / "own/y/a.png").symlink_to(target)
+    found = faults(tmp_path, ("train: [sample/train]", "train: [own/x]"), ("test: [sample/test]", f"test: [{test}]"))
+    assert any(line.startswith(message) for line in found), found
 
 
 @pytest.mark.parametrize("section", ["profiles", "delta", "recipes", "tasks", "baselines", "experiments", "studies"])

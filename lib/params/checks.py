@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from .. import models
 from ..images import download, registry, sets
 from ..measuring.metrics import WINDOWS
-from ..models.blocks import NON_LOCAL
+from ..models.blocks import NON_LOCAL, Attention
 from ..official import OfficialError
 from ..tasks import Task
 from ..tasks import experiment as experiments
@@ -39,8 +42,21 @@ MEANT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "margin": (lambda margin: margin > 0, "above 0, else the loss is 0"),
     "positions": (lambda places: places != [] and not (isinstance(places, int) and places < 1), "one place or more"),
     "redraw": (lambda share: share is None or share < 1, "a fraction of the run below 1, or null for never"),
-    "sigma": (lambda sigma: sigma <= 255, "at most 255"),
+    "sigma": (lambda sigma: 0 < sigma <= 255, "above 0 and at most 255"),
+    "window": (lambda window: window >= 1, "at least 1"),
 }
+
+#: Options of a row that nothing comes of: those of a model where one of its options has one of these values.
+UNUSED: tuple[tuple[str, str, tuple, tuple[str, ...]], ...] = (
+    ("dagl", "attention", (*NON_LOCAL,), ("heads", "patch", "stride", "weights")),
+    ("dagl", "no_graph_attention", (True,), ("weights",)),
+    ("enlca", "exact", (True,), ("features", "orthogonal", "redraw")),
+    ("enlca", "contrastive", (False,),
+     ("contrastive_ranks", "contrastive_weight", "contrastive_start", "margin")),
+    ("ignn", "neighbours", (0,), ("adapn", "branch", "edge_weights", "vgg19_weights", "window")),
+    ("ignn", "neighbours", (1,), ("edge_weights",)),
+    ("ignn", "embedding", ("own", "random"), ("vgg19_weights",)),
+)  # fmt: skip
 
 
 def faults(params: Params) -> list[str]:
@@ -48,7 +64,9 @@ def faults(params: Params) -> list[str]:
     and options that are not known."""
     found, built = [], set()
     profile = f"profiles.{params.profile}"
-    named = {f"{profile}.published_numbers.sets": params.published_numbers.sets}
+    numbers = params.published_numbers
+    named: dict[str, tuple[str, ...]]
+    named = {f"{profile}.published_numbers.{key}": (getattr(numbers, key),) for key in ("denoised", "enlarged")}
     for side, references in vars(params.settings.sets).items():
         named[f"{profile}.sets.{side}"] = references or ()
     for name, entry in params.contents.tasks.items():
@@ -61,19 +79,23 @@ def faults(params: Params) -> list[str]:
             found.append(f"tasks.{name}.degradation: {error}")
         except ParamsError as error:
             found += [fault.removeprefix(f"{params.file}: ") for fault in error.faults]
-    for place, references in named.items():
+    for place, references in {f"{profile}.published_numbers.sets": numbers.sets, **named}.items():
         try:
             registry.check_references(references)
+            if place in named:
+                _check_images(references)
         except sets.SetError as error:
             found.append(f"{place}: {error}")
     for name, row in params.rows.items():
         if row.task in built:
             found += _of_row(params, name)
-    found += _of_own_sets(params, [task for task in {row.task: None for row in params.rows.values()} if task in built])
+    used = {row.task: None for row in params.rows.values() if row.task in built}
+    found += [*_of_links()] or _of_sets(params, [*used])
     for name in params.studies:
         if not (ROOT / "notebooks" / f"report_{name}.ipynb").exists():
             found.append(f"studies.{name}: there is no notebooks/report_{name}.ipynb; a study needs its report")
-    return [*dict.fromkeys([*found, *_of_other_profiles(params, found)])]
+    found = [*dict.fromkeys([*found, *_of_other_profiles(params, found)])]
+    return [*found, *_of_options(params, found)]
 
 
 def _try(task: Task) -> None:
@@ -99,7 +121,7 @@ def _of_row(params: Params, name: str) -> Iterator[str]:
         return
     try:
         models.check_options(row.model, row.options)
-        _check_meant(row)
+        _check_meant(row, params.entry(name).options)
         network = None if missing(row) or (file and not (ROOT / file).is_file()) else _network(row)
     except (models.ModelError, OfficialError) as error:
         yield f"{where}: {error}"
@@ -110,14 +132,23 @@ def _of_row(params: Params, name: str) -> Iterator[str]:
             yield f"{where}: model {row.model!r} has nothing to train; name it among the baselines"
         if isinstance(row, Baseline) and trained and not file:
             yield f"{where}: model {row.model!r} must be trained; name it among the experiments, or a checkpoint"
-    yield from _of_sizes(params, row, _patch(network) if network else 1)
+    yield from _of_sizes(params, row, _least(network) if network else 1)
 
 
-def _check_meant(row: Experiment | Baseline) -> None:
-    embedding = row.options.get("embedding", "vgg19")
-    if row.options.get("vgg19_weights") and embedding != "vgg19":
-        raise models.ModelError(f"option 'vgg19_weights' of model {row.model!r} is not used where embedding is "
-                                f"{embedding!r}; leave one of them out")  # fmt: skip
+def _check_meant(row: Experiment | Baseline, own: dict[str, Any]) -> None:
+    """Raise ModelError for options of which nothing comes, the row's `own` where another one rules them out."""
+    for model, option, values, unused in UNUSED:
+        if row.model == model and (value := row.options.get(option)) in values:
+            for other in (key for key in own if key in unused):
+                raise models.ModelError(f"option {other!r} of model {model!r} is not used where {option} is {value!r}; "
+                                        "leave one of them out")  # fmt: skip
+    file = row.options.get("vgg19_weights")
+    if file and row.options.get("embedding", "vgg19") == "vgg19" and file != row.needs:
+        raise models.ModelError(f"option 'vgg19_weights' of model {row.model!r} is {file!r}; it must be the file in "
+                                f"own/ that `needs` names, which is {row.needs or 'none'}")  # fmt: skip
+    if row.model == "enlca" and (width := row.options.get("width", 4)) < 4:
+        raise models.ModelError(f"option 'width' of model 'enlca' is {width}; it must be at least 4, for queries and "
+                                "keys have a quarter of it")  # fmt: skip
     for option, value in row.options.items():
         means, must = MEANT.get(option, (lambda _: True, ""))
         if not means(value):
@@ -147,15 +178,18 @@ def _network(row: Experiment | Baseline) -> nn.Module:
     return network
 
 
-def _of_sizes(params: Params, row: Experiment | Baseline, patch: int) -> Iterator[str]:
-    """Faults of crops and tiles: too small to measure, or for the attention's patches, or no whole input pixels."""
+def _of_sizes(params: Params, row: Experiment | Baseline, side: int) -> Iterator[str]:
+    """Faults of crops and tiles: too small to measure, or for the attention, which needs `side` input pixels a side, or
+    no whole input pixels."""
     profile, task = f"profiles.{params.profile}", row.task
     scale, convention, how = task.degradation.scale, task.convention, row.evaluation
-    attended = f"a patch of the attention of {row.model} has {patch} x {patch} input pixels"
+    attended = f"the attention of {row.model} needs {side} x {side} input pixels"
     least = WINDOWS[convention.window] + 2 * convention.border
     if how.crop and how.crop // task.degradation.multiple * task.degradation.multiple < least:
         yield f"{profile}.evaluation.crop is {how.crop}; the convention of {task.name} needs at least {least}"
-    if how.tile and how.tile < patch:
+    elif how.crop and how.crop // scale < side:
+        yield f"{profile}.evaluation.crop is {how.crop}, {how.crop // scale} input pixels in {task.name}; {attended}"
+    if how.tile and how.tile < side:
         yield f"{profile}.evaluation.tile is {how.tile}; {attended}"
     if not isinstance(row, Experiment):
         return
@@ -164,7 +198,7 @@ def _of_sizes(params: Params, row: Experiment | Baseline, patch: int) -> Iterato
     if crop % (scale * part):
         halves = "twice the scale, for half_crops:" if part == 2 else "the scale"
         yield f"{where} is {crop}; it must be a multiple of {halves} {scale * part}"
-    elif crop // (scale * part) < patch:
+    elif crop // (scale * part) < side:
         yield f"{where} is {crop}, {crop // (scale * part)} input pixels{' in half_crops' * (part - 1)}; {attended}"
     elif smallest and crop > smallest:
         yield f"{where} is {crop}; the smallest training photograph has a side of {smallest} pixels"
@@ -179,31 +213,100 @@ def _smallest(task: Task) -> int | None:
     return min((min(entry.height, entry.width) for entry in entries if entry.height), default=None)
 
 
-def _of_own_sets(params: Params, names: list[str]) -> Iterator[str]:
-    """The first fault of each set of the user: what is no set, pairs of another scale, photographs that are too small
-    to be cropped or measured."""
-    size = cache(download.size)
+def _check_images(references: Iterable[str]) -> None:
+    known = registry.published()
+    for reference in references:
+        if not all(entry.is_image for entry in known.entries.get(reference, ())):
+            raise sets.SetError(f"set {reference}: holds files that are no images; name a set of photographs")
+
+
+def _of_links() -> Iterator[str]:
+    """Links in own/ to nothing, of which DVC, which hashes the whole folder, says no name."""
+    for path in sorted(OWN.rglob("*")):
+        if path.is_symlink() and not path.exists():
+            yield f"{path.relative_to(OWN.parent)}: is a link to {path.readlink()}, which is not there; remove it"
+
+
+#: A file of the user, or one that the registry lists.
+File = Path | registry.Entry
+
+
+def _of_sets(params: Params, names: list[str]) -> Iterator[str]:
+    """The first fault of each set on each side of a task: what is no set, or none that the task can take; the user's
+    photographs that are too small to be cropped or measured, or on two sides."""
+    sized = cache(_sized)
     for task in map(params.task, names):
+        taken: dict[Path, tuple[str, str]] = {}
         for side, references in task.sides.items():
             of_profile = getattr(params.settings.sets, side) is not None
             place = f"profiles.{params.profile}.sets.{side}" if of_profile else f"tasks.{task.name}.{side}"
-            for reference in (r for r in references if r.startswith(registry.OWN)):
+            kinds: dict[bool, str] = {}
+            for reference in references:
                 try:
-                    for pair in download.own_images(reference, OWN):
-                        _check_sizes(params, task, side, *((path, *size(path)) for path in pair if path))
+                    images, pairs = _images(reference)
+                    kinds.setdefault(pairs, reference)
+                    _check_kind(task, reference, images, pairs)
+                    for target, degraded in images:
+                        if degraded:
+                            _check_scale(task, sized(target), sized(degraded))
+                        if isinstance(target, Path):
+                            _check_size(params, task, side, sized(target))
+                            other, where = taken.setdefault(target.resolve(), (side, reference))
+                            if other != side:
+                                raise sets.SetError(f"{target.relative_to(OWN.parent)} is in {where} too, for {other}")
                 except sets.SetError as error:
                     yield f"{place}: {error}"
+            if side == "train" and task.degradation.fresh and len(kinds) > 1:
+                yield f"{place}: {kinds[True]} has pairs, {kinds[False]} has none; train on pairs or photographs alone"
+
+
+def _images(reference: str) -> tuple[list[tuple[File, File | None]], bool]:
+    """The photographs of a set, each with its degraded version or None, as far as they are known, and whether it is a
+    set of pairs."""
+    known, images = registry.published(), list[tuple[File, File | None]]()
+    if reference in known.manual:
+        return images, known.manual[reference].pairs
+    if reference.startswith(registry.OWN):
+        images += download.own_images(reference, OWN)
+    elif known.lists(reference):
+        images += known.pairs(reference)
+    return images, any(degraded for _, degraded in images)
+
+
+def _check_kind(task: Task, reference: str, images: list[tuple[File, File | None]], pairs: bool) -> None:
+    if isinstance(task.degradation, Paired) and not pairs:
+        raise sets.SetError(f"set {reference}: has no pairs, which the degradation of {task.name} needs")
+    if images and task.colors == 3 and all(_is_gray(target) for target, _ in images):
+        raise sets.SetError(f"set {reference}: has gray photographs alone, which {task.name} leaves out")
+
+
+def _is_gray(file: File) -> bool:
+    if isinstance(file, Path):
+        download.size(file)  # raises SetError for what is no image
+        with Image.open(file) as image:
+            return image.mode in ("L", "LA")
+    return file.channels == 1
 
 
 #: A file with its rows and columns.
-Sized = tuple[Path, int, int]
+Sized = tuple[str, int, int]
 
 
-def _check_sizes(params: Params, task: Task, side: str, target: Sized, degraded: Sized | None = None) -> None:
-    """Raise SetError unless a photograph of the user suits the side of the task that names it."""
-    scale, convention, shortest = task.degradation.scale, task.convention, min(target[1:])
-    if degraded and target[1:] != tuple(scale * pixels for pixels in degraded[1:]):
+def _sized(file: File) -> Sized:
+    if isinstance(file, Path):
+        return str(file.relative_to(OWN.parent)), *download.size(file)
+    return f"{file.reference}/{file.name}", file.height, file.width
+
+
+def _check_scale(task: Task, target: Sized, degraded: Sized) -> None:
+    scale = task.degradation.scale
+    if target[1:] != tuple(scale * pixels for pixels in degraded[1:]):
         raise sets.SetError(f"{_described(degraded)}, but {_described(target)}; task {task.name} has scale {scale}")
+
+
+def _check_size(params: Params, task: Task, side: str, target: Sized) -> None:
+    """Raise SetError unless a photograph of the user suits the side of the task that names it."""
+    convention, shortest = task.convention, min(target[1:])
     multiple, budget = task.degradation.multiple, params.settings.training.get(task.name)
     least, use = {
         "train": (budget.crop if budget else 1, f"the training crop of {task.name}"),
@@ -215,14 +318,15 @@ def _check_sizes(params: Params, task: Task, side: str, target: Sized, degraded:
 
 
 def _described(image: Sized) -> str:
-    path, rows, columns = image
-    return f"{path.relative_to(OWN.parent)} has {rows} x {columns} pixels"
+    name, rows, columns = image
+    return f"{name} has {rows} x {columns} pixels"
 
 
-def _patch(network: nn.Module) -> int:
-    """Side of the largest patch that an attention module of the network compares."""
+def _least(network: nn.Module) -> int:
+    """Side of the smallest image with a whole patch, and a pixel at each scale, for every attention module."""
     found = [getattr(module, "patch", 1) for module in network.modules()]
-    return max(side for side in found if isinstance(side, int))
+    scales = [scale for module in network.modules() for scale in getattr(module, "scales", ())]
+    return max(math.ceil(1 / min(scales, default=1)), *(side for side in found if isinstance(side, int)))
 
 
 def _of_other_profiles(params: Params, found: list[str]) -> Iterator[str]:
@@ -231,7 +335,7 @@ def _of_other_profiles(params: Params, found: list[str]) -> Iterator[str]:
         for model in settings.models:
             if model not in models.names():
                 yield f"profiles.{profile}.models: unknown model {model!r}; known: {', '.join(models.names())}"
-        kinds = [*NON_LOCAL, *models.names()]
+        kinds = [*NON_LOCAL, *filter(_attends, models.names())] if settings.attention_lr else []
         for kind in (kind for kind in settings.attention_lr if kind not in kinds):
             yield unknown("attention", kind, kinds, f"profiles.{profile}.attention_lr")
         for name, entry in params.rows.items() if profile != params.profile else ():
@@ -241,3 +345,26 @@ def _of_other_profiles(params: Params, found: list[str]) -> Iterator[str]:
                 except models.ModelError as error:
                     if f"{params.section(name)}.{name}: {error}" not in found:
                         yield f"{params.section(name)}.{name} in profile {profile}: {error}"
+
+
+def _attends(model: str) -> bool:
+    """Whether a model has attention modules, which `attention_lr` is about."""
+    kinds = vars(inspect.getmodule(models.network_class(model))).values()
+    return any(inspect.isclass(kind) and issubclass(kind, Attention) and kind is not Attention for kind in kinds)
+
+
+def _of_options(params: Params, found: list[str]) -> Iterator[str]:
+    """Faults of a profile's options of a model, those aside that are `found` in a row."""
+    for profile, settings in params.contents.profiles.items():
+        for model, given in settings.models.items():
+            named = {key: value for key, value in given.items() if isinstance(value, dict)}
+            plain = {key: value for key, value in given.items() if key not in named}
+            for place, values in {
+                model: plain,
+                **{f"{model}.{size}": of_size for size, of_size in named.items()},
+            }.items():
+                try:
+                    models.check_options(model, values)
+                except models.ModelError as error:
+                    if not any(fault.endswith(str(error)) for fault in found):
+                        yield f"profiles.{profile}.models.{place}: {error}"
