@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
     verb = verbs.add_parser("verdicts", help="print every claim with its verdict, and what would resolve it")
     verb.add_argument("--profile", help="of this profile (default: the one in force)")
-    verb.add_argument("--seeds", type=int, metavar="N", help="plan which rows to train, up to N seeds each")
+    verb.add_argument("--seeds", type=_count, metavar="N", help="plan which rows to train, up to N seeds each")
     verb = verbs.add_parser("list", help="list studies and their rows, and what is up to date")
     verb.add_argument("study", nargs="?", help="only this one")
     verb.add_argument("--profile", help="as this profile has them (default: the one in force)")

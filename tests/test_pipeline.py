@@ -312,6 +312,38 @@ def test_a_mistake_is_reported_before_anything_runs(clone):
     assert ended.returncode == 1 and "Running stage" not in ended.stdout
     assert ended.stderr.startswith("error: params.yaml: unknown task 'gray_denoize_25'")
     assert clone.shell("dvc repro", check=False).returncode != 0
+    assert clone.shell("git status --short").stdout == " M params.yaml\n"
+
+
+def test_a_lock_with_marks_of_a_merge_is_named(clone):
+    clone.edit("dvc.lock", "schema", "<<<<<<< HEAD\nschema")
+    ended = clone.shell("python -m lib list", check=False)
+    assert ended.returncode == 1 and ended.stderr.startswith("error: dvc.lock: is damaged; copy results/tiny/pins/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run train nosuch", "unknown experiment 'nosuch' in params.yaml; known: "),
+        ("run train input_gray_denoise_25", "unknown experiment 'input_gray_denoise_25' in params.yaml; did you mean"),
+        ("run evaluate nosuch", "unknown row 'nosuch' in params.yaml; known: "),
+        ("run report nosuch", "unknown study 'nosuch' in params.yaml; known: "),
+        ("run train", "run train: lacks the name of the experiment"),
+        ("run tables x", "run tables x: it takes no name; leave 'x' out"),
+        ("compare nosuch", "compare: git knows no revision 'nosuch'"),
+        ("compare ", "compare: git knows no revision ''"),
+    ],
+)
+def test_what_a_verb_does_not_know_is_named(capsys, arguments, message):
+    assert main(arguments.split(" ")) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1", "x"])
+def test_seeds_are_planned_up_to_a_number_above_0(capsys, seeds):
+    with pytest.raises(SystemExit):
+        main(["verdicts", "--seeds", seeds])
+    assert f"'{seeds}' is not a whole number above 0" in capsys.readouterr().err
 
 
 def test_a_failing_notebook_prints_one_line_and_keeps_its_traceback(clone):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..params import Params
-from .repro import outdated_rows
+from .repro import check_pins, outdated_rows
 
 
 def lines(profile: str | None, study: str | None) -> Iterator[str]:
@@ -13,6 +13,8 @@ def lines(profile: str | None, study: str | None) -> Iterator[str]:
     profile in place (`make repro` puts them there) nothing is said of states."""
     params = Params(profile=profile)
     known = params.profile == params.contents.profile
+    if known:
+        check_pins(params.profile)
     late = outdated_rows([*params.rows], params) if known else {}
     names = [study] if study else [*params.studies]
     width = max(len(row) for name in names for row in params.study(name).experiments)

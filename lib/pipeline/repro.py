@@ -282,8 +282,12 @@ def _environment() -> dict[str, str]:
 
 
 def compare(revision: str = "HEAD") -> int:
-    """Print how far every measured image is from the one in `revision`; returns 1 where the sets of rows differ."""
+    """Print how far every measured image is from the one in `revision`; returns 1 where the sets of rows differ. Raises
+    PipelineError for a revision that git does not know."""
     params, different = Params(), 0
+    if subprocess.run(["git", "rev-parse", "--quiet", "--verify", f"{revision}^{{commit}}"], cwd=ROOT,
+                      capture_output=True).returncode:  # fmt: skip
+        raise PipelineError(f"compare: git knows no revision {revision!r}")
     for path in sorted(params.results("evaluate").glob("*/images.csv")):
         name = path.relative_to(ROOT).as_posix()
         shown = subprocess.run(["git", "show", f"{revision}:{name}"], cwd=ROOT, capture_output=True, text=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from ..params import ROOT, Params
+from ..params.faults import unknown
 from . import files, resolve
 
 #: The study that compares our conventions with the literature: a stage of its own, with a report like the others.
@@ -58,9 +59,11 @@ def notebook_of(stage: str, key: str | None) -> Path:
 def run(params: Params, stage: str, key: str | None = None) -> Path:
     """Execute the notebook of `stage` for experiment or study `key`; returns the executed copy's path.
 
-    Raises StageError when the notebook fails (the executed copy keeps the traceback) or when code or parameters of the
-    stage change while it runs: DVC would record the new ones beside the result of the old.
+    Raises StageError for a key that the stage does not know, when the notebook fails (the executed copy keeps the
+    traceback), or when code or parameters of the stage change while it runs: DVC would record the new ones beside the
+    result of the old.
     """
+    _check_key(params, stage, key)
     source = notebook_of(stage, key)
     folder = ("report", PUBLISHED_NUMBERS) if stage == PUBLISHED_NUMBERS else (stage, *([key] if key else []))
     target = params.results(*folder, source.name)
@@ -79,6 +82,23 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
         _make_readable(params.results("weights", str(key)))
     _record(params, stage, key, time.monotonic() - began)
     return target
+
+
+def _check_key(params: Params, stage: str, key: str | None) -> None:
+    keys = {
+        "train": ("experiment", params.experiments),
+        "evaluate": ("row", params.rows),
+        "report": ("study", params.studies),
+    }
+    if stage not in keys:
+        if key is not None:
+            raise StageError(f"run {stage} {key}: it takes no name; leave {key!r} out")
+        return
+    kind, known = keys[stage]
+    if key is None:
+        raise StageError(f"run {stage}: lacks the name of the {kind}")
+    if key not in known:
+        raise StageError(unknown(kind, key, known, params.file))
 
 
 def _make_readable(folder: Path) -> None:
