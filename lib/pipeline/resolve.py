@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..images import registry
 from ..params import ROOT, Baseline, Experiment, Params, ParamsError, Row, check, missing
 
 #: In the folder of the files: the hash of the params.yaml that they were resolved from.
@@ -143,6 +142,8 @@ def _insights(model: str) -> str:
 
 def _checkpoint(file: str) -> str | None:
     """SHA-256 of a checkpoint, of one that is downloaded as the registry has it."""
+    from ..images import registry  # of which trainings are independent
+
     return registry.published().checkpoints.get(file) or _file(file)
 
 
