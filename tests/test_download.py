@@ -6,6 +6,7 @@ import csv
 import errno
 import hashlib
 import io
+import struct
 import time
 import warnings
 import zipfile
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from lib.images import sets
@@ -30,10 +30,25 @@ GRAY_AS_RGB = np.repeat(GRAY[..., None], 3, axis=2)
 WEIGHTS = b"weights of a network"
 
 
-def tiff(array, **options) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array, **options)
-    return buffer.getvalue()
+def tiff(array) -> bytes:
+    """An uncompressed TIFF of (rows, columns), or in planes of (3, rows, columns), as Pillow does not write it."""
+    planes = array[None] if array.ndim == 2 else array
+    (count, rows, columns), size = planes.shape, planes[0].nbytes
+    tags = [
+        (256, [columns]), (257, [rows]), (258, [8 * array.itemsize] * count), (259, [1]),
+        (262, [2 if count == 3 else 1]), (277, [count]), (278, [rows]), (279, [size] * count), (284, [2]),
+        (339, [2 if array.dtype.kind == "i" else 1] * count),
+    ]  # fmt: skip
+    at = 8 + 2 + 12 * (len(tags) + 1) + 4  # where values of more than four bytes lie, and behind them the pixels
+    strips = at + sum(4 * len(values) for _, values in [*tags, (273, planes)] if len(values) > 1)
+    entries, beyond = b"", b""
+    for tag, values in sorted([*tags, (273, [strips + size * i for i in range(count)])]):
+        data = struct.pack(f"<{len(values)}I", *values)
+        entries += struct.pack("<HHI", tag, 4, len(values))
+        entries += data if len(values) == 1 else struct.pack("<I", at + len(beyond))
+        beyond += data if len(values) > 1 else b""
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags) + 1)
+    return head + entries + bytes(4) + beyond + planes.tobytes()
 
 
 def encoded(array, kind="png", **options) -> bytes:
@@ -359,7 +374,6 @@ def rotated() -> bytes:
     return encoded(COLOR, exif=exif)
 
 
-PLANES = {"photometric": "rgb", "planarconfig": "separate"}
 PALETTE = Image.fromarray(COLOR).quantize(16)
 SEEN = {
     "rotated.png": (rotated(), np.rot90(COLOR, -1)),
@@ -368,7 +382,7 @@ SEEN = {
     "gray.bmp": (encoded(GRAY, "bmp"), GRAY),
     "gray_alpha.png": (encoded(np.dstack([GRAY, np.full(GRAY.shape, 255, np.uint8)])), GRAY),
     "photo.TIF": (encoded(COLOR, "tiff"), COLOR),
-    "planes.tif": (tiff(COLOR.transpose(2, 0, 1), **PLANES), COLOR),
+    "planes.tif": (tiff(COLOR.transpose(2, 0, 1)), COLOR),
     "gray_in_three.png": (encoded(GRAY_AS_RGB), GRAY),
 }
 
@@ -401,7 +415,7 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(GRAY)]}
         ("x.png", encoded(GRAY.astype(np.uint16) * 257), "more than 8 bits"),
         ("x.png", SIXTEEN_BIT_COLOR, "more than 8 bits"),
         ("x.tif", encoded(GRAY.astype(np.float32), "tiff"), "more than 8 bits"),
-        ("x.tif", tiff(COLOR.transpose(2, 0, 1).astype(np.uint16) * 257, **PLANES), "more than 8 bits"),
+        ("x.tif", tiff(COLOR.transpose(2, 0, 1).astype(np.uint16) * 257), "more than 8 bits"),
         ("x.tif", tiff(GRAY.astype(np.int8)), "its pixels are signed numbers"),
         ("x.png", encoded(TRANSPARENT), "transparent pixels"),
         ("x.png", encoded(COLOR, transparency=tuple(int(c) for c in COLOR[0, 0])), "transparent pixels"),
