@@ -22,7 +22,7 @@ EXAMPLES = {
     "new": "dagl_gray_denoise_25-3_heads --from dagl_gray_denoise_25 --set heads=3 --study dagl_structure",
     "pack": "dagl_gray_denoise_25 edsr_gray_denoise_25 --into dagl.tar --profile gpu",
     "remote": "--jobs 2 --minutes 50",
-    "import": "elsewhere.tar --profile gpu",
+    "import": "back.tar --profile gpu",
     "keep": "panet_gray_denoise_25-common_trunk --profile cpu",
     "pull": "--profile cpu",
     "restore": "scans/*.png --by panet_gray_denoise_25-common_trunk --into restored --profile cpu",
@@ -88,19 +88,16 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", help="in what it differs")
     verb.add_argument("--study", help="the study that lists it")
     verb.add_argument("--title", help="its name in tables and figures")
-    verb = verbs.add_parser("pack", help="pack what another machine needs to train and measure experiments")
-    verb.add_argument("experiments", nargs="+")
+    verb = verbs.add_parser("pack", help="pack what another machine needs to train and measure rows")
+    verb.add_argument("rows", nargs="+", metavar="ROW")
     verb.add_argument("--into", type=Path, required=True, metavar="FILE.tar")
     verb.add_argument("--profile", help="switch to this profile first")
     verb = verbs.add_parser("remote", help="on that machine: train and measure what was packed, or go on with it")
-    verb.add_argument("experiments", nargs="*", help="only these, in this order")
-    verb.add_argument("--jobs", type=_count, default=1, help="experiments at a time")
-    verb.add_argument("--minutes", type=_positive, help="save and stop after these")
-    verb.add_argument("--compact", action="store_true", help="leave smaller, rounded checkpoints for the next visit")
+    verb.add_argument("--jobs", type=_count, default=1, help="rows at a time")
+    verb.add_argument("--minutes", type=_positive, help="stop after these")
     verb = verbs.add_parser("import", help="take what came back into the pipeline")
-    verb.add_argument("source", type=_path, help="the folder `elsewhere` that came back, or an archive of it")
+    verb.add_argument("source", type=_path, help="the file back.tar that came back")
     verb.add_argument("--profile", help="switch to this profile first")
-    verb.add_argument("--jobs", type=_count, help="experiments at a time (default: one per core)")
     verb = verbs.add_parser("keep", help="have git hold trained networks, in place of those it held")
     verb.add_argument("experiments", nargs="+")
     verb.add_argument("--profile", help="switch to this profile first")
@@ -129,16 +126,14 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 {"keep": networks.keep, "pull": networks.pull}[given.verb](given.experiments, given.profile)
             return 0
-        if given.verb == "remote":
-            from .pipeline import remote
-
-            return remote.run(given.experiments, given.jobs, given.minutes, given.compact)
-        if given.verb in ("pack", "import"):
+        if given.verb in ("pack", "remote", "import"):
             from .pipeline import transfer
 
             if given.verb == "pack":
-                return transfer.pack(given.experiments, given.into, given.profile)
-            return transfer.bring_back(given.source, given.profile, given.jobs)
+                return transfer.pack(given.rows, given.into, given.profile)
+            if given.verb == "remote":
+                return transfer.remote(given.jobs, given.minutes)
+            return transfer.bring_back(given.source, given.profile)
         if given.verb == "verdicts":
             from .reports import plan
 

@@ -139,6 +139,8 @@ def _content(path: Path) -> object:
             raise OfficialError(kind)
     if tarfile.is_tarfile(path):
         raise OfficialError("a tar archive: unpack it first")
+    if start[:1] == b"\x08" and start[2:3] == b"\x12":  # its version, then who wrote it
+        raise OfficialError("a program in ONNX, not a state dict: save the state_dict() of the network it was made of")
     if start.startswith(b"\x80") and SIGNATURE not in start:
         raise OfficialError(
             "a pickle that torch.save did not write: load it where it was made, and torch.save its tensors"

@@ -656,6 +656,10 @@ MISTAKEN = {
     "JSON": (lambda path: path.write_text('{"a": 1}'), "a text in JSON"),
     "gzip": (lambda path: path.write_bytes(gzip.compress(b"x")), "packed by gzip: unpack it first"),
     "MATLAB": (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file, Platform"), "a file of MATLAB: read it by scipy"),
+    "ONNX": (
+        lambda path: path.write_bytes(b"\x08\x07\x12\x07pytorch\x1a\x052.0.1:\xff"),
+        "a program in ONNX, not a state",
+    ),
     "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n\0"), "a file of HDF5: read it by h5py"),
     "HTML with a mark": (lambda path: path.write_bytes(b"\xef\xbb\xbf<html>"), "a page of HTML or XML"),
     "zip": (zipped, r"a zip archive \(weights/x2.pth\): unpack it first"),

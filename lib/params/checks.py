@@ -31,6 +31,9 @@ from .schema import PUBLISHED, BaselineEntry
 OWN = ROOT / "own"
 
 
+#: Largest network, 25 times the published ones: its training takes 16 GB for weights, gradients and moments alone.
+MOST_NUMBERS = 1_000_000_000
+
 #: Side of the image on which a degradation is tried; a multiple of every `multiple`.
 SIDE = 48
 
@@ -170,6 +173,10 @@ def _network(row: Experiment | Baseline) -> nn.Module:
             raise
         reason = str(error).splitlines()[0]
         raise models.ModelError(f"model {row.model!r} cannot be built with {row.options}: {reason}") from None
+    numbers = sum(tensor.numel() for tensor in network.state_dict().values())
+    if numbers > MOST_NUMBERS:
+        raise models.ModelError(f"model {row.model!r} with {row.options}: has {numbers:,} numbers; at most "
+                                f"{MOST_NUMBERS:,} are allowed")  # fmt: skip
     for name, tensor in network.state_dict().items():
         if not tensor.numel():
             raise models.ModelError(f"model {row.model!r} with {row.options}: {name} has no elements")

@@ -1,18 +1,26 @@
 """Files written whole: a kill, a full disk or a power cut leaves what was there."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write(path: Path, content: str) -> None:
-    """Put `content` in the place of a file, whole or not at all."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to be filled, which then takes the place of `path`, or goes where filling it fails."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
+        yield aside
+        with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def write(path: Path, content: str) -> None:
+    """Put `content` in the place of a file, whole or not at all."""
+    with whole(path) as aside:
+        aside.write_text(content, encoding="utf-8")

@@ -98,14 +98,14 @@ def _everything(params: Params, jobs: int | None, cluster: str | None) -> int:
         print("Everything is up to date.")
         return 0
     names = [*params.experiments, *params.baselines]
-    names = [name for name in names if outdated & {*_stages(params, name)}]
+    names = [name for name in names if outdated & {*stages_of(params, name)}]
     return _rows_or_say(names, params, jobs, cluster) or dvc("repro")
 
 
 def _rows_or_say(names: Sequence[str], params: Params, jobs: int | None, cluster: str | None) -> int:
     """`bring_up_to_date`; raises PipelineError, naming the stages, where a row failed."""
     status = bring_up_to_date(names, params, jobs, cluster)
-    if failed := sorted(_outdated() & {stage for name in names for stage in _stages(params, name)}) if status else []:
+    if failed := sorted(_outdated() & {stage for name in names for stage in stages_of(params, name)}) if status else []:
         raise PipelineError(f"not done: {', '.join(failed)}; the reasons stand above")
     return status
 
@@ -125,12 +125,12 @@ def outdated_rows(names: Sequence[str], params: Params) -> dict[str, list[str]]:
     """The rows that are out of date, each with its stages from the first that is."""
     outdated, rows = _outdated(), {}
     for name in names:
-        if stages := [*dropwhile(lambda stage: stage not in outdated, _stages(params, name))]:
+        if stages := [*dropwhile(lambda stage: stage not in outdated, stages_of(params, name))]:
             rows[name] = stages
     return rows
 
 
-def _stages(params: Params, name: str) -> list[str]:
+def stages_of(params: Params, name: str) -> list[str]:
     """The stages of a row, in their order."""
     return [f"train@{name}"] * (name in params.experiments) + [f"{params.stage(name)}@{name}"]
 
@@ -139,7 +139,10 @@ def _outdated() -> set[str]:
     """The stages that DVC holds to be out of date, those aside that wait for another one."""
     shown = subprocess.run([*DVC, "status", "--json"], cwd=ROOT, capture_output=True, text=True, env=_environment())
     if shown.returncode:
-        raise PipelineError(f"dvc status failed: {(shown.stderr.strip() or 'it says no reason').splitlines()[-1]}")
+        reasons = [line for line in shown.stderr.splitlines() if line.startswith("ERROR")] or ["it says no reason"]
+        raise PipelineError(
+            f"dvc status failed: {reasons[0].removeprefix('ERROR: ')}; `python -m lib check` may say more"
+        )
     return set(json.loads(shown.stdout or "{}"))
 
 
@@ -152,7 +155,7 @@ def side_by_side(names: Sequence[str], params: Params, jobs: int | None, *option
     if status:
         return status
     jobs = min(jobs or min(os.cpu_count() or 1, MOST_JOBS), len(names))
-    shares = [[stage for name in names[first::jobs] for stage in _stages(params, name)] for first in range(jobs)]
+    shares = [[stage for name in names[first::jobs] for stage in stages_of(params, name)] for first in range(jobs)]
     always = ("--wait-for-lock", "repro", "--keep-going", "--single-item")
     running = [_start(*always, *options, *share) for share in shares]
     return _wait(running)

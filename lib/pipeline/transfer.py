@@ -1,190 +1,148 @@
-"""`python -m lib pack` and `import`: experiments to another machine and their results back into the pipeline."""
+"""Rows on a machine without DVC and network: `pack` carries code, values and images there, `remote` runs the rows'
+stages as any machine does (`work`), and with `import` DVC records here what came back.
+
+box.json, in both archives, holds the profile, and of each row the stages with all that they depend on; in what comes
+back also the stages that are done and the hash of every file.
+"""
 
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..images import sets
-from ..params import ROOT, Experiment, Params, ParamsError, fingerprint, missing
-from ..training import TrainingError, read_checkpoint, write_checkpoint, write_whole
-from . import remote
+from ..params import ROOT, Params, missing
+from . import files, progress, resolve, work
 from . import repro as pipeline
-from .returned import DONE, ELSEWHERE, Returned, difference, version
-from .runner import StageError, code_digest, notebook_of
+from .runner import StageError, dependencies, digest
 
-#: Parts of the project that the other machine needs, besides images.
-PROJECT = ("params.yaml", "dvc.yaml", "lib", *(notebook_of(stage, None).relative_to(ROOT).as_posix() for stage in DONE))
+BOX, BACK, CHECKPOINTS = ROOT / "box.json", ROOT / "back.tar", ROOT / "checkpoints"
 
 
 def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
-    """Write an archive with which another machine trains and measures the experiments `names`; returns DVC's status
-    where that could not bring the images.
-
-    In it: code, parameters, manifests, every image once and in gray where only gray tasks use it, and what there is of
-    each experiment already. Raises ParamsError for a baseline, StageError for one that needs what is not there.
-    """
+    """Write an archive with which another machine runs the stages of rows; returns DVC's status where it brings no
+    images. Raises ParamsError for an unknown row, StageError for one that needs what is not there."""
     params = Params(profile=profile)
-    runs = [params.experiment(name) for name in dict.fromkeys(names)]
-    if into.is_dir() or not into.parent.is_dir():
-        raise StageError(f"{into}: {'is a folder' if into.is_dir() else f'there is no folder {into.parent}'}; name a "
-                         "file such as box.tar, in a folder that exists")  # fmt: skip
-    for run in runs:
-        if reason := missing(run):
-            raise StageError(f"{run.name}: {reason}")
+    rows = {name: params.row(name) for name in names}
+    if reasons := [f"{name}: {reason}" for name, row in rows.items() if (reason := missing(row))]:
+        raise StageError("\n".join(reasons))
     with pipeline.alone():
         pipeline.switch(params.profile)
-        if status := pipeline.dvc("repro", "data.dvc"):
+        if status := pipeline.dvc("repro", "resolve", "data.dvc"):
             return status
-    with tempfile.TemporaryDirectory() as folder:
-        box = Path(folder)
-        for name in PROJECT:
-            _copy(name, box)
-        for run in runs:
-            if run.needs and not run.needs.startswith("package:"):
-                _copy(run.needs, box)
-            _pack_state(params, run, box)
-        count = _pack_images(runs, box)
-        try:
-            write_whole(into, lambda temporary: _archive(box, temporary, into.stem))
-        except TrainingError as error:
-            raise StageError(str(error)) from None
-    size = into.stat().st_size / 2**20
-    print(f"{into}: {len(runs)} experiment(s), {count} images, {size:.1f} MiB; on the other machine:")
-    file, box_there = shlex.quote(into.name), shlex.quote(into.stem)
-    print(f"tar xf {file} && cd {box_there} && python -m lib remote; then here: python -m lib import elsewhere")
+    box = {name: {stage: _needs(params, stage) for stage in pipeline.stages_of(params, name)} for name in rows}
+    paths = {*work.needed(params, [stage for stages in box.values() for stage in stages])}
+    for name, row in rows.items():
+        paths |= {*CHECKPOINTS.glob(f"{name}-*.pt")}
+        for side, references in row.task.sides.items():
+            paths.add(manifest := ROOT / "data" / side / f"{row.task.name}.csv")
+            items = sets.read(manifest, may_be_empty=not references)
+            paths |= {path for item in items for path in (item.target, item.input) if path}
+    _archive(into, {"profile": params.profile, "rows": box}, paths, f"{into.stem}/")
+    print(f"{into}: {into.stat().st_size / 2**20:.1f} MiB; on the other machine: tar xf {into.name!r} && "
+          f"cd {into.stem!r} && python -m lib remote")  # fmt: skip
     return 0
 
 
-def _copy(name: str, box: Path) -> None:
-    files = (ROOT / name).rglob("*.py") if (ROOT / name).is_dir() else [ROOT / name]
-    for file in files:
-        target = box / file.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+def _needs(params: Params, stage: str) -> dict[str, Any]:
+    """What the results of a row's stage depend on: every value, and the hashes of code and of manifests of images."""
+    kind, name = ("train" if stage.startswith("train") else "evaluate"), stage.partition("@")[2]
+    found = [path for path in dependencies(params, kind, name) if not path.startswith("results/")]
+    return {path: digest(ROOT / path) for path in found} | json.loads(resolve.text(params, kind, name))
 
 
-def _pack_state(params: Params, run: Experiment, box: Path) -> None:
-    """The experiment's folder: what came back of this version, checkpoints of a training here, the version itself."""
-    folder = box / ELSEWHERE.name / run.name
-    kept = ELSEWHERE / run.name
-    if kept.exists() and not difference(params, run.name):
-        shutil.copytree(kept, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in _checkpoints(params, run):
-        shutil.copyfile(path, folder / path.name)
-    versions = {stage: version(params, stage, run.name) for stage in DONE}
-    (folder / "version.json").write_text(json.dumps({"profile": params.profile, **versions}, indent=1) + "\n")
+def _archive(into: Path, box: dict[str, Any], paths: Iterable[Path], inside: str = "") -> None:
+    with files.whole(into) as aside, tarfile.open(aside, "w:gz", compresslevel=6) as archive:
+        with tempfile.NamedTemporaryFile("w") as listed:
+            json.dump(box, listed)
+            listed.flush()
+            archive.add(listed.name, inside + BOX.name)
+        for path in paths:
+            archive.add(path, inside + str(path.relative_to(ROOT)))
 
 
-def _checkpoints(params: Params, run: Experiment) -> list[Path]:
-    digest = fingerprint(run, code_digest(params, "train", run.name))
-    return sorted((ROOT / "checkpoints").glob(f"{run.name}-*-{digest}.pt"))
+def remote(jobs: int, minutes: float | None) -> int:
+    """Run the stages of the rows in this box, `jobs` rows at a time, and write `back.tar`; returns 1 if one is left.
+    After `minutes` all is ended; run again, it goes on: trainings from their last checkpoint, at most a minute old."""
+    if not BOX.exists():
+        raise StageError(f"{BOX.name}: nothing is packed here; unpack what `python -m lib pack` made, and run there")
+    box = json.loads(BOX.read_text())
+    params, until = Params(profile=box["profile"]), time.time() + 60 * (minutes or 1e6)
+    with ThreadPoolExecutor(jobs) as pool:
+        whole = [*pool.map(partial(_row, params, until), box["rows"].values())]
+    box["done"] = [stage for stages in box["rows"].values() for stage in stages if _done(params, stage)]
+    folders = [CHECKPOINTS, *(folder for stage in box["done"] for folder in _results(params, stage))]
+    found = [path for folder in folders for path in folder.glob("*")]
+    _archive(BACK, box | {"files": {str(path.relative_to(ROOT)): digest(path) for path in found}}, found)
+    print(f"{BACK}: {BACK.stat().st_size / 2**20:.1f} MiB, for `python -m lib import {BACK.name}`")
+    return int(not all(whole))
 
 
-def _pack_images(runs: Sequence[Experiment], box: Path) -> int:
-    """Manifests and images of the experiments' tasks; returns the number of images."""
-    rules: dict[Path, set[str | None]] = {}
-    for task in {run.task.name: run.task for run in runs}.values():
-        for side, references in task.sides.items():
-            manifest = f"data/{side}/{task.name}.csv"
-            _copy(manifest, box)
-            for item in sets.read(ROOT / manifest, may_be_empty=not references):
-                for path in filter(None, (item.target, item.input)):
-                    rules.setdefault(path, set()).add(task.gray if task.colors == 1 else None)
-    for path, of_image in rules.items():
-        pixels, [*wanted] = sets.open_image(path), of_image
-        target = (box / path.relative_to(ROOT)).with_suffix(".webp")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remote.fold(sets.to_gray(pixels, wanted[0]) if len(wanted) == 1 and wanted[0] else pixels, target)
-    return len(rules)
+def _results(params: Params, stage: str) -> list[Path]:
+    kind, _, name = stage.partition("@")
+    return [params.results(folder, name) for folder in (("train", "weights") if kind == "train" else ("evaluate",))]
 
 
-def _archive(box: Path, path: Path, name: str) -> None:
-    with tarfile.open(path, "w") as archive:
-        archive.add(box, name)
+def _done(params: Params, stage: str) -> bool:
+    return params.results("machine", f"{stage.replace('baseline@', 'evaluate@')}.json").exists()
 
 
-def bring_back(source: Path, profile: str | None = None, jobs: int | None = None) -> int:
-    """Take results from a folder, or an archive of it, into the pipeline: the notebooks `train` and `evaluate` are
-    executed on them and DVC records both stages; returns its exit status.
+def _row(params: Params, until: float, stages: Mapping[str, Any]) -> bool:
+    """Run a row's stages that are not done; returns whether all are."""
+    todo, reason = [stage for stage in stages if not _done(params, stage)], None
+    if todo and time.time() < until:
+        reason = work.attend(str(ROOT), {"stages": todo, "seconds": until - time.time()}, progress.show)
+    reason = "out of time" if time.time() >= until else reason
+    done = all(_done(params, stage) for stage in todo)
+    progress.done(f"{[*stages][-1]}: {'done' if done else f'not done ({reason}); run it again to go on'}")
+    return done
 
-    What is unfinished is kept, to be packed again. Raises StageError before anything is kept where results are damaged
-    or of another version of code, parameters or images, and at the end where some are unfinished.
-    """
-    if not source.exists():
-        raise StageError(f"{source}: does not exist; name the folder {ELSEWHERE.name} that came back, or its archive")
+
+def bring_back(source: Path, profile: str | None = None) -> int:
+    """Put what `remote` wrote in place, checkpoints too, and have DVC record what is done; returns its exit status.
+    Raises StageError before that where files are damaged or of another version of code, values or images."""
     params = Params(profile=profile)
-    with pipeline.alone():
-        return _bring_back(source, params, jobs)
-
-
-def _bring_back(source: Path, params: Params, jobs: int | None) -> int:
-    pipeline.switch(params.profile)
-    if status := pipeline.dvc("repro", "data.dvc"):
-        return status
-    with tempfile.TemporaryDirectory() as folder:
-        if source.is_file():
-            try:
-                with tarfile.open(source) as archive:
-                    archive.extractall(folder, filter="data")
-            except Exception as error:  # those of tarfile and of what unpacks it
-                raise StageError(f"{source}: is no whole tar archive ({_reason(error)}); bring it here again, or "
-                                 f"unpack it and name the folder {ELSEWHERE.name}") from None  # fmt: skip
-            source = Path(folder)
-        found = {path.parent.name: path.parent for path in sorted(source.rglob("version.json"))}
-        if not found:
-            raise StageError(f"{source}: holds no results; name the folder {ELSEWHERE.name} that came back")
-        lacks = {name: _check(params, name, path) for name, path in found.items()}
-        for name, path in found.items():
-            _keep(name, path)
-    whole = [name for name, lack in lacks.items() if not lack]
-    status = pipeline.side_by_side(whole, params, jobs, "--force")
-    if status == 0 and whole:
+    with pipeline.alone(), tempfile.TemporaryDirectory() as unpacked:
+        box = _unpack(source, folder := Path(unpacked), params)
+        pipeline.switch(params.profile)
+        if status := pipeline.dvc("repro", "resolve", "data.dvc"):
+            return status
+        for stage, packed in [pair for stages in box["rows"].values() for pair in stages.items()]:
+            now = _needs(params, stage)
+            if differ := sorted(key for key in {**packed, **now} if packed.get(key) != now.get(key)):
+                raise StageError(f"{stage}: {', '.join(differ)} differ from what was packed; pack and run it again")
+        for target in [target for stage in box["done"] for target in _results(params, stage)]:
+            shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, ROOT, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BOX.name))
+        status = pipeline.dvc("commit", "--quiet", "--force", *box["done"]) if box["done"] else 0
         pipeline.keep_pins(params)
-        print(f"{', '.join(whole)}: recorded; `make repro` refreshes tables and reports")
-    if unfinished := "; ".join(f"{name}: {lack}" for name, lack in lacks.items() if lack):
-        raise StageError(f"not finished: {unfinished}. Kept: `python -m lib pack` carries on with it")
+    lacking = [stage for stages in box["rows"].values() for stage in stages if stage not in box["done"]]
+    print(f"recorded: {', '.join(box['done']) or 'nothing'}; not finished: {', '.join(lacking) or 'nothing'}")
     return status
 
 
-def _check(params: Params, name: str, folder: Path) -> str | None:
-    """What `folder` lacks of the results of the experiment `name`; raises StageError unless all that is there is sound
-    and of this version."""
+def _unpack(source: Path, folder: Path, params: Params) -> dict[str, Any]:
+    """The box that came back, whole and of this profile, with its files in `folder`."""
     try:
-        made = json.loads((folder / "version.json").read_text())["profile"]
-        if made != params.profile:
-            raise StageError(f"{name}: is of profile {made}, in force is {params.profile}; add --profile {made}")
-        run = params.experiment(name)
-        if differs := difference(params, name, folder=folder.parent):
-            raise StageError(f"{name}: {differs} from what was packed; go back to that, or pack and run it again")
-        for path in folder.glob("*.pt"):
-            read_checkpoint(path)
-        lack = remote.lacking(run, folder)
-        if lack is None:
-            Returned(folder).read(run.seeds)
-    except (StageError, ParamsError):
-        raise
-    except Exception as error:  # of json, NumPy, pandas, safetensors, torch
-        raise StageError(f"{name}: what came back is damaged ({_reason(error)}); bring it here again") from None
-    return lack
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _keep(name: str, source: Path) -> None:
-    """Put an experiment's folder in place, and its checkpoints where a training here looks for them."""
-    target = ELSEWHERE / name
-    if source.resolve() != target:
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
-    for path in target.glob("*.pt"):
-        write_checkpoint(ROOT / "checkpoints" / path.name, read_checkpoint(path))
-        path.unlink()
+        with tarfile.open(source) as archive:
+            archive.extractall(folder, filter="data")
+        box = json.loads((folder / BOX.name).read_text())
+        there = {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file()}
+        there.pop(BOX.name)
+        places = {CHECKPOINTS, *(path for stage in box["done"] for path in _results(params, stage))}
+        broken = [name for name in {**there, **box["files"]} if there.get(name) != box["files"].get(name)]
+        broken += [name for name in there if (ROOT / name).parent not in places]
+        if not broken and box["profile"] == params.profile:
+            return box
+        reason = f"{broken[0]} is damaged" if broken else f"it is of profile {box['profile']}; add --profile"
+    except Exception as error:  # those of tarfile and what unpacks it, of json, of names that are none
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise StageError(f"{source}: is no whole {BACK.name} of this study ({reason}); bring it here again")

@@ -2,7 +2,7 @@
 
 `prepare` makes a job of each row. A machine unpacks the code, which travels as an archive, into a new folder and has
 DVC run the row's stages there (`elsewhere`). Results travel through DVC's run cache (`runs`), and `take` puts them in
-place. The engine, `cluster`, only decides where and when.
+place. The engine, `cluster`, only decides where and when. Where there is no DVC, stages simply run (`transfer`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..params import ROOT, Experiment, Params, cache
-from . import runs
-from .runner import StageError
+from .runner import StageError, run
 
 #: What `python -m lib run` needs of the project, beside own/ and what `needed` adds.
 TRACKED = ("lib", "notebooks", "params.yaml", "dvc.yaml", "dvc.lock", "data.dvc", ".dvc/config", ".dvcignore")
@@ -50,6 +49,8 @@ def needed(params: Params, stages: Iterable[str]) -> list[Path]:
 def prepare(rows: Mapping[str, list[str]], params: Params, remote: bool) -> tuple[bytes, dict[str, dict[str, Any]]]:
     """The code for rows with their stages, and the job of each; with `remote`, results travel through the default
     remote of DVC where there is one, and images are pushed there. Raises StageError where they do not arrive there."""
+    from . import runs  # in functions, for it needs DVC
+
     store, checkpoints, jobs = runs.store(remote), ROOT / "checkpoints", {}
     checkpoints.mkdir(exist_ok=True)
     for name, stages in rows.items():
@@ -62,6 +63,8 @@ def prepare(rows: Mapping[str, list[str]], params: Params, remote: bool) -> tupl
 
 def take(job: dict[str, Any], reason: str | None, written: Mapping[str, bytes]) -> str | None:
     """Put in place what `elsewhere` gave for a job; returns the reason if the job failed."""
+    from . import runs
+
     for path, content in written.items():
         (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_bytes(content)
@@ -132,25 +135,40 @@ def attend(folder: str, job: dict[str, Any], say: Callable[[str], object]) -> st
 
 
 def _main() -> int:
-    """Do the job that stands in the first line of the standard input: its `stages`, in their order; `store`, where
-    runs are kept (`runs.store`); `needs`, other outputs of DVC to take from there; `checkpoints`, a folder that other
-    machines may see too. Finished results are taken from the store, and trainings that others began are continued."""
+    """Do the job that stands in the first line of the standard input: its `stages`, in their order; `seconds`, after
+    which it ends where it is; `store`, where runs of DVC are kept, if any (see `_by_dvc`)."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    stages, store = job["stages"], job["store"]
-    if "remote" in store:  # images stay on the machine for the rows to come
-        store["cache"] = {"dir": str(cache() / "dvc"), "type": runs.LINKS}
-    runs.configure(store)
-    if Path(job["checkpoints"]).is_dir():
-        (ROOT / "checkpoints").symlink_to(job["checkpoints"])
-    (ROOT / "checkpoints").mkdir(exist_ok=True)
+    if "seconds" in job:
+        timer = threading.Timer(job["seconds"], os.killpg, (0, signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
     try:
-        with FileLock(ROOT / "checkpoints" / lock_of(stages)):  # a lost machine may still be at it
-            runs.make(stages, job["needs"])
+        if "store" in job:
+            _by_dvc(**job)
+        for stage in job["stages"] if "store" not in job else ():
+            kind, _, name = stage.partition("@")
+            run(Params(), kind.replace("baseline", "evaluate"), name)
     except StageError as error:
         print(f"error: {error}")
         return 1
     return 0
+
+
+def _by_dvc(stages: list[str], store: dict[str, Any], needs: list[str], checkpoints: str) -> None:
+    """`store`: where runs are kept (`runs.store`); `needs`: other outputs of DVC to take from there; `checkpoints`: a
+    folder that other machines may see too. Finished results are taken from the store, and trainings that others began
+    are continued."""
+    from . import runs
+
+    if "remote" in store:  # images stay on the machine for the rows to come
+        store["cache"] = {"dir": str(cache() / "dvc"), "type": runs.LINKS}
+    runs.configure(store)
+    if Path(checkpoints).is_dir():
+        (ROOT / "checkpoints").symlink_to(checkpoints)
+    (ROOT / "checkpoints").mkdir(exist_ok=True)
+    with FileLock(ROOT / "checkpoints" / lock_of(stages)):  # a lost machine may still be at it
+        runs.make(stages, needs)
 
 
 def _end_with_parent() -> None:
