@@ -41,8 +41,8 @@ def file(tmp_path):
             [
                 "  ignn_sr_x2-vgg19_1:",
                 '    {title: "IGNN, VGG-19 embedding, neighbours 1",',
-                '     model: ignn, task: sr_x2, recipe: common, needs: "own/vgg19-dcbb9e9d.pth",',
-                '     options: {embedding: vgg19, vgg19_weights: "own/vgg19-dcbb9e9d.pth", neighbours: 1}}',
+                '     model: ignn, task: sr_x2, recipe: common, needs: "weights/vgg19_first_layers.pth",',
+                '     options: {embedding: vgg19, vgg19_weights: "weights/vgg19_first_layers.pth", neighbours: 1}}',
             ],
         ),
     ],

@@ -137,6 +137,16 @@ def test_what_a_row_needs_is_named_when_it_is_missing(tmp_path):
     assert missing(known.experiment("edsr_sr_x2")) is None
 
 
+def test_a_file_of_the_registry_is_where_its_download_lies(tmp_path):
+    old, new = "options: {embedding: vgg19}, needs: own/vgg19.pth", "weights/vgg19_first_layers.pth"
+    changed = (old, f"options: {{embedding: vgg19, vgg19_weights: {new}}}, needs: {new}")
+    row = params(tmp_path, changed).experiment("ignn_sr_x2-vgg19_embedding")
+    assert row.needs == row.options["vgg19_weights"] == f"data/{new}"
+    assert missing(row) == "published_numbers.sets of the profile lacks 'weights'"
+    weights = ("sets: [sample/test], denoised", "sets: [sample/test, weights], denoised")
+    assert missing(params(tmp_path, changed, weights).experiment(row.name)) is None
+
+
 def test_tasks_that_nothing_is_about_are_not_used(tmp_path):
     known = params(tmp_path)
     assert "gray_denoise_15" in known.tasks
@@ -351,9 +361,11 @@ FAULTS = [
     # what a row needs
     ("needs: own/vgg19", "needs: own/../vgg19", "experiments.ignn_sr_x2-vgg19_embedding.needs is 'own/../vgg19"),
     ("needs: own/vgg19", "needs: weights/vgg19",
-     "experiments.ignn_sr_x2-vgg19_embedding.needs is 'weights/vgg19.pth'; it must be a file in own/"),
+     "unknown file 'weights/vgg19.pth' in experiments.ignn_sr_x2-vgg19_embedding; did you mean 'weights/vgg19_first_layers"),
+    ("needs: own/vgg19", "needs: data/vgg19",
+     "experiments.ignn_sr_x2-vgg19_embedding.needs is 'data/vgg19.pth'; it must be a file in own/, or one that"),
     (*added("baselines", "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: weights/a.pth}"),
-     "unknown checkpoint 'weights/a.pth' in baselines.dncnn_jpeg_10"),
+     "unknown file 'weights/a.pth' in baselines.dncnn_jpeg_10"),
     (*added("baselines", "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: data/a.pth}"),
      "baselines.dncnn_jpeg_10.checkpoint is 'data/a.pth'; it must be a file in own/, or one that the registry lists"),
     ('"package:bm3d"', '"package:bm3d; touch X"', "baselines.bm3d_gray_denoise_25.needs is 'package:bm3d; touch X'"),

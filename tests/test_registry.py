@@ -107,7 +107,7 @@ def test_describe_has_a_row_per_set_with_its_terms_in_full(sample):
     assert table.loc["sample/test", ["images", "channels"]].tolist() == [8, "1/3"]
     assert table.loc["sample/train", "size"] == "300x451 to 1411x1411"
     assert "CC0" in table.loc["sample/train", "terms"]
-    assert table.loc["weights", ["images", "MB"]].tolist() == [0, 7.9]
+    assert table.loc["weights", ["images", "MB"]].tolist() == [0, 10.1]
 
 
 def test_manifests_list_hashes_drop_leaks_and_forget_other_tasks(tmp_path):
@@ -133,7 +133,7 @@ def test_manifests_of_single_sets_hold_pairs_and_plain_files(tmp_path):
     KNOWN.write_set_manifests(tmp_path / "p", ["set5/LR_x2", "rain100l", "weights"])
     tables = {path.name: rows(path) for path in (tmp_path / "p").iterdir()}
     assert {name: len(found) for name, found in tables.items()} == {
-        **{"rain100l.csv": 100, "set5_LR_x2.csv": 5, "weights.csv": 3},
+        **{"rain100l.csv": 100, "set5_LR_x2.csv": 5, "weights.csv": 4},
     }
     assert tables["rain100l.csv"][0]["input"] == "images/rain100l/input/1.npy"
     weights = {row["name"]: row for row in tables["weights.csv"]}["dncnn_25.pth"]

@@ -51,9 +51,9 @@ def missing(row: Row) -> str | None:
 
     A file that the profile downloads counts as there, for it arrives after rows are resolved.
     """
-    if isinstance(row, Baseline) and row.checkpoint and row.checkpoint.startswith(f"data/{PUBLISHED}"):
-        return None if row.downloaded else f"published_numbers.sets of the profile lacks {PUBLISHED.rstrip('/')!r}"
     needed = row.needs or (row.checkpoint if isinstance(row, Baseline) else None) or ""
+    if needed.startswith(f"data/{PUBLISHED}"):
+        return None if row.downloaded else f"published_numbers.sets of the profile lacks {PUBLISHED.rstrip('/')!r}"
     if needed.startswith("package:"):
         package = needed.removeprefix("package:")
         return None if importlib.util.find_spec(package) else f"the package {package} is not installed"

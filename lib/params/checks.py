@@ -117,15 +117,16 @@ def _of_row(params: Params, name: str) -> Iterator[str]:
         yield f"profiles.{params.profile}.training lacks {task!r}, which {name!r} needs"
         return
     row = params.row(name)
-    file = row.checkpoint if isinstance(row, Baseline) else None
-    known = registry.published().checkpoints
-    if file and file.startswith(f"data/{PUBLISHED}") and file not in known:
-        yield unknown("checkpoint", file.removeprefix("data/"), [k.removeprefix("data/") for k in known], where)
+    checkpoint = row.checkpoint if isinstance(row, Baseline) else None
+    file, known = checkpoint or row.needs or "", registry.published().checkpoints
+    if file.startswith(f"data/{PUBLISHED}") and file not in known:
+        yield unknown("file", file.removeprefix("data/"), [k.removeprefix("data/") for k in known], where)
         return
     try:
         models.check_options(row.model, row.options)
         _check_meant(row, params.entry(name).options)
-        network = None if missing(row) or (file and not (ROOT / file).is_file()) else _network(row)
+        absent = missing(row) or (file.startswith(("own/", "data/")) and not (ROOT / file).is_file())
+        network = None if absent else _network(row)
     except (models.ModelError, OfficialError) as error:
         yield f"{where}: {error}"
         return
@@ -133,7 +134,7 @@ def _of_row(params: Params, name: str) -> Iterator[str]:
         trained = any(True for _ in network.parameters())
         if isinstance(row, Experiment) and not trained:
             yield f"{where}: model {row.model!r} has nothing to train; name it among the baselines"
-        if isinstance(row, Baseline) and trained and not file:
+        if isinstance(row, Baseline) and trained and not checkpoint:
             yield f"{where}: model {row.model!r} must be trained; name it among the experiments, or a checkpoint"
     yield from _of_sizes(params, row, _least(network) if network else 1)
 
@@ -147,8 +148,8 @@ def _check_meant(row: Experiment | Baseline, own: dict[str, Any]) -> None:
                                         "leave one of them out")  # fmt: skip
     file = row.options.get("vgg19_weights")
     if file and row.options.get("embedding", "vgg19") == "vgg19" and file != row.needs:
-        raise models.ModelError(f"option 'vgg19_weights' of model {row.model!r} is {file!r}; it must be the file in "
-                                f"own/ that `needs` names, which is {row.needs or 'none'}")  # fmt: skip
+        raise models.ModelError(f"option 'vgg19_weights' of model {row.model!r} is {file!r}; it must be the file "
+                                f"that `needs` names, which is {row.needs or 'none'}")  # fmt: skip
     if row.model == "enlca" and (width := row.options.get("width", 4)) < 4:
         raise models.ModelError(f"option 'width' of model 'enlca' is {width}; it must be at least 4, for queries and "
                                 "keys have a quarter of it")  # fmt: skip

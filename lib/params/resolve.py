@@ -55,6 +55,7 @@ class Row:
     task: Task
     evaluation: Evaluation
     needs: str | None = None
+    downloaded: bool = False  # whether the profile downloads the weights that the registry lists
 
     @property
     def difference(self) -> str:
@@ -74,13 +75,9 @@ class Experiment(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Row):
-    """A row that is not trained: the degraded input, a classical method, or a public `checkpoint`.
-
-    downloaded: whether the profile downloads it
-    """
+    """A row that is not trained: the degraded input, a classical method, or a public `checkpoint`."""
 
     checkpoint: str | None = None
-    downloaded: bool = False
 
     #: It has one network and no seed; its numbers stand in the tables as those of seed 1.
     seeds: ClassVar[tuple[int, ...]] = (1,)
@@ -179,11 +176,7 @@ class Params:
         entry = self.entry(name)
         if not isinstance(entry, BaselineEntry):
             raise ParamsError(f"{self.file}: {name!r} is an experiment, not a baseline")
-        checkpoint = entry.checkpoint
-        if checkpoint is None or not checkpoint.startswith(PUBLISHED):
-            return Baseline(**self._common(name, entry), checkpoint=checkpoint)
-        downloaded = PUBLISHED.rstrip("/") in self.published_numbers.sets
-        return Baseline(**self._common(name, entry), checkpoint=f"data/{checkpoint}", downloaded=downloaded)
+        return Baseline(**self._common(name, entry), checkpoint=_place(entry.checkpoint))
 
     def options(self, name: str) -> dict[str, Any]:
         """The options of a row's network: the profile's for its model and size, beneath its own; none for a public
@@ -252,15 +245,22 @@ class Params:
         return self.rows[name]
 
     def _common(self, name: str, entry: ExperimentEntry | BaselineEntry) -> dict[str, Any]:
+        found = self.options(name)
         return {
             "name": name,
             "title": entry.title,
             "model": entry.model,
-            "options": self.options(name),
+            "options": {key: _place(value) if value == entry.needs else value for key, value in found.items()},
             "task": self.task(entry.task),
             "evaluation": self.settings.evaluation,
-            "needs": entry.needs,
+            "needs": _place(entry.needs),
+            "downloaded": PUBLISHED.rstrip("/") in self.published_numbers.sets,
         }
+
+
+def _place(file: str | None) -> str | None:
+    """Where a file that params.yaml names lies: one of the registry's among the downloads."""
+    return f"data/{file}" if file and file.startswith(PUBLISHED) else file
 
 
 def options(entry: ExperimentEntry | BaselineEntry, profile: Profile) -> dict[str, Any]:

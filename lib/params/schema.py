@@ -17,7 +17,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 NAME = "at most 100 letters, digits, _ and -, the first no -"
 
-#: A checkpoint that the registry lists, as params.yaml names it, begins with the name of its set.
+#: A file of weights that the registry lists, as params.yaml names it, begins with the name of its set.
 PUBLISHED = "weights/"
 
 
@@ -35,12 +35,6 @@ def _path(path: str) -> str:
 
 
 def _file(path: str) -> str:
-    if not _path(path).startswith("own/"):
-        raise ValueError("it must be a file in own/, where a change of it is noticed")
-    return path
-
-
-def _checkpoint(path: str) -> str:
     if not _path(path).startswith(("own/", PUBLISHED)):
         raise ValueError(f"it must be a file in own/, or one that the registry lists, {PUBLISHED}<name>")
     return path
@@ -87,7 +81,6 @@ Sets = Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], AfterValidat
 SomeSets = Annotated[Sets, Field(min_length=1)]
 Needs = Annotated[str, AfterValidator(_needed)]
 File = Annotated[str, AfterValidator(_file)]
-Checkpoint = Annotated[str, AfterValidator(_checkpoint)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -265,7 +258,7 @@ class BaselineEntry:
     model: Name
     task: Name
     options: dict[str, Any] = Field(default_factory=dict)
-    checkpoint: Checkpoint | None = None
+    checkpoint: File | None = None
     needs: Needs | None = None
 
     @model_validator(mode="after")

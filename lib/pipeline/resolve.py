@@ -33,7 +33,7 @@ def training(run: Experiment) -> dict[str, Any]:
         "precision": run.precision,
         "seeds": run.seeds,
         "missing": missing(run),
-        "needs": _file(run.needs) if run.needs else None,
+        "needs": _published(run.needs) if run.needs else None,
     }
 
 
@@ -46,8 +46,8 @@ def evaluation(run: Experiment | Baseline) -> dict[str, Any]:
         "evaluation": asdict(run.evaluation),
         "seeds": run.seeds,
         "missing": missing(run),
-        "needs": _file(run.needs) if run.needs else None,
-        "checkpoint": _checkpoint(run.checkpoint) if isinstance(run, Baseline) and run.checkpoint else None,
+        "needs": _published(run.needs) if run.needs else None,
+        "checkpoint": _published(run.checkpoint) if isinstance(run, Baseline) and run.checkpoint else None,
         "insights": _insights(run.model),
     }
 
@@ -140,8 +140,8 @@ def _insights(model: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()
 
 
-def _checkpoint(file: str) -> str | None:
-    """SHA-256 of a checkpoint, of one that is downloaded as the registry has it."""
+def _published(file: str) -> str | None:
+    """SHA-256 of a file that a row needs, of one that is downloaded as the registry has it."""
     from ..images import registry  # of which trainings are independent
 
     return registry.published().checkpoints.get(file) or _file(file)

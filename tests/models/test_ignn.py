@@ -26,7 +26,7 @@ from lib.params import ROOT
 from lib.tasks.degradations import resize
 
 #: Copies of VGG19's published weights, on machines that have one.
-OWN_FILES = sorted((ROOT / "own").glob("vgg19*.pth"))
+OWN_FILES = [*ROOT.glob("own/vgg19*.pth"), *ROOT.glob("data/weights/vgg19*.pth")]
 
 #: Per scale: the smaller image's mean and std, matches of the first and of the middle query, mean and std of D, x_lr,
 #: x_hr (mean, std, five values).
@@ -242,7 +242,7 @@ def assert_is_vgg19(network, state, *names):
     torch.testing.assert_close(network.embedding(x), y)
 
 
-@pytest.mark.skipif(not OWN_FILES, reason="no file own/vgg19*.pth")
+@pytest.mark.skipif(not OWN_FILES, reason="no such file here")
 @pytest.mark.parametrize("path", OWN_FILES)
 def test_published_vgg19_weights(path):
     state = torch.load(path, weights_only=True)
