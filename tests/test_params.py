@@ -361,7 +361,7 @@ FAULTS = [
     # what a row needs
     ("needs: own/vgg19", "needs: own/../vgg19", "experiments.ignn_sr_x2-vgg19_embedding.needs is 'own/../vgg19"),
     ("needs: own/vgg19", "needs: weights/vgg19",
-     "unknown file 'weights/vgg19.pth' in experiments.ignn_sr_x2-vgg19_embedding; did you mean 'weights/vgg19_first_layers"),
+     "unknown file 'weights/vgg19.pth' in experiments.ignn_sr_x2-vgg19_embedding; did you mean 'weights/vgg19_fi"),
     ("needs: own/vgg19", "needs: data/vgg19",
      "experiments.ignn_sr_x2-vgg19_embedding.needs is 'data/vgg19.pth'; it must be a file in own/, or one that"),
     (*added("baselines", "dncnn_jpeg_10: {title: a, model: dncnn, task: jpeg_10, checkpoint: weights/a.pth}"),

@@ -265,11 +265,21 @@ class Report:
             half = f" (the first {budget.half_crops:.0%}: four times as many of half the side)"
             small = half if budget.half_crops else ""
             parts.append(
-                f"*{task}*: {budget.steps:,} steps of {budget.batch} crops of {budget.crop} pixels{small}; measured on "
-                f"{size} of {self._measured_on(names)}, in {seen}; seeds {text.listed([*map(str, row.seeds)])}."
+                f"*{task}*: {budget.steps:,} steps of {budget.batch} crops of {budget.crop} pixels{small}, "
+                f"{self._rates(trained)}; measured on {size} of {self._measured_on(names)}, in {seen}; "
+                f"seeds {text.listed([*map(str, row.seeds)])}."
             )
         parts.append("Networks of published size, trained for as long as the papers did, may behave differently.")
         return Markdown("\n\n".join(parts))
+
+    def _rates(self, names: list[str]) -> str:
+        """The peak rate of rows of one task, and those of attention modules that have another."""
+        rates, budgets = dict[float, list[str]](), {name: self.params.experiment(name).budget for name in names}
+        for name, budget in budgets.items():
+            if budget.attention_lr and self.modules[name] != "none":
+                rates.setdefault(budget.attention_lr, []).append(self.labels[name])
+        others = [f", {rate:g} for the attention of {text.listed(labels)}" for rate, labels in rates.items()]
+        return f"peak rate {budgets[names[0]].lr:g}{''.join(others)}"
 
     def _by_task(self) -> list[tuple[str, list[str]]]:
         return [*self.tasks.items()]

@@ -104,6 +104,15 @@ def test_the_smoke_run_draws_no_conclusions(made_up):
     assert "which draws no conclusions" in report.limits().data
 
 
+def test_limits_name_the_rate_of_attention_that_has_its_own(made_up):
+    made = made_up("cpu")
+    for name in (DAGL, NL, EDSR):
+        made.row(name, 30.0)
+    limits = made.report("dagl_ablation").limits().data
+    assert "peak rate 0.001, 0.0004 for the attention of DAGL, DAGL, no threshold" in limits
+    assert "single-head" not in limits.partition("0.0004")[2].partition(";")[0]
+
+
 def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
     made = made_up()
     made.row(EDSR, 30.0)
