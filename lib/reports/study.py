@@ -277,7 +277,7 @@ class Report:
         rates, budgets = dict[float, list[str]](), {name: self.params.experiment(name).budget for name in names}
         for name, budget in budgets.items():
             if budget.attention_lr and self.modules[name] != "none":
-                rates.setdefault(budget.attention_lr, []).append(self.labels[name])
+                rates.setdefault(budget.attention_lr, []).append(f"*{self.labels[name]}*")
         others = [f", {rate:g} for the attention of {text.listed(labels)}" for rate, labels in rates.items()]
         return f"peak rate {budgets[names[0]].lr:g}{''.join(others)}"
 

@@ -109,7 +109,7 @@ def test_limits_name_the_rate_of_attention_that_has_its_own(made_up):
     for name in (DAGL, NL, EDSR):
         made.row(name, 30.0)
     limits = made.report("dagl_ablation").limits().data
-    assert "peak rate 0.001, 0.0004 for the attention of DAGL, DAGL, no threshold" in limits
+    assert "peak rate 0.001, 0.0004 for the attention of *DAGL*, *DAGL, 16 fixed neighbours*" in limits
     assert "single-head" not in limits.partition("0.0004")[2].partition(";")[0]
 
 
