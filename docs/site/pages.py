@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
 from sphinx.cmd.build import build_main
 
 from lib.params import ROOT, Params
@@ -26,6 +27,9 @@ DOCS = {name: ROOT / "docs" / f"{name}.md" for name in FIRST}
 DOCS |= {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))} | {"contributing": ROOT / "CONTRIBUTING.md"}
 
 MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "edsr")
+
+#: Of photographs in figures.
+QUALITY = 60
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -71,11 +75,12 @@ class Site:
         return next((path for path in reversed(found) if path.exists()), None)
 
     def _rows(self, report: Path) -> list[Path]:
-        """The rows' notebooks that a report links to; those of a smoke run would double the site."""
+        """The notebooks of trained rows that a report links to; those of a smoke run would double the site."""
         if report.parts[-4] == self.profiles[0].profile:
             return []
         links = re.findall(r"\]\((\.\./\.\./evaluate/[^)]+)\)", report.read_text())
-        return [path for link in dict.fromkeys(links) if (path := (report.parent / link).resolve()).exists()]
+        found = [path for link in dict.fromkeys(links) if (path := (report.parent / link).resolve()).exists()]
+        return [path for path in found if path.parent.name in self.profiles[0].experiments]
 
     def _linked(self, words: str, source: Path, page: str) -> str:
         """Markdown whose links between files of the project lead to their pages; a link to a file without a page is
@@ -95,7 +100,8 @@ class Site:
         (self.folder / f"{name}.md").write_text(self._linked(path.read_text(), path, name))
 
     def _notebook(self, path: Path, name: str) -> None:
-        """A notebook with its code folded and its figures' descriptions where Sphinx looks for them."""
+        """A notebook with its code folded and its figures' descriptions where Sphinx looks for them; a row's without
+        the code, which all share, and its training, which reports show."""
         notebook = json.loads(path.read_text())
         cells = []
         if name.startswith("rows/"):  # all of them have one title
@@ -103,14 +109,17 @@ class Site:
             row = params.row(path.parent.name)
             words = "".join(notebook["cells"][0]["source"]).partition("\n")[2]
             notebook["cells"][0]["source"] = f"# {row.title}: {row.task.title} ({params.profile})\n{words}"
+        left_out = False
         for cell in notebook["cells"]:
             tags = cell["metadata"].get("tags", [])
-            if {"parameters", "injected-parameters"} & {*tags}:
+            if (words := "".join(cell["source"])).startswith("## "):
+                left_out = name.startswith("rows/") and words.startswith("## Training\n")
+            if left_out or {"parameters", "injected-parameters"} & {*tags}:
                 continue
             if cell["cell_type"] == "markdown":
                 cell["source"] = self._linked("".join(cell["source"]), path, name)
             else:
-                cell["metadata"]["tags"] = [*tags, "hide-input"]
+                cell["metadata"]["tags"] = [*tags, "remove-input" if name.startswith("rows/") else "hide-input"]
                 for output in cell["outputs"]:
                     self._output(cell, output, path, name)
             cells.append(cell)
@@ -184,19 +193,25 @@ def _answer(report: Path) -> str:
 def main() -> int:
     """Build the site; returns Sphinx's exit status: a broken link or reference is an error."""
     Site(OUT / "source").write()
-    return build_main(
-        [
-            "-q",
-            "-W",
-            "--keep-going",
-            "-c",
-            str(HERE),
-            "-d",
-            str(OUT / "doctrees"),
-            str(OUT / "source"),
-            str(OUT / "html"),
-        ]
-    )
+    source, html = OUT / "source", OUT / "html"
+    shutil.rmtree(html, ignore_errors=True)  # figures that no page shows any more
+    always = ["-q", "-W", "--keep-going", "-c", str(HERE), "-d", str(OUT / "doctrees")]
+    status = build_main([*always, str(source), str(html)])
+    _shrink(html)
+    return status
+
+
+def _shrink(html: Path) -> None:
+    """Make the pictures WebP, photographs with losses: two thirds of the size."""
+    for path in sorted((html / "_images").iterdir()):
+        with Image.open(path) as picture:
+            is_photograph = picture.format == "JPEG"
+            picture.convert("RGB").save(
+                path.with_suffix(".webp"), quality=QUALITY, lossless=not is_photograph, method=6
+            )
+        path.unlink()
+    for page in html.rglob("*.html"):
+        page.write_text(re.sub(r'(_images/[^"]+)\.(?:jpg|png)"', r'\1.webp"', page.read_text()))
 
 
 if __name__ == "__main__":
