@@ -236,6 +236,20 @@ def across_systems(report: Report) -> list[str]:
     return [*sentences, with_similarity(report, better, worse, name), over_training(report, better, task, name)]
 
 
+def sparse_competitors(report: Report) -> list[str]:
+    dense, near = "edsr_gray_denoise_25-nl", "sparse_gray_denoise_25-common_trunk_window_12"
+    names = {
+        "sparse_gray_denoise_25-common_trunk_best_16": "attention to the 16 best matches",
+        "nlsa_gray_denoise_25-common_trunk": "NLSA",
+        near: "attention within windows",
+        dense: "attention to every pixel",
+    }
+    to = [(dense, "attention to every pixel"), (near, "attention within windows"), (
+        report.study.experiments[0], "the trunk without attention")]  # fmt: skip
+    claims = {worse: report.verdicts[report.verdicts.worse == worse] for worse, _ in to}
+    return [*(grouped(report, claims[worse], called, names) for worse, called in to), open_claims(report)]
+
+
 def _control(report: Report, rows: Sequence[str]) -> str:
     """What more channels in place of attention gain."""
     wide = report.rows.loc[[name for name in rows if name.endswith("-as_many_parameters")]]
@@ -253,6 +267,7 @@ ANSWERS: dict[str, Callable[[Report], list[str]]] = {
         enlca_amplification,
         ignn_aggregation,
         lir_parts,
+        sparse_competitors,
         across_systems,
     )
 }

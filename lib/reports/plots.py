@@ -33,6 +33,8 @@ COLORS = {
     "enlca": _COLORBLIND[3],
     "ignn": _COLORBLIND[4],
     "lir": _COLORBLIND[5],
+    "nlsa": _COLORBLIND[6],
+    "sparse": _COLORBLIND[8],
 }
 
 #: With fewer photographs every one is a dot; a violin would invent a shape.

@@ -12,7 +12,7 @@ from . import statistics
 from .statistics import EQUAL, HOLDS, LEANS, NOT_RUN, NOT_TESTED, REVERSED, UNRESOLVED
 
 #: Models with an attention module of their own.
-MODULES = ("dagl", "panet", "enlca", "ignn", "lir")
+MODULES = ("dagl", "panet", "enlca", "ignn", "lir", "nlsa", "sparse")
 
 
 def number(value: float, digits: int = 2, signed: bool = False) -> str:
