@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # while imports last, Ctrl-C ends this without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from . import params as parameters
 from .pipeline import resolve, runner
@@ -50,6 +54,14 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _new_file(text: str) -> Path:
+    path = _path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise argparse.ArgumentTypeError(f"{text!r}: {reason}; name a file such as box.tar, in a folder that exists")
+    return path
+
+
 def _address(text: str) -> str:
     if text != "auto" and not re.fullmatch(r"[^/]+:\d{1,5}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither `auto`, this machine, nor HOST:PORT, a cluster's head")
@@ -63,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs.add_parser("schema", help="write params.schema.json, by which editors complete params.yaml")
     verbs.add_parser("resolve", help="check it and write what each stage is given (called by DVC)")
     verb = verbs.add_parser("run", help="execute one stage's notebook (called by DVC)")
-    verb.add_argument("stage", choices=runner.PARAMETER)
+    verb.add_argument("stage", nargs="?", choices=runner.PARAMETER, help="default: the one in which DVC calls this")
     verb.add_argument("key", nargs="?", help="experiment or study")
     verb = verbs.add_parser("repro", help="bring every result of a profile up to date (make repro)")
     verb.add_argument("--profile", help="switch to this profile first")
@@ -90,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--title", help="its name in tables and figures")
     verb = verbs.add_parser("pack", help="pack what another machine needs to train and measure rows")
     verb.add_argument("rows", nargs="+", metavar="ROW")
-    verb.add_argument("--into", type=Path, required=True, metavar="FILE.tar")
+    verb.add_argument("--into", type=_new_file, required=True, metavar="FILE.tar")
     verb.add_argument("--profile", help="switch to this profile first")
     verb = verbs.add_parser("remote", help="on that machine: train and measure what was packed, or go on with it")
     verb.add_argument("--jobs", type=_count, default=1, help="rows at a time")
@@ -170,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.verb == "resolve":
             resolve.write(params)
         else:
-            runner.run(params, given.stage, given.key)
+            runner.run(params, *((given.stage, given.key) if given.stage else runner.stage_of_dvc()))
     except (parameters.ParamsError, runner.StageError) as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 1
@@ -195,4 +207,5 @@ def _check_folder(here: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pickle
 import pickletools
+import re
 import tarfile
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -107,6 +110,20 @@ class Foreign:
         pass
 
 
+class ForeignDict(Foreign):
+    """Stands for a kind of dictionary: one with its content, which takes attributes too."""
+
+    def __new__(cls, *args, **kwargs):
+        return OrderedDict()
+
+
+class ForeignList(Foreign):
+    """Stands for a kind of list: a plain one with its content."""
+
+    def __new__(cls, *args, **kwargs):
+        return []
+
+
 def read(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint file, without its wrappers; nothing in the file is executed.
 
@@ -163,9 +180,7 @@ def _content(path: Path) -> object:
         foreign += (torch.serialization.get_unsafe_globals_in_checkpoint if zipfile.is_zipfile(path) else _classes)(
             path
         )
-        stand_ins: list = [(type(name, (Foreign,), {}), name) for name in foreign]
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return _loaded(path, dict.fromkeys(foreign, Foreign))
     except Exception:  # torch raises half a dozen kinds, and advises to read the file unsafely
         if foreign:
             raise OfficialError(
@@ -173,6 +188,21 @@ def _content(path: Path) -> object:
                 " where that class is and save its state_dict()"
             ) from None
         raise OfficialError("damaged, or no state dict saved by PyTorch: download it again") from None
+
+
+def _loaded(path: Path, kinds: dict[str, type[Foreign]]) -> object:
+    """The content of a checkpoint with stand-ins of these kinds for its classes; of those that turn out to be kinds of
+    dictionaries or lists, such as those of EasyDict, the content is kept."""
+    stand_ins: list = [(type(name, (kind,), {}), name) for name, kind in kinds.items()]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        filled = re.search(r"Can only (set|append|extend)", str(error), re.IGNORECASE)
+        name = next((name for name, kind in kinds.items() if kind is Foreign and f"official.{name}'" in str(error)), "")
+        if not filled or not name:
+            raise
+        return _loaded(path, kinds | {name: ForeignDict if filled[1].lower() == "set" else ForeignList})
 
 
 def _classes(path: Path) -> list[str]:

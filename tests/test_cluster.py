@@ -1,6 +1,7 @@
 """Rows on the nodes of a Ray cluster, all of them processes of this machine: a node killed."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -138,6 +139,30 @@ def test_a_killed_node_costs_nothing_and_results_are_those_of_a_plain_run(begun,
     before = contents(clone.folder)
     ended = clone.shell(f'python -c "{bring_up_to_date(rows, cluster.address)}"')
     assert ended.stdout == "" and contents(clone.folder) == before
+
+
+def test_ctrl_c_leaves_what_is_done_and_the_next_run_does_the_rest(begun, tmp_path):
+    """On this machine alone (`--cluster auto`), the whole command."""
+    clone, said = another(begun, tmp_path / "auto"), tmp_path / "output"
+    command = [sys.executable, "-m", "lib", "repro", "--study", "dagl_ablation", "--cluster", "auto", "--jobs", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    with said.open("w") as output:
+        running = subprocess.Popen(command, cwd=clone.folder, env=environment, stdout=output, stderr=output,
+                                   start_new_session=True)  # fmt: skip
+    while not (done := re.findall(r"^(dagl\S+|edsr\S+): done", said.read_text(), re.MULTILINE)):
+        assert running.poll() is None, said.read_text()
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to every process
+    assert running.wait() == 130, said.read_text()
+    assert "Traceback" not in said.read_text()
+    [weights] = (clone.folder / f"results/tiny/weights/{done[0]}").iterdir()
+    made = weights.stat().st_mtime_ns
+    assert f"train@{done[0]}" not in clone.changed()
+
+    ended = clone.shell("python -m lib repro --study dagl_ablation --cluster auto --jobs 2")
+    assert f"{done[0]}: done" not in ended.stdout and weights.stat().st_mtime_ns == made
+    assert not clone.changed() - {"published_numbers", "tables", "summary", "report@dagl_ablation"}
+    assert (clone.folder / "results/tiny/report/dagl_ablation/report_dagl_ablation.ipynb").exists()
 
 
 def test_a_task_needs_no_clone_where_it_runs():

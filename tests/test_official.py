@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import collections
 import functools
 import gzip
 import lzma
@@ -524,6 +525,14 @@ def named(prefix: str) -> dict[str, Tensor]:
     return {prefix + name: t for name, t in TENSORS.items()}
 
 
+class Options(dict):
+    """As EasyDict: its items are attributes too."""
+
+
+class History(list):
+    """A list of a program's own."""
+
+
 class Stranger(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -645,6 +654,21 @@ def itself(path: Path) -> None:
 def quantised(path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):
         torch.save({"a": torch.quantize_per_tensor(torch.ones(1), 1.0, 0, torch.qint8)}, path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", ["wrapper", "weights", "beside", "list beside"])
+def test_kinds_of_dictionaries_and_lists_are_taken_for_what_they_hold(tmp_path, kind, old):
+    options, history = Options(width=8), History([1, 2])
+    options.width = 8
+    content = {
+        "wrapper": Options(state_dict=TENSORS),
+        "weights": {"model": Options(TENSORS)},
+        "beside": {"state_dict": TENSORS, "options": options, "log": collections.defaultdict(list, loss=[1.0])},
+        "list beside": {"state_dict": TENSORS, "log": history, "last": collections.deque([1, 2])},
+    }[kind]
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not old)
+    assert official.read(tmp_path / "x.pth").keys() == TENSORS.keys()
 
 
 MISTAKEN = {

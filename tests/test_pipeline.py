@@ -5,8 +5,10 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -198,12 +200,26 @@ def test_inside_another_clone_the_installed_one_refuses(clone, monkeypatch, caps
     assert f"lies in {clone.folder}, but `lib` is that of {ROOT}; `cd {clone.folder}` first" in capsys.readouterr().err
 
 
+def test_run_says_which_stage_it_lacks(monkeypatch, capsys):
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    assert main(["run"]) == 1
+    assert capsys.readouterr().err == "error: run: lacks the name of the stage, such as `train edsr_gray_denoise_25`\n"
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.5, 1.0])
+def test_ctrl_c_while_programs_load_is_no_traceback(seconds):
+    running = subprocess.Popen([sys.executable, "-m", "lib", "check"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    running.send_signal(signal.SIGINT)
+    assert len(running.communicate()[1].splitlines()) <= 1 or seconds < 0.1  # Python itself still starts
+
+
 def test_a_name_of_a_row_is_never_run_as_a_command(clone):
     """Not even where `check` is left out: no stage of DVC runs without the values that `resolve` writes for it."""
     name = "edsr_gray_denoise_25-$(touch here)"
     row = f'  "{name}": {{title: x, model: edsr, task: gray_denoise_25, recipe: common}}\n'
     clone.edit("params.yaml", "\nexperiments:\n", "\nexperiments:\n" + row)
-    for stages in ("", f"--single-item 'train@{name}'"):
+    for stages in ("", f"--single-item 'train@{name}'", f"--single-item --force 'train@{name}'"):
         assert clone.shell(f"dvc repro {stages}", check=False).returncode != 0
     assert not (clone.folder / "here").exists()
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -57,12 +58,12 @@ def returned(clone, tmp_path_factory) -> Path:
     assert "tar xf 'a box.tar' && cd 'a box' && python -m lib remote" in said
     there = Remote(clone.folder / "a box.tar", tmp_path_factory.mktemp("there"))
     status, said = there.visit("--minutes 0.0001")
-    assert status == 1 and f"evaluate@{EDSR}: not done (out of time); run it again to go on" in said
+    assert status == 1 and f"{EDSR}: not done (out of time); run it again to go on" in said
     with tarfile.open(there.folder / "back.tar") as archive:
         assert not json.loads(archive.extractfile("box.json").read())["done"]
     status, said = there.visit("--jobs 2")
     assert status == 0, said
-    assert f"evaluate@{EDSR}: done" in said and f"baseline@{INPUT}: done" in said
+    assert f"{EDSR}: done" in said and f"{INPUT}: done" in said
     return there.folder / "back.tar"
 
 
@@ -109,7 +110,7 @@ def test_a_failing_row_stops_no_other_and_is_not_recorded(clone, tmp_path):
     there = Remote(clone.folder / "box.tar", tmp_path)
     (there.folder / "data/train/gray_denoise_25.csv").write_text("")
     status, said = there.visit()
-    assert status == 1 and f"evaluate@{EDSR}: not done (SetError: " in said and f"baseline@{INPUT}: done" in said
+    assert status == 1 and f"{EDSR}: not done (SetError: " in said and f"{INPUT}: done" in said
     said = clone.shell(f"python -m lib import {there.folder / 'back.tar'}").stdout
     assert f"recorded: {STAGES[2]}; not finished: {', '.join(STAGES[:2])}" in said
 
@@ -127,11 +128,11 @@ def damaged(archive: Path, into: Path, name: str, change) -> None:
 
 #: What may have become of a file that came back, and what is said of it.
 DAMAGED = {
-    "log.csv": (lambda content: content[:-9], "log.csv is damaged"),
-    "seed_1.safetensors": (lambda content: b"", "seed_1.safetensors is damaged"),
-    "images.csv": (lambda content: content + b"1", "images.csv is damaged"),
-    "results/tiny/train/other/log.csv": (lambda content: b"1", "results/tiny/train/other/log.csv is damaged"),
-    "lib/training.py": (lambda content: b"1", "lib/training.py is damaged"),
+    "log.csv": (lambda content: content[:-9], "log.csv"),
+    "seed_1.safetensors": (lambda content: b"", "seed_1.safetensors"),
+    "images.csv": (lambda content: content + b"1", "images.csv"),
+    "results/tiny/train/other/log.csv": (lambda content: b"1", "results/tiny/train/other/log.csv"),
+    "lib/training.py": (lambda content: b"1", "lib/training.py"),
     "box.json": (lambda content: content[:-9], " ("),
 }
 
@@ -153,7 +154,7 @@ def test_a_file_outside_that_names_its_own_hash_is_refused(clone, returned, tmp_
     damaged(returned, tmp_path / "one.tar", "lib/training.py", lambda _: content)
     damaged(tmp_path / "one.tar", tmp_path / "two.tar", "box.json", lambda box: box.replace(b'"files": {', listed))
     ended = clone.shell(f"python -m lib import {tmp_path / 'two.tar'}", check=False)
-    assert ended.returncode == 1 and "lib/training.py is damaged" in ended.stderr
+    assert ended.returncode == 1 and "(lib/training.py)" in ended.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x1f\x8b\x08\0\0\0\0\0\0\3", b"<html>", b"\xfd7zXZ\0", None])
@@ -202,3 +203,60 @@ def test_where_nothing_is_packed_that_is_said(capsys):
 def test_an_unknown_row_is_not_packed(tmp_path):
     with pytest.raises(ParamsError, match="unknown row 'edsr_gray'"):
         transfer.pack(["edsr_gray"], tmp_path / "no.tar")
+
+
+def test_a_box_unpacked_over_another_runs_anew(clone, returned, tmp_path):
+    """Results of the first are not those of the second, whose code is another."""
+    there = Remote(clone.folder / "a box.tar", tmp_path)
+    assert there.visit()[0] == 0
+    clone.edit("lib/measuring/evaluation.py", '"""', '"""A ')
+    clone.shell(f"python -m lib pack {INPUT} --into 'a box.tar'")
+    clone.edit("lib/measuring/evaluation.py", '"""A ', '"""')
+    shutil.unpack_archive(clone.folder / "a box.tar", tmp_path, "tar", filter="data")
+    record = there.folder / f"results/tiny/machine/evaluate@{INPUT}.json"
+    record.write_text("of the first")
+    assert there.visit()[0] == 0 and record.read_text() != "of the first"
+
+
+def test_links_are_refused(clone, returned, tmp_path):
+    """One that leads out of the archive's folder for results would have code overwritten."""
+    with tarfile.open(returned) as source, tarfile.open(tmp_path / "back.tar", "w:gz") as target:
+        for member in source:
+            target.addfile(member, source.extractfile(member))
+        link = tarfile.TarInfo("lib")
+        link.type, link.linkname = tarfile.SYMTYPE, f"results/tiny/train/{EDSR}"
+        target.addfile(link)
+    ended = clone.shell(f"python -m lib import {tmp_path / 'back.tar'}", check=False)
+    assert ended.returncode == 1 and "is no whole back.tar of this study (lib); bring it here again" in ended.stderr
+
+
+@pytest.mark.parametrize("done", ["evaluate@../../../lib", "train@dagl_gray_denoise_25", "tables"])
+def test_stages_of_no_packed_row_are_refused(clone, returned, tmp_path, done):
+    damaged(returned, tmp_path / "back.tar", "box.json",
+            lambda box: json.dumps(json.loads(box) | {"done": [done], "files": {}}).encode())  # fmt: skip
+    ended = clone.shell(f"python -m lib import {tmp_path / 'back.tar'}", check=False)
+    assert ended.returncode == 1 and (clone.folder / "lib/training.py").exists()
+    assert "is no whole back.tar of this study" in ended.stderr
+
+
+def test_another_profile_is_named(clone, returned, tmp_path):
+    damaged(returned, tmp_path / "back.tar", "box.json",
+            lambda box: json.dumps(json.loads(box) | dict(profile="quick", done=[], files={})).encode())  # fmt: skip
+    with tarfile.open(tmp_path / "back.tar") as source, tarfile.open(tmp_path / "two.tar", "w") as target:
+        target.addfile(member := source.getmember("box.json"), source.extractfile(member))
+    ended = clone.shell(f"python -m lib import {tmp_path / 'two.tar'}", check=False)
+    assert ended.returncode == 1 and "is of profile quick; add --profile quick" in ended.stderr
+
+
+def test_ctrl_c_ends_what_runs(clone, tmp_path):
+    clone.edit("lib/training.py", "    began = saved", "    __import__('time').sleep(600)\n    began = saved")
+    clone.shell(f"python -m lib pack {EDSR} --into box.tar")
+    clone.edit("lib/training.py", "    __import__('time').sleep(600)\n", "")
+    there = Remote(clone.folder / "box.tar", tmp_path)
+    environment = {"PYTHONPATH": str(there.absent), "PATH": str(Path(sys.executable).parent), "HOME": str(tmp_path)}
+    running = subprocess.Popen([sys.executable, "-m", "lib", "remote"], cwd=there.folder, env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert running.stdout.readline() is not None
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 130 and "interrupted; `python -m lib remote` goes on from what is done" in said

@@ -14,7 +14,9 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from lib.__main__ import main
 from lib.models import build
 from lib.models.blocks import ImageError
-from lib.params import ROOT
+from lib.params import ROOT, Params
+from lib.pipeline import restoring
+from lib.pipeline.runner import StageError
 
 BY = "input_gray_denoise_25"  # gives the image back
 
@@ -217,6 +219,28 @@ def test_opacity_is_not_lost_in_a_file_that_keeps_none(mode, capsys):
     Path("a.png").write_bytes(png(Image.new(mode, (8, 8))))
     assert restore("a.png", "--into", "out.bmp") == 1 and not Path("out.bmp").exists()
     assert capsys.readouterr().err == "error: out.bmp: BMP files keep no opacity, which a.png has; end it in .png\n"
+
+
+def test_a_colour_profile_is_not_lost_in_a_file_that_keeps_none(capsys):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Path("a.png").write_bytes(png(Image.new("L", (8, 8)), icc_profile=profile))
+    assert restore("a.png", "--into", "out.bmp") == 1 and not Path("out.bmp").exists()
+    assert "BMP files keep no colour profile, which a.png has; end it in .png" in capsys.readouterr().err
+
+
+def test_that_a_file_has_more_pictures_is_said(capsys):
+    Image.new("L", (8, 8)).save("a.jpg", "MPO", save_all=True, append_images=[Image.new("L", (8, 8), 9)])
+    assert restore("a.jpg", "--into", "out.png") == 0
+    assert "note: a.jpg: the first of 2 pictures in it is taken" in capsys.readouterr().err
+
+
+def test_damaged_weights_of_the_registry_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(restoring, "ROOT", tmp_path)
+    monkeypatch.setattr(restoring, "missing", lambda row: None)
+    (tmp_path / "data/weights").mkdir(parents=True)
+    (tmp_path / "data/weights/dncnn_25.pth").write_bytes(b"damaged")
+    with pytest.raises(StageError, match=r"data/weights/dncnn_25.pth: is damaged; remove it and run `dvc repro"):
+        restoring.load(Params(profile="cpu"), "dncnn_gray_denoise_25")
 
 
 def test_another_clones_folder_is_refused(tmp_path, monkeypatch, capsys):

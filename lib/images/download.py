@@ -292,6 +292,8 @@ def decode_layers(source: Path, what: str) -> tuple[np.ndarray, Image.Image | No
             array = np.asarray((upright.convert("RGBA") if palette else upright).convert(kind))
     except SetError:
         raise
+    except Image.DecompressionBombError:
+        raise SetError(f"{what}: has more pixels than Pillow takes; cut or reduce it") from None
     except Exception as error:  # Pillow meets damage with almost any of them
         raise _damaged(what, error) from None
     return array, None if alpha is None or alpha.getextrema() == (255, 255) else alpha

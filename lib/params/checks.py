@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import warnings
@@ -90,8 +91,8 @@ def faults(params: Params) -> list[str]:
         except sets.SetError as error:
             found.append(f"{place}: {error}")
     for name, row in params.rows.items():
-        if row.task in built:
-            found += _of_row(params, name)
+        with contextlib.suppress(KeyError):  # of an unknown recipe or size, which is a fault that has been found
+            found += _of_row(params, name) if row.task in built else ()
     used = {row.task: None for row in params.rows.values() if row.task in built}
     found += [*_of_links()] or _of_sets(params, [*used])
     for name in params.studies:
@@ -199,6 +200,10 @@ def _of_sizes(params: Params, row: Experiment | Baseline, side: int) -> Iterator
         yield f"{profile}.evaluation.crop is {how.crop}, {how.crop // scale} input pixels in {task.name}; {attended}"
     if how.tile and how.tile < side:
         yield f"{profile}.evaluation.tile is {how.tile}; {attended}"
+    period = task.degradation.period
+    if how.tile and -(-how.overlap // period) >= how.tile // period:
+        yield (f"{profile}.evaluation.overlap is {how.overlap}; in whole periods of {task.name}, {period} pixels, it "
+               f"must be smaller than the tile, {how.tile}")  # fmt: skip
     if not isinstance(row, Experiment):
         return
     crop, where = row.budget.crop, f"{profile}.training.{task.name}.crop"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -9,7 +10,7 @@ import itertools
 import json
 import operator
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -103,12 +104,12 @@ class Params:
     def __init__(self, path: Path = ROOT / "params.yaml", profile: str | None = None):
         self.file = path.name
         self._raw = _read(path)
-        self.contents = _validated(self._raw, self.file)
+        self.contents, found = _validated(self._raw, self.file)
         self.profile = profile or self.contents.profile
-        found = [*dict.fromkeys(_references(self.contents))]
+        found += dict.fromkeys(_references(self.contents))
         for name in {self.profile, self.contents.profile} - {*self.contents.profiles}:
             found.insert(0, unknown("profile", name, self.contents.profiles, "profiles"))
-        if found:
+        if found and self.profile not in self.contents.profiles:
             raise ParamsError([f"{self.file}: {fault}" for fault in found])
         self.settings = self.contents.profiles[self.profile]
         self.rows = _rows(self.contents)
@@ -117,6 +118,17 @@ class Params:
             name: Study(name, entry.title, entry.experiments, entry.claims)
             for name, entry in self.contents.studies.items()
         }
+        if found:
+            raise ParamsError([f"{self.file}: {fault}" for fault in dict.fromkeys([*found, *self._more_faults()])])
+
+    def _more_faults(self) -> list[str]:
+        """What else cannot be built in a file with faults, as far as these let it be found."""
+        from .checks import faults  # builds networks, which takes seconds to import
+
+        try:
+            return faults(self)
+        except (KeyError, ParamsError):
+            return []
 
     @property
     def profiles(self) -> list[str]:
@@ -308,21 +320,40 @@ def _read(path: Path) -> dict:
     return raw
 
 
-def _validated(raw: dict, file: str) -> ParamsFile:
+def _validated(raw: dict, file: str) -> tuple[ParamsFile, list[str]]:
+    """The file and its faults; where these are in rows, the file without them. Raises ParamsError for faults elsewhere."""
     try:
         text = json.dumps(raw, default=str)
     except (TypeError, ValueError):
         raise ParamsError(f"{file}: has a list, mapping or date for a key, or an alias inside of what it stands for; "
                           "keys are texts") from None  # fmt: skip
     try:
-        return TypeAdapter(ParamsFile).validate_json(text)
+        return TypeAdapter(ParamsFile).validate_json(text), []
     except ValidationError as error:
         faults = error.errors()
         inside = {fault["loc"][:-1] for fault in faults}  # a list with a fault inside is called too short besides
         found = [
             line(fault, ParamsFile) for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside
         ]
+        places = {fault["loc"][:2] for fault in faults}
+        if {section for section, *_ in places} <= {"experiments", "baselines"} and all(len(at) == 2 for at in places):
+            with contextlib.suppress(ParamsError):
+                return _validated(_without(json.loads(text), places), file)[0], found
         raise ParamsError([f"{file}: {fault}" for fault in found]) from None
+
+
+def _without(raw: dict, places: Collection[tuple[str, str]]) -> dict:
+    """The file without some rows, and without all that names them."""
+    rows = {name for _, name in places}
+    for section, name in places:
+        del raw[section][name]
+    for profile in raw["profiles"].values():
+        if search := profile.get("recipe_search"):
+            search["experiments"] = [name for name in search["experiments"] if name not in rows]
+    for study in raw["studies"].values():
+        study["experiments"] = [name for name in study["experiments"] if name not in rows]
+        study["claims"] = [claim for claim in study.get("claims", ()) if not {*claim.values()} & rows]
+    return raw
 
 
 def _references(file: ParamsFile) -> Iterator[str]:

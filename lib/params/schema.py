@@ -288,7 +288,7 @@ class Claim:
 
     better: Name
     worse: Name
-    source: str = ""
+    source: Annotated[str, Field(pattern=rf"^[^{_UNFIT}]*$")] = ""
     published: float | None = None
 
 

@@ -60,7 +60,6 @@ def repro(profile: str | None, study: str | None, jobs: int | None = None, clust
         machines.check(cluster)
     with alone():
         switch(params.profile)
-        check_pins(params.profile)
         status = _study(params, study, jobs, cluster) if study else _everything(params, jobs, cluster)
         if status == 0:
             keep_pins(params)
@@ -176,6 +175,7 @@ def switch(profile: str) -> None:
     there. A switch that was interrupted is completed by the next."""
     current, held, kept = Params().profile, _profile_of(ROOT / "dvc.lock"), _pins(profile)
     if current == profile and held in (profile, None):
+        check_pins(profile)
         return
     check_pins(held or current)
     check_pins(profile, kept)
@@ -287,7 +287,11 @@ def _environment() -> dict[str, str]:
 def compare(revision: str = "HEAD") -> int:
     """Print how far every measured image is from the one in `revision`; returns 1 where the sets of rows differ. Raises
     PipelineError for a revision that git does not know."""
+    from ..measuring.metrics import MOST_PSNR  # imports torch
+
     params, different = Params(), 0
+    if not (ROOT / ".git").exists():
+        raise PipelineError(f"compare: {ROOT} is no git repository; there is nothing to compare with")
     if subprocess.run(["git", "rev-parse", "--quiet", "--verify", f"{revision}^{{commit}}"], cwd=ROOT,
                       capture_output=True).returncode:  # fmt: skip
         raise PipelineError(f"compare: git knows no revision {revision!r}")
@@ -304,6 +308,6 @@ def compare(revision: str = "HEAD") -> int:
             print(f"{path.parent.name}: other images or seeds than in {revision}")
             different = 1
             continue
-        change = new.psnr - old.psnr
+        change = new.psnr.clip(upper=MOST_PSNR) - old.psnr.clip(upper=MOST_PSNR)
         print(f"{path.parent.name}: mean {change.mean():+.4f} dB, largest {change.abs().max():.4f} dB")
     return different

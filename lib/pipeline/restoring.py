@@ -20,19 +20,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..images import sets
+from ..images import registry, sets
 from ..images.download import SUFFIXES, decode_layers
 from ..measuring.evaluation import Row, tile_side
 from ..measuring.inference import restore
 from ..models import ModelError
 from ..models.blocks import ImageError
 from ..official import OfficialError
-from ..params import Evaluation, Experiment, Params, missing
+from ..params import ROOT, Evaluation, Experiment, Params, missing
 from ..tasks import Task
 from ..tasks import experiment as experiments
 from ..training import TrainingError, write_whole
 from . import networks, progress
-from .runner import StageError
+from .runner import StageError, digest
 
 #: Endings of the files that a restored image is written to.
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
@@ -71,6 +71,10 @@ def load(params: Params, by: str) -> tuple[Row, nn.Module]:
     run = params.row(by)
     if reason := missing(run):
         raise StageError(f"{by}: {reason}")
+    for file in filter(None, (run.needs, getattr(run, "checkpoint", None))):
+        known = registry.published().checkpoints.get(file)
+        if known and digest(ROOT / file) != known:
+            raise StageError(f"{file}: is damaged; remove it and run `dvc repro --force download`")
     if isinstance(run, Experiment):
         run = replace(run, seeds=run.seeds[:1])
         networks.check_trained(params, by)
@@ -129,6 +133,8 @@ def _restore_file(
     given, opacity, described = read(image, task, megapixels)
     if opacity and target.suffix.lower() == ".bmp":
         raise StageError(f"{target}: BMP files keep no opacity, which {image} has; end it in .png")
+    if "icc_profile" in described and target.suffix.lower() == ".bmp":
+        raise StageError(f"{target}: BMP files keep no colour profile, which {image} has; end it in .png")
     tiles = [0, 0]
 
     def counted(x: Tensor) -> Tensor:
@@ -164,12 +170,15 @@ def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, Image.Image
     try:
         with warnings.catch_warnings(record=True) as remarks, Image.open(path) as image:
             size, bands = image.width * image.height / 1e6, len(image.getbands())
+            frames = getattr(image, "n_frames", 1)
             described = {key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)}
         if not all(0 < value < DENSEST for value in described.get("dpi", ())):
             del described["dpi"]
         if size > megapixels:
             larger = f"is larger than {megapixels:g} megapixels"
             raise StageError(f"{path}: {larger}; `--megapixels {math.ceil(size)}` takes it, given the memory")
+        if frames > 1:
+            print(f"note: {path}: the first of {frames} pictures in it is taken", file=sys.stderr)
         with warnings.catch_warnings(action="ignore"):
             pixels, opacity = decode_layers(path, str(path))
         for remark in remarks[:1]:  # such as damaged EXIF data

@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -82,6 +83,14 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
         _make_readable(params.results("weights", str(key)))
     _record(params, stage, key, time.monotonic() - began)
     return target
+
+
+def stage_of_dvc() -> tuple[str, str | None]:
+    """Stage and key of the process's own stage of DVC; raises StageError where DVC did not start it."""
+    kind, _, key = os.environ.get("DVC_STAGE", "").partition("@")
+    if not kind:
+        raise StageError("run: lacks the name of the stage, such as `train edsr_gray_denoise_25`")
+    return kind.replace("baseline", "evaluate"), key or None
 
 
 def _check_key(params: Params, stage: str, key: str | None) -> None:
@@ -200,6 +209,14 @@ def dependencies(params: Params, stage: str, key: str | None) -> list[str]:
         values |= {"item.model": row.model, "item.task": row.task}
         stage = "train" if stage == "train" else params.stage(str(key))
     return [re.sub(r"\$\{([\w.]+)\}", lambda m: values[m[1]], name) for name in body(stages[stage])["deps"]]
+
+
+def depends_on(params: Params, stage: str) -> dict[str, Any]:
+    """All that the results of a row's stage, such as train@<row>, depend on: every value by its name, and the hash of
+    every file of code and every manifest of images."""
+    kind, name = ("train" if stage.startswith("train") else "evaluate"), stage.partition("@")[2]
+    found = [path for path in dependencies(params, kind, name) if not path.startswith("results/")]
+    return {path: digest(ROOT / path) for path in found} | json.loads(resolve.text(params, kind, name))
 
 
 def body(stage: dict) -> dict:

@@ -49,9 +49,11 @@ def make(stages: Sequence[str], needs: Sequence[str]) -> None:
     with _project() as repo:
         remote = repo.config["core"].get("remote")
         (repo.pull if remote else repo.checkout)([*needs])
-        for name in _restore(repo, stages):
-            repo.reproduce(name, single_item=True)
-            if remote:
+        lacking = _restore(repo, stages)
+        for name in stages:
+            if name in lacking:
+                repo.reproduce(name, single_item=True)
+            if remote:  # what was in the cache too: it may not have arrived when it was made
                 _push(repo, name)
 
 

@@ -1,30 +1,32 @@
 """Rows on a machine without DVC and network: `pack` carries code, values and images there, `remote` runs the rows'
 stages as any machine does (`work`), and with `import` DVC records here what came back.
 
-box.json, in both archives, holds the profile, and of each row the stages with all that they depend on; in what comes
+box.json, in both archives, has the profile, the rows, and their stages with all that these depend on; in what comes
 back also the stages that are done and the hash of every file.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 from ..images import sets
 from ..params import ROOT, Params, missing
-from . import files, progress, resolve, work
+from . import files, progress, work
 from . import repro as pipeline
-from .runner import StageError, dependencies, digest
+from .runner import StageError, depends_on, digest
 
-BOX, BACK, CHECKPOINTS = ROOT / "box.json", ROOT / "back.tar", ROOT / "checkpoints"
+BOX, RAN, BACK, CHECKPOINTS = ROOT / "box.json", ROOT / "ran.json", ROOT / "back.tar", ROOT / "checkpoints"
 
 
 def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
@@ -38,29 +40,21 @@ def pack(names: Sequence[str], into: Path, profile: str | None = None) -> int:
         pipeline.switch(params.profile)
         if status := pipeline.dvc("repro", "resolve", "data.dvc"):
             return status
-    box = {name: {stage: _needs(params, stage) for stage in pipeline.stages_of(params, name)} for name in rows}
-    paths = {*work.needed(params, [stage for stages in box.values() for stage in stages])}
-    for name, row in rows.items():
-        paths |= {*CHECKPOINTS.glob(f"{name}-*.pt")}
-        for side, references in row.task.sides.items():
-            paths.add(manifest := ROOT / "data" / side / f"{row.task.name}.csv")
-            items = sets.read(manifest, may_be_empty=not references)
-            paths |= {path for item in items for path in (item.target, item.input) if path}
-    _archive(into, {"profile": params.profile, "rows": box}, paths, f"{into.stem}/")
-    print(f"{into}: {into.stat().st_size / 2**20:.1f} MiB; on the other machine: tar xf {into.name!r} && "
-          f"cd {into.stem!r} && python -m lib remote")  # fmt: skip
+        stages = {stage: depends_on(params, stage) for name in rows for stage in pipeline.stages_of(params, name)}
+        paths = {*work.needed(params, stages)}
+        for name, row in rows.items():
+            paths |= {path for path in CHECKPOINTS.glob("*.pt") if re.fullmatch(rf"{name}-\d+-[^-]+\.pt", path.name)}
+            for side, references in row.task.sides.items():
+                paths.add(manifest := ROOT / "data" / side / f"{row.task.name}.csv")
+                items = sets.read(manifest, may_be_empty=not references)
+                paths |= {path for item in items for path in (item.target, item.input) if path}
+        _archive(into, {"profile": params.profile, "rows": [*rows], "stages": stages}, paths, f"{into.stem}/")
+    print(f"there: tar xf {shlex.quote(into.name)} && cd {shlex.quote(into.stem)} && python -m lib remote")
     return 0
 
 
-def _needs(params: Params, stage: str) -> dict[str, Any]:
-    """What the results of a row's stage depend on: every value, and the hashes of code and of manifests of images."""
-    kind, name = ("train" if stage.startswith("train") else "evaluate"), stage.partition("@")[2]
-    found = [path for path in dependencies(params, kind, name) if not path.startswith("results/")]
-    return {path: digest(ROOT / path) for path in found} | json.loads(resolve.text(params, kind, name))
-
-
 def _archive(into: Path, box: dict[str, Any], paths: Iterable[Path], inside: str = "") -> None:
-    with files.whole(into) as aside, tarfile.open(aside, "w:gz", compresslevel=6) as archive:
+    with files.whole(into) as aside, tarfile.open(aside, "w:gz", compresslevel=6, dereference=True) as archive:
         with tempfile.NamedTemporaryFile("w") as listed:
             json.dump(box, listed)
             listed.flush()
@@ -76,11 +70,14 @@ def remote(jobs: int, minutes: float | None) -> int:
         raise StageError(f"{BOX.name}: nothing is packed here; unpack what `python -m lib pack` made, and run there")
     box = json.loads(BOX.read_text())
     params, until = Params(profile=box["profile"]), time.time() + 60 * (minutes or 1e6)
-    with ThreadPoolExecutor(jobs) as pool:
-        whole = [*pool.map(partial(_row, params, until), box["rows"].values())]
-    box["done"] = [stage for stages in box["rows"].values() for stage in stages if _done(params, stage)]
+    if not RAN.exists() or RAN.read_text() != BOX.read_text():  # another box was unpacked over the last one
+        shutil.rmtree(params.results("machine"), ignore_errors=True)
+        shutil.copyfile(BOX, RAN)
+    with ThreadPool(jobs) as pool:  # of threads that end with this process, and with them what they started
+        whole = pool.map(partial(_row, params, until), box["rows"], chunksize=1)
+    box["done"] = [stage for stage in box["stages"] if _done(params, stage)]
     folders = [CHECKPOINTS, *(folder for stage in box["done"] for folder in _results(params, stage))]
-    found = [path for folder in folders for path in folder.glob("*")]
+    found = [path for folder in folders for path in folder.glob("*") if path.suffix != ".part"]
     _archive(BACK, box | {"files": {str(path.relative_to(ROOT)): digest(path) for path in found}}, found)
     print(f"{BACK}: {BACK.stat().st_size / 2**20:.1f} MiB, for `python -m lib import {BACK.name}`")
     return int(not all(whole))
@@ -95,14 +92,14 @@ def _done(params: Params, stage: str) -> bool:
     return params.results("machine", f"{stage.replace('baseline@', 'evaluate@')}.json").exists()
 
 
-def _row(params: Params, until: float, stages: Mapping[str, Any]) -> bool:
+def _row(params: Params, until: float, name: str) -> bool:
     """Run a row's stages that are not done; returns whether all are."""
-    todo, reason = [stage for stage in stages if not _done(params, stage)], None
+    todo, reason = [stage for stage in pipeline.stages_of(params, name) if not _done(params, stage)], None
     if todo and time.time() < until:
         reason = work.attend(str(ROOT), {"stages": todo, "seconds": until - time.time()}, progress.show)
     reason = "out of time" if time.time() >= until else reason
     done = all(_done(params, stage) for stage in todo)
-    progress.done(f"{[*stages][-1]}: {'done' if done else f'not done ({reason}); run it again to go on'}")
+    progress.done(f"{name}: {'done' if done else f'not done ({reason}); run it again to go on'}")
     return done
 
 
@@ -115,34 +112,39 @@ def bring_back(source: Path, profile: str | None = None) -> int:
         pipeline.switch(params.profile)
         if status := pipeline.dvc("repro", "resolve", "data.dvc"):
             return status
-        for stage, packed in [pair for stages in box["rows"].values() for pair in stages.items()]:
-            now = _needs(params, stage)
+        for stage, packed in box["stages"].items():
+            now = depends_on(params, stage)
             if differ := sorted(key for key in {**packed, **now} if packed.get(key) != now.get(key)):
                 raise StageError(f"{stage}: {', '.join(differ)} differ from what was packed; pack and run it again")
         for target in [target for stage in box["done"] for target in _results(params, stage)]:
             shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, ROOT, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BOX.name))
-        status = pipeline.dvc("commit", "--quiet", "--force", *box["done"]) if box["done"] else 0
+        if status := pipeline.dvc("commit", "--quiet", "--force", *box["done"]) if box["done"] else 0:
+            return status
         pipeline.keep_pins(params)
-    lacking = [stage for stages in box["rows"].values() for stage in stages if stage not in box["done"]]
+    lacking = [stage for stage in box["stages"] if stage not in box["done"]]
     print(f"recorded: {', '.join(box['done']) or 'nothing'}; not finished: {', '.join(lacking) or 'nothing'}")
-    return status
+    return 0
 
 
 def _unpack(source: Path, folder: Path, params: Params) -> dict[str, Any]:
-    """The box that came back, whole and of this profile, with its files in `folder`."""
+    """The box that came back, whole and of this profile, with its files, all where they may be, in `folder`."""
     try:
         with tarfile.open(source) as archive:
+            wrong = [member.name for member in archive if not member.isfile()]
             archive.extractall(folder, filter="data")
         box = json.loads((folder / BOX.name).read_text())
+        made, known = Params(profile=box["profile"]), {**box["files"], BOX.name: digest(folder / BOX.name)}
+        places = {str(path.relative_to(ROOT)) for stage in box["done"] for path in _results(made, stage)}
         there = {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file()}
-        there.pop(BOX.name)
-        places = {CHECKPOINTS, *(path for stage in box["done"] for path in _results(params, stage))}
-        broken = [name for name in {**there, **box["files"]} if there.get(name) != box["files"].get(name)]
-        broken += [name for name in there if (ROOT / name).parent not in places]
-        if not broken and box["profile"] == params.profile:
-            return box
-        reason = f"{broken[0]} is damaged" if broken else f"it is of profile {box['profile']}; add --profile"
+        wrong += [name for name in {**there, **known} if there.get(name) != known.get(name)]
+        wrong += [name for name in box["files"] if str(Path(name).parent) not in {CHECKPOINTS.name, *places}]
+        stages = {stage for name in box["rows"] for stage in pipeline.stages_of(made, name)}
+        wrong += {*box["done"], *box["stages"]} - stages
     except Exception as error:  # those of tarfile and what unpacks it, of json, of names that are none
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise StageError(f"{source}: is no whole {BACK.name} of this study ({reason}); bring it here again")
+        wrong = [(str(error).strip() or type(error).__name__).splitlines()[0]]
+    if wrong:
+        raise StageError(f"{source}: is no whole {BACK.name} of this study ({wrong[0]}); bring it here again")
+    if made.profile != params.profile:
+        raise StageError(f"{source}: is of profile {made.profile}; add --profile {made.profile}")
+    return box

@@ -82,7 +82,7 @@ def take(job: dict[str, Any], reason: str | None, written: Mapping[str, bytes]) 
 def archive(paths: Iterable[Path], root: Path) -> bytes:
     """Files of the folder `root` as a compressed archive."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+    with tarfile.open(fileobj=buffer, mode="w:gz", dereference=True) as packed:
         for path in paths:
             packed.add(path, path.relative_to(root))
     return buffer.getvalue()
@@ -131,7 +131,8 @@ def attend(folder: str, job: dict[str, Any], say: Callable[[str], object]) -> st
                 reason = reason or (line.removeprefix("error: ") if line.startswith("error: ") else None)
                 say(line)
         status = child.wait()
-    return (reason or last or f"ended with status {status}") if status else None
+    last = f"ended by signal {-status}" if status < 0 else last or f"ended with status {status}"
+    return (reason or last) if status else None
 
 
 def _main() -> int:

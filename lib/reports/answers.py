@@ -221,7 +221,7 @@ def across_systems(report: Report) -> list[str]:
     for task, rows in report.tasks.items():
         claims = report.verdicts[report.verdicts.worse == rows[0]]
         names = {
-            row.better: short["nl" if row.better.endswith("-nl") else row.better.partition("_")[0]]
+            row.better: short.get(report.modules[row.better], report.labels[row.better])
             + " without its contrastive loss" * row.better.endswith("_no_contrastive_loss")
             for row in claims.itertuples()
         }
@@ -243,6 +243,7 @@ def sparse_competitors(report: Report) -> list[str]:
         "nlsa_gray_denoise_25-common_trunk": "NLSA",
         near: "attention within windows",
         dense: "attention to every pixel",
+        "panet_gray_denoise_25-common_trunk_scales_1": "matching blocks of 3 x 3 pixels instead of single ones",
     }
     to = [(dense, "attention to every pixel"), (near, "attention within windows"), (
         report.study.experiments[0], "the trunk without attention")]  # fmt: skip
