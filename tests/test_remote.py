@@ -177,8 +177,7 @@ def test_without_git_the_profile_stays(tmp_path, monkeypatch, verb):
 @pytest.mark.parametrize("into", ["", "no/box.tar"])
 def test_an_archive_that_cannot_be_written_is_one_line(clone, into, tmp_path):
     ended = clone.shell(f"python -m lib pack {INPUT} --into {tmp_path / into}", check=False)
-    [error] = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    assert ended.returncode == 1 and str(tmp_path / into) in error and not [*tmp_path.parent.glob("*.part")]
+    assert ended.returncode == 2 and "; name a file such as box.tar, in a folder that exists" in ended.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--jobs", "-1"], ["--minutes", "0"], ["--minutes", "nan"]])
@@ -240,8 +239,12 @@ def test_stages_of_no_packed_row_are_refused(clone, returned, tmp_path, done):
 
 
 def test_another_profile_is_named(clone, returned, tmp_path):
-    damaged(returned, tmp_path / "back.tar", "box.json",
-            lambda box: json.dumps(json.loads(box) | dict(profile="quick", done=[], files={})).encode())  # fmt: skip
+    damaged(
+        returned,
+        tmp_path / "back.tar",
+        "box.json",
+        lambda box: json.dumps({**json.loads(box), "profile": "quick", "done": [], "files": {}}).encode(),
+    )
     with tarfile.open(tmp_path / "back.tar") as source, tarfile.open(tmp_path / "two.tar", "w") as target:
         target.addfile(member := source.getmember("box.json"), source.extractfile(member))
     ended = clone.shell(f"python -m lib import {tmp_path / 'two.tar'}", check=False)

@@ -321,7 +321,7 @@ def _read(path: Path) -> dict:
 
 
 def _validated(raw: dict, file: str) -> tuple[ParamsFile, list[str]]:
-    """The file and its faults; where these are in rows, the file without them. Raises ParamsError for faults elsewhere."""
+    """The file and its faults: the file without rows that have some. Raises ParamsError for faults elsewhere."""
     try:
         text = json.dumps(raw, default=str)
     except (TypeError, ValueError):
@@ -342,7 +342,7 @@ def _validated(raw: dict, file: str) -> tuple[ParamsFile, list[str]]:
         raise ParamsError([f"{file}: {fault}" for fault in found]) from None
 
 
-def _without(raw: dict, places: Collection[tuple[str, str]]) -> dict:
+def _without(raw: dict, places: Collection[tuple[Any, ...]]) -> dict:
     """The file without some rows, and without all that names them."""
     rows = {name for _, name in places}
     for section, name in places:

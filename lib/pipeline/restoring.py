@@ -177,10 +177,10 @@ def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, Image.Image
         if size > megapixels:
             larger = f"is larger than {megapixels:g} megapixels"
             raise StageError(f"{path}: {larger}; `--megapixels {math.ceil(size)}` takes it, given the memory")
-        if frames > 1:
-            print(f"note: {path}: the first of {frames} pictures in it is taken", file=sys.stderr)
         with warnings.catch_warnings(action="ignore"):
             pixels, opacity = decode_layers(path, str(path))
+        if frames > 1:  # a camera's, of one photograph
+            print(f"note: {path}: the first of {frames} pictures in it is taken", file=sys.stderr)
         for remark in remarks[:1]:  # such as damaged EXIF data
             print(f"note: {path}: {' '.join(str(remark.message).split())}", file=sys.stderr)
     except (StageError, sets.SetError) as error:
