@@ -193,7 +193,7 @@ def ignn_aggregation(report: Report) -> list[str]:
     return [grouped(report, graph, "the trunk alone", on), _each(report, parts), open_claims(report)]
 
 
-def _each(report: Report, claims: pd.DataFrame) -> str:
+def _each(report: Report, claims: pd.DataFrame, which: str = "other ") -> str:
     """A clause for each claim that is resolved; that none is, where none is."""
     run = claims[claims.verdict != NOT_RUN]
     delta = report.params.delta.psnr
@@ -204,11 +204,11 @@ def _each(report: Report, claims: pd.DataFrame) -> str:
     ]
     if run.empty:
         return ""
-    return "; ".join(said) or f"none of the other {len(run)} comparisons is resolved"
+    return "; ".join(said) or f"none of the {which}{len(run)} comparisons is resolved"
 
 
 def lir_parts(report: Report) -> list[str]:
-    return [_each(report, report.verdicts), open_claims(report)]
+    return [_each(report, report.verdicts, ""), open_claims(report)]
 
 
 def across_systems(report: Report) -> list[str]:
@@ -245,10 +245,12 @@ def sparse_competitors(report: Report) -> list[str]:
         dense: "attention to every pixel",
         "panet_gray_denoise_25-common_trunk_scales_1": "matching blocks of 3 x 3 pixels instead of single ones",
     }
-    to = [(dense, "attention to every pixel"), (near, "attention within windows"), (
-        report.study.experiments[0], "the trunk without attention")]  # fmt: skip
-    claims = {worse: report.verdicts[report.verdicts.worse == worse] for worse, _ in to}
-    return [*(grouped(report, claims[worse], called, names) for worse, called in to), open_claims(report)]
+    names[report.study.experiments[0]] = "the trunk without attention"
+    told = [
+        grouped(report, report.verdicts[report.verdicts.worse == worse], names[worse], names)
+        for worse in (report.study.experiments[0], near, dense)
+    ]
+    return [*told, open_claims(report)]
 
 
 def _control(report: Report, rows: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -78,11 +79,13 @@ def counts(profiles: Sequence[Params], answers_of: Sequence[str] = (), root: str
 
 
 def in_short(study: str, params: Params) -> str:
-    """The first sentence of a study's answer; of a smoke run that it is one."""
+    """The first clause of a study's answer, without its intervals; of a smoke run that it is one."""
     if not params.results("tables", study, "verdicts.csv").exists():
         return "not run"
     report = Report(study, params)
-    return all_sentences(report)[0] if report.conclusive else "a smoke run, which draws no conclusions"
+    if not report.conclusive:
+        return "a smoke run, which draws no conclusions"
+    return re.sub(r"( dB), \S+ to \S+\)", r"\1)", all_sentences(report)[0].partition("; ")[0].removesuffix("."))
 
 
 def _published_numbers(profiles: Sequence[Params]) -> str:
