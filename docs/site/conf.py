@@ -29,6 +29,8 @@ html_css_files = ["site.css"]
 html_favicon = str(Path(__file__).with_name("static") / "favicon.svg")
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
+# A row's page leads back to the list of rows at its top; the list of all pages beside each of fifty is half a megabyte.
+html_sidebars = {"rows/*": [f"sidebar/{part}.html" for part in ("brand", "search", "scroll-start", "scroll-end")]}
 
 
 def _inline(writer, node):

@@ -29,7 +29,7 @@ DOCS |= {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))} | {"c
 MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "edsr")
 
 #: Of photographs in figures.
-QUALITY = 60
+QUALITY = 50
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -108,7 +108,9 @@ class Site:
             params = next(one for one in self.profiles if one.profile == path.parts[-4])
             row = params.row(path.parent.name)
             words = "".join(notebook["cells"][0]["source"]).partition("\n")[2]
-            notebook["cells"][0]["source"] = f"# {row.title}: {row.task.title} ({params.profile})\n{words}"
+            notebook["cells"][0]["source"] = (
+                f"# {row.title}: {row.task.title} ({params.profile})\n\n[All rows](../rows.md)\n{words}"
+            )
         left_out = False
         for cell in notebook["cells"]:
             tags = cell["metadata"].get("tags", [])
