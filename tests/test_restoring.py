@@ -243,6 +243,20 @@ def test_damaged_weights_of_the_registry_are_refused(tmp_path, monkeypatch):
         restoring.load(Params(profile="cpu"), "dncnn_gray_denoise_25")
 
 
+def test_dagl_restores_images_of_every_size_in_the_phase_of_its_training():
+    torch.manual_seed(0)
+    network = build("dagl", colors=1, width=8, blocks=2, heads=1, stages=1, patch=5, stride=3).eval()
+    for side, taken in ((60, 60), (62, 62), (64, 65), (67, 68)):
+        x = torch.rand(1, 1, side, 60)
+        with torch.no_grad():
+            padded = torch.cat([x, x[:, :, side - 1 - taken + side : side - 1].flip(2)], 2)
+            assert padded.shape[2] == taken
+            torch.testing.assert_close(restoring.in_phase(network, x), network(padded)[:, :, :side])
+    plain = build("edsr", colors=1, width=4, blocks=1)
+    x = torch.rand(1, 1, 64, 64)
+    assert torch.equal(restoring.in_phase(plain, x), plain(x))
+
+
 def test_another_clones_folder_is_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/__main__.py").touch()

@@ -132,6 +132,7 @@ class Site:
     def _output(self, cell: dict, output: dict, path: Path, name: str) -> None:
         data = output.get("data", {})
         if "text/markdown" in data:
+            del data["text/plain"]  # which would stand in for an empty one
             data["text/markdown"] = self._linked("".join(data["text/markdown"]), path, name)
         for kind in ("image/png", "image/jpeg"):
             if alt := output.get("metadata", {}).get(kind, {}).get("alt"):

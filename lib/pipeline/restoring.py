@@ -25,7 +25,8 @@ from ..images.download import SUFFIXES, decode_layers
 from ..measuring.evaluation import Row, tile_side
 from ..measuring.inference import restore
 from ..models import ModelError
-from ..models.blocks import ImageError
+from ..models.blocks import ImageError, mirror_pad
+from ..models.dagl import MGFAM, same_padding
 from ..official import OfficialError
 from ..params import ROOT, Evaluation, Experiment, Params, missing
 from ..tasks import Task
@@ -144,7 +145,7 @@ def _restore_file(
     def shown(x: Tensor) -> Tensor:
         tiles[0] += 1
         progress.show(f"{image.name}: part {tiles[0]} of {tiles[1]}")
-        return network(x)
+        return in_phase(network, x)
 
     try:
         for apply in (counted, shown):
@@ -160,6 +161,26 @@ def _restore_file(
         write_whole(target, partial(restored.save, format=form, **described))
     except (TrainingError, OSError, ValueError) as error:
         raise StageError(f"{target}: {error}") from None
+
+
+def in_phase(network: nn.Module, x: Tensor) -> Tensor:
+    """The network on an image ``(1, colors, H, W)``, continued by mirroring where DAGL's graph would paste its patches
+    with another shift than on training crops, whose sides are multiples of its stride: there its networks fail."""
+    graphs = {(module.patch, module.stride) for module in network.modules() if isinstance(module, MGFAM)}
+
+    common = math.lcm(*(stride for _, stride in graphs))
+
+    def shifts(side: int) -> list[int]:
+        return [same_padding(side, *graph)[0] for graph in graphs]
+
+    def lacking(side: int) -> int:
+        return next(more for more in range(common) if shifts(side + more) == shifts(9 * common))
+
+    if not graphs:
+        return network(x)
+    height, width = x.shape[2:]
+    below, right = lacking(height), lacking(width)
+    return network(mirror_pad(x, (0, right, 0, below)))[..., :height, :width]
 
 
 def read(path: Path, task: Task, megapixels: float) -> tuple[Tensor, Image.Image | None, dict[str, Any]]:

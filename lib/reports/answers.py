@@ -190,7 +190,7 @@ def ignn_aggregation(report: Report) -> list[str]:
     graph = report.verdicts[report.verdicts.worse.str.endswith("no_graph")]
     parts = report.verdicts[(report.verdicts.better == "ignn_sr_x2") & ~report.verdicts.worse.str.endswith("no_graph")]
     on = {row.better: f"the graph on {report.task_title(row.better)}" for row in graph.itertuples()}
-    return [grouped(report, graph, "the trunk alone", on), _each(report, parts), open_claims(report)]
+    return [grouped(report, graph, "the same network without it", on), _each(report, parts), open_claims(report)]
 
 
 def _each(report: Report, claims: pd.DataFrame, which: str = "other ") -> str:

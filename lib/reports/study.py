@@ -257,6 +257,8 @@ class Report:
         """Limits of these numbers: profile, training, field, photographs, seeds."""
         parts = [f"Profile `{self.params.profile}`" + ("" if self.conclusive else ", which draws no conclusions") + "."]
         for task, names in self._by_task():
+            if self._measured_on(names) == statistics.NOT_RUN:
+                continue
             trained = [name for name in names if name in self.params.experiments]
             row = self.params.experiment(trained[0])
             budget, how = row.budget, row.evaluation
