@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -145,6 +146,7 @@ def execute(source: Path, target: Path, parameters: dict[str, str]) -> None:
     import papermill  # slow to import, and not needed to check parameters
     from papermill.exceptions import PapermillExecutionError
 
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells by a traceback that Ctrl-C ended the kernel
     # One thread per notebook: the same sums on any number of cores, and as many experiments at a time as cores.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     for name, size in KEEP_FREED.items():
