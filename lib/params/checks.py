@@ -60,6 +60,7 @@ UNUSED: tuple[tuple[str, str, tuple, tuple[str, ...]], ...] = (
     ("ignn", "neighbours", (0,), ("adapn", "branch", "edge_weights", "vgg19_weights", "window")),
     ("ignn", "neighbours", (1,), ("edge_weights",)),
     ("ignn", "embedding", ("own", "random"), ("vgg19_weights",)),
+    ("graph_prior", "attention", ("blocks",), ("heads", "patch", "stride")),
 )  # fmt: skip
 
 

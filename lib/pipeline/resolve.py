@@ -2,19 +2,22 @@
 
 So a stage is out of date when a value that reaches it changes, and not when params.yaml says the same in another form:
 a title, a comment or another experiment retrains nothing. The files also hold the hashes of files that may be
-absent, which DVC cannot take for dependencies: files in own/ that a row names, and the model's file in lib/insights.
+absent, which DVC cannot take for dependencies: files in own/ that a row names, the model's file in lib/insights, and
+other models whose parts a model is made of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..params import ROOT, Baseline, Experiment, Params, ParamsError, Row, check, missing
+from .files import digest
 
 #: In the folder of the files: the hash of the params.yaml that they were resolved from.
 SOURCE = "source"
@@ -34,6 +37,7 @@ def training(run: Experiment) -> dict[str, Any]:
         "seeds": run.seeds,
         "missing": missing(run),
         "needs": _published(run.needs) if run.needs else None,
+        **_borrowed(run.model),
     }
 
 
@@ -49,6 +53,7 @@ def evaluation(run: Experiment | Baseline) -> dict[str, Any]:
         "needs": _published(run.needs) if run.needs else None,
         "checkpoint": _published(run.checkpoint) if isinstance(run, Baseline) and run.checkpoint else None,
         "insights": _insights(run.model),
+        **_borrowed(run.model),
     }
 
 
@@ -138,6 +143,15 @@ def _insights(model: str) -> str:
     files = sorted((ROOT / "lib" / "insights").glob("*.py"))
     used = [path for path in files if path.stem == model or not (ROOT / "lib" / "models" / path.stem).is_dir()]
     return hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()
+
+
+def _borrowed(model: str) -> dict[str, dict[str, str]]:
+    """The hashes of the folders of other models that the model's files import parts from; nothing where they do not."""
+    models = ROOT / "lib" / "models"
+    text = "".join(path.read_text() for path in (models / model).glob("*.py"))
+    lenders = sorted({name for name in re.findall(r"^from \.\.(\w+)", text, re.M) if (models / name).is_dir()})
+    hashes = {name: digest(models / name) for name in lenders}
+    return {"borrowed": hashes} if hashes else {}
 
 
 def _published(file: str) -> str | None:

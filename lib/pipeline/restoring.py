@@ -33,7 +33,8 @@ from ..tasks import Task
 from ..tasks import experiment as experiments
 from ..training import TrainingError, write_whole
 from . import networks, progress
-from .runner import StageError, digest
+from .files import digest
+from .runner import StageError
 
 #: Endings of the files that a restored image is written to.
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")

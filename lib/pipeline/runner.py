@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from ..params import ROOT, Params
 from ..params.faults import unknown
 from . import files, resolve
+from .files import digest
 
 #: The study that compares our conventions with the literature: a stage of its own, with a report like the others.
 PUBLISHED_NUMBERS = "published_numbers"
@@ -192,14 +193,6 @@ def code_digest(params: Params, stage: str, key: str | None) -> str:
     """Hash of the code (lib/ and notebooks/) that dvc.yaml names as dependencies of a stage."""
     named = [name for name in dependencies(params, stage, key) if name.startswith(("lib/", "notebooks/"))]
     return hashlib.sha256("".join(f"{name} {digest(ROOT / name)}\n" for name in sorted(named)).encode()).hexdigest()
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, or of the Python files of a folder with their names."""
-    if not path.is_dir():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    files = "".join(f"{file.relative_to(path)} {digest(file)}\n" for file in sorted(path.rglob("*.py")))
-    return hashlib.sha256(files.encode()).hexdigest()
 
 
 def dependencies(params: Params, stage: str, key: str | None) -> list[str]:

@@ -24,7 +24,8 @@ from ..images import sets
 from ..params import ROOT, Params, missing
 from . import files, progress, work
 from . import repro as pipeline
-from .runner import StageError, depends_on, digest
+from .files import digest
+from .runner import StageError, depends_on
 
 BOX, RAN, BACK, CHECKPOINTS = ROOT / "box.json", ROOT / "ran.json", ROOT / "back.tar", ROOT / "checkpoints"
 
