@@ -16,10 +16,10 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 
 #: Photographs are shown as JPEG: a noisy crop costs a seventh of its PNG.
-JPEG_QUALITY = 75
+JPEG_QUALITY = 50
 
 #: Colours of other figures, as PNG: enough for lines, dots and colour maps.
-PALETTE = 256
+PALETTE = 64
 
 WIDTH = 9.0  # inches; 900 pixels at the notebooks' resolution
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int
     gates: (later stages), the factor of the prior's logarithm; empty without a gate
     """
     seen: list[tuple[Stage, tuple[Tensor, ...]]] = []
-    with hooked(attentions(network), lambda name, module, inputs, y: seen.append((module, inputs))):
+    with hooked(attentions(network), lambda name, stage, inputs, y: seen.append((cast(Stage, stage), inputs))):
         network(image)
     maps = []
     for stage, (x, found) in (seen[0], seen[-1]):

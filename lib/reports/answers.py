@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from . import curves, statistics, tables, text
@@ -65,6 +66,14 @@ def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping
         words = {"s": "s" if one else "", "es": "es" if one else "", "is_": "is" if one else "are"}
         said.append(f"{text.listed(shown)} {clause.format(reference=reference, **words)}")
     return "; ".join(said)
+
+
+def turned(claims: pd.DataFrame) -> pd.DataFrame:
+    """Claims with their two rows exchanged."""
+    of_worse = claims.assign(
+        better=claims.worse, worse=claims.better, difference=-claims.difference, low=-claims.high, high=-claims.low
+    )
+    return of_worse.assign(verdict=claims.verdict.replace({HOLDS: REVERSED, REVERSED: HOLDS}))
 
 
 def _named(row: Any, name: str) -> str:
@@ -156,10 +165,8 @@ def dagl_structure(report: Report) -> list[str]:
     names = {"dagl_gray_denoise_25-no_threshold_64": "64 fixed neighbours"}
     full = report.verdicts[report.verdicts.better == "dagl_gray_denoise_25"]
     against = {row.worse: report.labels[row.worse].removeprefix("DAGL, ") for row in full.itertuples()}
-    told = full.assign(better=full.worse, difference=-full.difference, low=-full.high, high=-full.low)
-    told["verdict"] = told.verdict.replace({HOLDS: REVERSED, REVERSED: HOLDS})
     fixed = report.verdicts[report.verdicts.better.isin(names)]
-    return [grouped(report, told, "the full network", against), grouped(report, fixed, "4 of them", names)]
+    return [grouped(report, turned(full), "the full network", against), grouped(report, fixed, "4 of them", names)]
 
 
 def panet_scales(report: Report) -> list[str]:
@@ -181,9 +188,7 @@ def enlca_amplification(report: Report) -> list[str]:
     k = four[four.worse.isin(("enlca_sr_x4-k1", "enlca_sr_x4-k10"))]
     rest = report.verdicts[report.verdicts.worse.str.endswith(("no_contrastive_loss", "edsr_sr_x4", "edsr_sr_x2"))]
     against = {row.worse: report.labels[row.worse].removeprefix("ENLCN, ") for row in k.itertuples()}
-    told = k.assign(better=k.worse, difference=-k.difference, low=-k.high, high=-k.low)
-    told["verdict"] = told.verdict.replace({HOLDS: REVERSED, REVERSED: HOLDS})
-    return [grouped(report, told, "amplification 6", against), _each(report, rest), open_claims(report)]
+    return [grouped(report, turned(k), "amplification 6", against), _each(report, rest), open_claims(report)]
 
 
 def ignn_aggregation(report: Report) -> list[str]:
@@ -253,6 +258,31 @@ def sparse_competitors(report: Report) -> list[str]:
     return [*told, open_claims(report)]
 
 
+def graph_prior(report: Report) -> list[str]:
+    none, told = "graph_prior_gray_denoise_25", []
+    for first, stages in ((none, "DAGL's graphs"), (f"{none}-blocks", "PANet's blocks")):
+        row = f"{first}{'_' if first != none else '-'}{{}}".format
+        cheaper = 1 - report.costs.multiply_adds.get(row("reuse"), np.nan) / report.costs.multiply_adds.get(
+            first, np.nan
+        )
+        names = {
+            row("gate"): "a gated prior",
+            row("reuse"): f"the shallow graph as it is, with {cheaper:.0%} fewer multiply-adds,",
+            row("reuse_wider"): "that and more channels for what it saves",
+        }
+        claims = report.run_claims()
+        of_both = pd.concat([claims[claims.worse == first], turned(claims[claims.better == first])])
+        if said := grouped(report, of_both, "matching anew", names):
+            told.append(f"in stages of {stages}, {said}")
+    return [
+        *told,
+        report.outcome(f"{none}-gate", f"{none}-random", ("the prior", "a random one")),
+        report.outcome(
+            f"{none}-most", f"{none}-least", ("a prior of the most dependent neighbours", "one of the least")
+        ),
+    ]
+
+
 def _control(report: Report, rows: Sequence[str]) -> str:
     """What more channels in place of attention gain."""
     wide = report.rows.loc[[name for name in rows if name.endswith("-as_many_parameters")]]
@@ -271,6 +301,7 @@ ANSWERS: dict[str, Callable[[Report], list[str]]] = {
         ignn_aggregation,
         lir_parts,
         sparse_competitors,
+        graph_prior,
         across_systems,
     )
 }

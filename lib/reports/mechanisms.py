@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import Image, Markdown
 
+from ..models.graph_prior.mutual_information import mutual_information, normal_scores
 from . import plots, statistics, tables, text
 from .study import NotRun, Report
 
@@ -331,6 +333,63 @@ def ignn_weights(report: Report, name: str) -> Shown:
         f"The farthest of {distance.shape[1]} neighbours is {further:.1f} times as far as the nearest, and its edge "
         f"weight is {last:.3f} against {first:.3f} on average: learned weights "
         + ("hardly tell neighbours apart." if abs(first - last) < 0.01 else "depend on the distance.")
+    )
+
+
+# -- a prior for deep graphs ----------------------------------------------------------------------------------------
+
+
+@_or_not_run
+def prior_stages(report: Report, names: list[str]) -> Shown:
+    """Where the first and the last stage look, for each row."""
+    kept = report.all_seen(names)
+    if not kept:
+        raise NotRun("None of these rows was run in this profile.")
+    maps = {
+        f"{report.labels[name]}: {stage} stage": seen[key].astype(float)
+        for name, seen in kept.items()
+        for key, stage in (("first", "first"), ("last", "last"))
+    }
+    drawn = plots.influences(*_photograph(next(iter(kept.values()))), maps, "weight")
+    alt = f"The weights of three pixels in both stages of {text.listed([report.labels[name] for name in kept])}."
+    return report.show(drawn, "stages", alt, photographs=True)
+
+
+@_or_not_run
+def prior_gates(report: Report) -> Shown:
+    """What the gates have learned, and how much of their weight both stages give to the same keys."""
+    rows = {
+        report.labels[name]: {
+            "gate": text.listed([text.number(gate) for gate in seen["gates"].astype(float)]),
+            "weight that both stages give to the same keys": f"{seen['shared'].astype(float).mean():.0%}",
+        }
+        for name, seen in report.all_seen(report.study.experiments).items()
+        if "gates" in seen
+    }
+    if not rows:
+        raise NotRun("None of these rows was run in this profile.")
+    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row, first seed")))
+
+
+def information_check(samples: int, pairs: int = 500) -> Shown:
+    """The estimate of mutual information on made-up pairs of variables whose mutual information is known, in nats."""
+    rng = np.random.default_rng(0)
+    first, second, uniform, width = (*rng.standard_normal((2, pairs, samples)), rng.random((pairs, samples)), 0.25)
+    made = {}
+    for rho in (0.0, 0.3, 0.6, 0.9):
+        both = rho * first + np.sqrt(1 - rho**2) * second
+        truth = -0.5 * np.log(1 - rho**2)
+        made[f"normal, correlation {rho:g}"] = (truth, first, both)
+        made[f"the same, one of them cubed, correlation {rho:g}"] = (truth, first, both**3)
+    x = 2 * rng.random((pairs, samples)) - 1
+    made["a fold: |x| with noise, uncorrelated"] = (-np.log(width), x, (np.abs(x) + width * uniform) % 1)
+    rows = {}
+    for name, (truth, *variables) in made.items():
+        one, other = (normal_scores(torch.from_numpy(values)[:, None]) for values in variables)
+        found = mutual_information(one, other).numpy()
+        rows[name] = {"true": f"{truth:.3f}", "estimate, mean": f"{found.mean():.3f}", "spread": f"{found.std():.3f}"}
+    return Markdown(
+        text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"pairs of {samples} samples"))
     )
 
 

@@ -228,7 +228,12 @@ def busiest(image: np.ndarray, side: int) -> tuple[int, int]:
     return int(top), int(left)
 
 
-def influences(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: Mapping[str, np.ndarray]) -> Figure:
+def influences(
+    photograph: np.ndarray,
+    points: Sequence[tuple[int, int]],
+    maps: Mapping[str, np.ndarray],
+    what: str = "influence",
+) -> Figure:
     """For each module a row: which pixels move its term at the points, maps (points, H, W) over the photograph,
     from 1 (the most) to a thousandth (nothing drawn) on a logarithmic scale; circles mark the points, which are on the
     maps' grid. A module that no pixel moves is named as such."""
@@ -247,7 +252,7 @@ def influences(photograph: np.ndarray, points: Sequence[tuple[int, int]], maps: 
     for axis in axes.flat:
         axis.set_axis_off()
     scale = plt.cm.ScalarMappable(drawn.norm, drawn.cmap)
-    label = "influence, log10 of its share of the largest"
+    label = f"{what}, log10 of its share of the largest"
     figure.colorbar(scale, ax=axes, location="bottom", shrink=0.8, aspect=40, label=label)
     return figure
 

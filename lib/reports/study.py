@@ -289,8 +289,10 @@ class Report:
     # -- figures -------------------------------------------------------------------------------------------------------
 
     def show(self, figure: Figure, name: str, alt: str, photographs: bool = False) -> Image:
-        """A figure for the notebook, saved under a name in the report's folder; alt says what it shows."""
-        return figures.show(figure, self.out / name, photographs=photographs, alt=alt)
+        """A figure for the notebook; alt says what it shows. Saved under a name in the report's folder too, unless it
+        holds photographs, which are large: of these `strip` alone, for the README."""
+        kept = name == "strip" or not photographs
+        return figures.show(figure, self.out / name if kept else None, photographs=photographs, alt=alt)
 
     def differences(self) -> Image | Markdown:
         """Per-photograph differences of every trained row to its task's reference."""

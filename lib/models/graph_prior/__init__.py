@@ -18,13 +18,16 @@ stage's logits, times the gate g. Forms of the prior:
     random          π = w of another key: the keys of each image size in an order that is drawn once
 
 The stages are DAGL's graph ("graph": `dagl.MGFAM`, with the released form of weights, which are set to zero where there
-is no edge) or PANet's attention between blocks ("blocks": `panet.PyramidAttention` on one level), in DAGL's trunk.
+is no edge) or PANet's attention between blocks ("blocks": `panet.PyramidAttention` on one level, its queries on a grid
+of every second pixel, as DAGL's are on one of every stride-th), in DAGL's trunk.
 All scores of an image are held at a time, in float32, for a later stage reads them again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +37,11 @@ from ..blocks import Attention, ResBlock, Trunk, independent_draws, positive
 from ..dagl import HEAD, MGFAM, same_padding
 from ..dagl.graph_attention import at_least_float32, coverage
 from ..panet import PyramidAttention
-from ..panet.block_attention import OVERLAP, SMALLEST_NORM, unfold
+from ..panet.block_attention import SMALLEST_NORM, unfold
 from .mutual_information import mutual_information, normal_scores
+
+#: Pixels between the queries of "blocks", along each axis: their blocks of 3 overlap by one. PANet has 1.
+BLOCK_STRIDE = 2
 
 #: Forms of the prior.
 PRIORS = ("none", "reuse", "gate", "most", "least", "random")
@@ -129,7 +135,7 @@ class GraphStage(Stage):
 
 
 class BlockStage(Stage):
-    """A stage of PANet's block attention on one level: `panet.PyramidAttention`, by its definition."""
+    """A stage of PANet's block attention on one level: `panet.PyramidAttention`, by its definition, on a grid."""
 
     def __init__(self, width: int, prior: str | None = None):
         super().__init__(prior)
@@ -139,23 +145,27 @@ class BlockStage(Stage):
 
     def evidence(self, x: Tensor) -> tuple[Tensor, None]:
         of, patch = self.attention, self.attention.patch
-        query, key = (unfold([at_least_float32(layer(x))], patch) for layer in (of.theta, of.g))
+        query = F.unfold(at_least_float32(of.theta(x)), patch, padding=patch // 2, stride=BLOCK_STRIDE)
+        key = unfold([at_least_float32(of.g(x))], patch)
         key = key * (of.softmax_scale / key.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM))
         return products(query.mT, key)[:, None], None
 
     def gather(self, x: Tensor, weights: Tensor) -> Tensor:
         patch = self.attention.patch
         patches = unfold([self.attention.f(x)], patch) @ weights[:, 0].mT
-        return F.fold(at_least_float32(patches), x.shape[2:], patch, padding=patch // 2) / OVERLAP
+        pasted = F.fold(at_least_float32(patches), x.shape[2:], patch, padding=patch // 2, stride=BLOCK_STRIDE)
+        return pasted / coverage(pasted, patch, BLOCK_STRIDE)
 
     def centres(self, height: int, width: int) -> Tensor:
-        return torch.arange(height * width)
+        return torch.arange(height * width).view(height, width)[::BLOCK_STRIDE, ::BLOCK_STRIDE].flatten()
 
 
 class Stages(nn.Module):
     """Stages with residual blocks between them, as `dagl.CES`; the later ones get a prior from the first's graph."""
 
-    def __init__(self, width: int, stages: int, stage_blocks: int, prior: str, kind: type[Stage], options: dict):
+    def __init__(
+        self, width: int, stages: int, stage_blocks: int, prior: str, kind: Callable[..., Stage], options: dict
+    ):
         super().__init__()
         self.prior = prior
         self.stages = nn.ModuleList()
@@ -167,16 +177,16 @@ class Stages(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *later = self.stages
+        first, *later = (cast(Stage, stage) for stage in self.stages)
         weights, logits = first.find(x)
-        prior = self.over_keys(x, weights, logits)
+        prior = self.over_keys(x, weights, logits, first)
         x = first(x, weights)
         for blocks, stage in zip(self.blocks, later, strict=True):
             x = blocks(x)
             x = stage(x, stage.find(x, prior)[0] if stage.matches else weights)
         return x
 
-    def over_keys(self, x: Tensor, weights: Tensor, logits: Tensor) -> Tensor | None:
+    def over_keys(self, x: Tensor, weights: Tensor, logits: Tensor, first: Stage) -> Tensor | None:
         """The logarithm of the prior, but for a number per query, from the first stage's features and graph."""
         if self.prior in ("none", "reuse"):
             return None
@@ -187,7 +197,7 @@ class Stages(nn.Module):
             return logits
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             scores = normal_scores(samples(at_least_float32(x)))
-            queries = self.stages[0].centres(*x.shape[2:]).to(x.device)
+            queries = first.centres(*x.shape[2:]).to(x.device)
             information = mutual_information(scores[:, queries], scores)[:, None]
             shares = F.normalize(weights, p=1, dim=3)
             surplus = information - (shares * information).sum(3, keepdim=True)
@@ -234,7 +244,7 @@ class GraphPrior(Trunk):
         stride: int = 4,
         image_skip: bool = False,
     ):
-        kinds: dict[str, tuple[type[Stage], dict]] = {
+        kinds: dict[str, tuple[Callable[..., Stage], dict]] = {
             "graph": (GraphStage, {"heads": heads, "patch": patch, "stride": stride}),
             "blocks": (BlockStage, {}),
         }
