@@ -32,6 +32,11 @@ CASES = {
     "edsr x3": ("edsr", {**SMALL, "scale": 3, "image_skip": True}),
     "enlca x2": ("enlca", {**SMALL, "every": 2, "scale": 2}),
     "enlca, exact": ("enlca", {**SMALL, "every": 2, "scale": 1, "exact": True}),
+    "graph_prior": ("graph_prior", {**SMALL, **GRAPH, "colors": 1, "stages": 2, "stage_blocks": 1, "prior": "gate"}),
+    "graph_prior, blocks": (
+        "graph_prior",
+        {**SMALL, "colors": 3, "stages": 2, "attention": "blocks", "prior": "reuse"},
+    ),
     "ignn x2": ("ignn", {**SMALL, "embedding": "random"}),
     "ignn x3": ("ignn", {**SMALL, "scale": 3, "embedding": "own", "image_skip": True}),
     "ignn x4, no graph": ("ignn", {**SMALL, "scale": 4, "neighbours": 0}),

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from ..blocks import Attention, ResBlock, Trunk, independent_draws, positive
 from ..dagl import HEAD, MGFAM, same_padding
+from ..dagl import UNUSED as UNUSED
 from ..dagl.graph_attention import at_least_float32, coverage
 from ..panet import PyramidAttention
 from ..panet.block_attention import SMALLEST_NORM, unfold
@@ -271,4 +272,4 @@ class GraphPrior(Trunk):
                     nn.init.zeros_(tensor)
 
 
-network, attention = GraphPrior, None
+network = GraphPrior
