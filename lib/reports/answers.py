@@ -81,6 +81,21 @@ def _named(row: Any, name: str) -> str:
     return f"{name} ({text.number(row.difference, 2, True)} dB, {bounds})" if bounds else name
 
 
+def at_what_cost(report: Report) -> str:
+    """What rows with attention take of their task's reference's multiply-adds, from the least to the most."""
+    said = []
+    for task, rows in report.tasks.items():
+        ratios = report.costs.multiply_adds.reindex(rows) / report.costs.multiply_adds.get(rows[0], np.nan)
+        ratios = ratios[[report.modules[name] not in ("none", "other") and name != rows[0] for name in rows]].dropna()
+        if len(ratios):
+            least, most = (f"{ratio:.2g}" for ratio in (ratios.min(), ratios.max()))
+            between = least if least == most else f"{least} to {most}"
+            said.append(
+                f"on {task} a row with attention takes {between} times the multiply-adds of {report.labels[rows[0]]}"
+            )
+    return text.capital("; ".join(said))
+
+
 def open_claims(report: Report) -> str:
     """How many claims are open, and what the cheapest of them needs."""
     run = report.run_claims()
@@ -231,7 +246,7 @@ def across_systems(report: Report) -> list[str]:
             for row in claims.itertuples()
         }
         if said := grouped(report, claims, "the same trunk without attention", names):
-            sentences.append(f"on {task}, {said}" + _control(report, rows))
+            sentences.append(f"on {task}, {said}" + _control(report, rows, names))
         for row in claims[claims.verdict == HOLDS].itertuples():
             if best is None or row.difference > best[0]:
                 best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}", task))
@@ -251,11 +266,10 @@ def sparse_competitors(report: Report) -> list[str]:
         "panet_gray_denoise_25-common_trunk_scales_1": "matching blocks of 3 x 3 pixels instead of single ones",
     }
     names[report.study.experiments[0]] = "the trunk without attention"
-    told = [
+    return [
         grouped(report, report.verdicts[report.verdicts.worse == worse], names[worse], names)
-        for worse in (report.study.experiments[0], near, dense)
+        for worse in (report.study.experiments[0], near)
     ]
-    return [*told, open_claims(report)]
 
 
 def graph_prior(report: Report) -> list[str]:
@@ -283,12 +297,18 @@ def graph_prior(report: Report) -> list[str]:
     ]
 
 
-def _control(report: Report, rows: Sequence[str]) -> str:
-    """What more channels in place of attention gain."""
+def _control(report: Report, rows: Sequence[str], names: Mapping[str, str]) -> str:
+    """What more channels in place of attention gain, and how the modules compare with that."""
     wide = report.rows.loc[[name for name in rows if name.endswith("-as_many_parameters")]]
     if wide.empty or pd.isna(wide.difference.iloc[0]):
         return ""
-    return f"; a wider trunk without attention gains {text.difference(wide.iloc[0])} dB"
+    claims = report.verdicts[report.verdicts.worse == wide.index[0]]
+    beside = [
+        f", {words} {text.listed([names.get(row, report.labels[row]) for row in rows])}"
+        for verdict, words in ((HOLDS, "less than"), (REVERSED, "more than"), (EQUAL, "as much as"))
+        if len(rows := claims[claims.verdict == verdict].better)
+    ]
+    return f"; a wider trunk without attention gains {text.difference(wide.iloc[0])} dB{''.join(beside)}"
 
 
 ANSWERS: dict[str, Callable[[Report], list[str]]] = {

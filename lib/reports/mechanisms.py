@@ -117,7 +117,7 @@ def panet_mass(report: Report) -> Shown:
     """The share of the attention that each level of the pyramid gets."""
     shares, uniform = _shares(report)
     if not shares:
-        return Markdown("No network with several levels has been run in this profile.")
+        return Markdown("No network whose levels could be shown has been run in this profile.")
     return report.show(
         plots.masses(shares, uniform), "mass", "Share of the attention per level, beside uniform shares."
     )

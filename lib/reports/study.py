@@ -72,7 +72,8 @@ class Report:
 
     def answer(self) -> Markdown:
         """`said` for the notebook."""
-        return Markdown(f"**Answer.** {self.said()}")
+        cost = answers.at_what_cost(self) if self.conclusive else ""
+        return Markdown(f"**Answer.** {self.said()}" + f"\n\n**At what cost.** {cost}." * bool(cost))
 
     def outcome(self, better: str, worse: str, names: tuple[str, str]) -> str:
         """A claim's outcome in words (`text.sentence`), `names` standing for its rows; nothing where the study does not

@@ -97,7 +97,7 @@ def listed(words: Sequence[str]) -> str:
 def module_of(row: Row) -> str:
     """The attention module of a row: nl, a model with attention, `none` for the trunk alone, or `other`."""
     if row.model == "graph_prior":
-        return "panet" if row.options["attention"] == "blocks" else "dagl"
+        return "panet" if row.options.get("attention") == "blocks" else "dagl"
     if row.options.get("attention") in ("nl", "mhnl"):
         return "nl"
     return row.model if row.model in MODULES else "none" if row.model == "edsr" else "other"
