@@ -5,6 +5,7 @@ Photographs are arrays (H, W[, 3]) in [0, 1]; points are (row, column).
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -260,21 +261,24 @@ def influences(
 def quality_against_cost(
     rows: pd.DataFrame, labels: Mapping[str, str], tasks: Mapping[str, str], modules: Mapping[str, str]
 ) -> Figure:
-    """PSNR (dB) against multiply-adds on one input, a panel per task; the area of a mark grows with the parameters.
-    A dB is as high in one panel as in another.
+    """PSNR (dB) against multiply-adds and peak memory on one input, a line of panels per task; the area of a mark grows
+    with the parameters. A dB is as high in one panel as in another.
 
-    rows: psnr, multiply_adds, parameters per row of the study. tasks: title of the panel of each.
+    rows: psnr, multiply_adds, peak_bytes, parameters per row of the study. tasks: title of the panels of each.
     """
     titles = list(dict.fromkeys(tasks.values()))
-    figure, axes = _panels(len(titles), 2.7)
+    figure, axes = _panels(2 * len(titles), 2.7)
     looks = _looks({labels[name]: modules[name] for name in rows.index})
     by_task = {title: rows[[tasks[name] == title for name in rows.index]] for title in titles}
     reach = max(found.psnr.max() - found.psnr.min() for found in by_task.values()) * 0.65 + 0.02
-    for axis, (title, found) in zip(axes, by_task.items(), strict=True):
+    spent = [("multiply_adds", 1e9, "multiply-adds (G)"), ("peak_bytes", 2**20, "peak memory (MiB)")]
+    for axis, ((title, found), (cost, unit, label)) in zip(
+        axes, itertools.product(by_task.items(), spent), strict=True
+    ):
         for name, row in found.iterrows():
             area = 30 + 150 * row.parameters / rows.parameters.max()
-            axis.scatter(row.multiply_adds / 1e9, row.psnr, s=area, alpha=0.8, **looks[labels[name]])
-        axis.set(title=title, xlabel="multiply-adds (G)", ylabel="PSNR (dB)", xscale="log")
+            axis.scatter(row[cost] / unit, row.psnr, s=area, alpha=0.8, **looks[labels[name]])
+        axis.set(title=title, xlabel=label, ylabel="PSNR (dB)", xscale="log")
         middle = (found.psnr.max() + found.psnr.min()) / 2
         axis.set_ylim(middle - reach, middle + reach)
         axis.margins(x=0.2)

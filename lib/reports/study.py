@@ -157,13 +157,16 @@ class Report:
         reference, rows = names[0], {}
         for name in names:
             row, cost = self.rows.loc[name], self.costs.reindex([name]).iloc[0]
-            spent = f"{text.number(cost.parameters, 0)}; {text.number(cost.multiply_adds / 1e9, 1)} G"
+            spent = (
+                f"{text.number(cost.parameters, 0)}; {text.number(cost.multiply_adds / 1e9, 1)} G; "
+                f"{text.number(cost.peak_bytes / 2**20, 0)} MiB"
+            )
             rows[self.labels[name]] = {
                 "verdict": "reference" if name == reference else self._relation(name, reference),
                 "difference (95 % interval), dB": text.difference(row) if name != reference else "",
                 "PSNR (dB)": text.number(row.psnr),
                 "attention acts": self.acts.get(name, ""),
-                "parameters; multiply-adds": spent if pd.notna(cost.parameters) else "",
+                "parameters; multiply-adds; memory": spent if pd.notna(cost.parameters) else "",
             }
         return _filled(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row"))
 
@@ -355,11 +358,11 @@ class Report:
         return {task: tables for task, tables in found.items() if tables}
 
     def cost(self) -> Image:
-        """PSNR against multiply-adds."""
-        drawn = self.rows[["psnr"]].join(self.costs[["multiply_adds", "parameters"]]).dropna()
+        """PSNR against multiply-adds and peak memory."""
+        drawn = self.rows[["psnr"]].join(self.costs[["multiply_adds", "peak_bytes", "parameters"]]).dropna()
         drawn = drawn[[name in self.params.experiments for name in drawn.index]].astype(float)
         titles = {name: self._resolved[name].task.title for name in drawn.index}
-        alt = "PSNR against multiply-adds of every trained row; the numbers are in the main table."
+        alt = "PSNR against multiply-adds and peak memory of every trained row; the numbers are in the main table."
         return self.show(plots.quality_against_cost(drawn, self.labels, titles, self.modules), "cost", alt)
 
     def gain_against_similarity(self) -> Image | Markdown:

@@ -161,7 +161,8 @@ def test_words_of_a_figure_overlap_neither_each_other_nor_a_panel(count):
 
 def test_cost_has_one_look_per_title_in_all_panels():
     rows = pd.DataFrame(
-        {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "parameters": [1, 2, 4]}, ["edsr_a", "panet_a", "panet_b"]
+        {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "peak_bytes": 2**21, "parameters": [1, 2, 4]},
+        ["edsr_a", "panet_a", "panet_b"],
     )
     labels = {"edsr_a": "EDSR", "panet_a": "PANet", "panet_b": "PANet"}
     drawn = plots.quality_against_cost(
@@ -170,7 +171,8 @@ def test_cost_has_one_look_per_title_in_all_panels():
         {"edsr_a": "a", "panet_a": "a", "panet_b": "b"},
         dict.fromkeys(labels, "panet") | {"edsr_a": "none"},
     )
-    (first, second), (third,) = (axis.collections for axis in drawn.axes)
+    (first, second), (of_memory, _), (third,), _ = (axis.collections for axis in drawn.axes)
+    assert first.get_offsets()[0].tolist() == [1, 30] and of_memory.get_offsets()[0].tolist() == [2, 30]
     assert (second.get_facecolor() == third.get_facecolor()).all() and second.get_sizes()[0] < third.get_sizes()[0]
     assert (first.get_facecolor() != second.get_facecolor()).any()
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["EDSR", "PANet"]
