@@ -227,8 +227,8 @@ def test_a_name_of_a_row_is_never_run_as_a_command(clone):
 @pytest.mark.parametrize(
     ("edited", "touched"),
     [
-        ("lib/models/dagl/graph_attention.py", {"train@dagl", "train@dagl-no_graph_attention"}),
-        ("lib/models/edsr/__init__.py", {"train@edsr"}),
+        ("lib/models/dagl/graph_attention.py", {"resolve", "train@dagl", "train@dagl-no_graph_attention"}),
+        ("lib/models/edsr/__init__.py", {"resolve", "train@edsr"}),
         ("lib/insights/dagl.py", {"resolve"}),
         (
             "lib/measuring/evaluation.py",
@@ -266,6 +266,15 @@ def test_a_new_model_makes_nothing_else_stale(clone):
         "train@other_gray_denoise_25",
         "evaluate@other_gray_denoise_25",
     }
+    values = clone.folder / "results/tiny/parameters/train/other_gray_denoise_25.json"
+    before = json.loads(values.read_text())
+    clone.edit("lib/models/other/__init__.py", "\nnetwork", "\nfrom ..panet.resize import resize as resize\n\nnetwork")
+    clone.shell("dvc repro -q resolve")
+    borrowed = json.loads(values.read_text())
+    assert set(borrowed) - set(before) == {"borrowed"} and set(borrowed["borrowed"]) == {"panet"}
+    clone.edit("lib/models/panet/resize.py", "\nfrom torch", "\n\nfrom torch")
+    clone.shell("dvc repro -q resolve")
+    assert json.loads(values.read_text())["borrowed"] != borrowed["borrowed"]
 
 
 @pytest.mark.parametrize(
