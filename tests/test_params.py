@@ -302,6 +302,8 @@ FAULTS = [
     ("{psnr: 0.05", "{psnr: 0", "delta.psnr is 0; it must be above 0"),
     ("{psnr: 0.05", "{psnr: yes", "delta.psnr is 'yes'; it must be a number"),
     ("draws: 20", "draws: 1", "profiles.quick.published_numbers.draws is 1; it must be at least 2"),
+    ("dagl: {common_trunk", "dagl: {heads: {}, common_trunk",
+     "profiles.gpu.models.dagl.heads is a size, but an option has this name; rename it"),
     # evaluation and conventions
     ("evaluation: {crop: 96", "evaluation: {crop: 0", "profiles.quick.evaluation.crop is 0; it must be at least 1"),
     ("evaluation: {crop: 96", "evaluation: {crop: 12",

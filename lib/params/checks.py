@@ -373,6 +373,9 @@ def _of_options(params: Params, found: list[str]) -> Iterator[str]:
         for model, given in settings.models.items():
             named = {key: value for key, value in given.items() if isinstance(value, dict)}
             plain = {key: value for key, value in given.items() if key not in named}
+            options = models.known_options(model) if model in models.names() else {}
+            for size in sorted({*named} & {*options} - {"common_trunk"}):
+                yield f"profiles.{profile}.models.{model}.{size} is a size, but an option has this name; rename it"
             for place, values in {
                 model: plain,
                 **{f"{model}.{size}": of_size for size, of_size in named.items()},
