@@ -146,11 +146,14 @@ def _insights(model: str) -> str:
 
 
 def _borrowed(model: str) -> dict[str, dict[str, str]]:
-    """The hashes of the folders of other models that the model's files import parts from; nothing where they do not."""
-    models = ROOT / "lib" / "models"
-    text = "".join(path.read_text() for path in (models / model).glob("*.py"))
-    lenders = sorted({name for name in re.findall(r"^from \.\.(\w+)", text, re.M) if (models / name).is_dir()})
-    hashes = {name: digest(models / name) for name in lenders}
+    """The hashes of the folders of other models that the model's files import from, or theirs; nothing without any."""
+    models, found, todo = ROOT / "lib" / "models", {model}, [model]
+    while todo:
+        text = "".join(path.read_text() for path in (models / todo.pop()).rglob("*.py"))
+        names = {*re.findall(r"^\s*from \.\.(?: import )?(\w+)", text, re.M)} - found
+        todo += [name for name in names if (models / name).is_dir()]
+        found |= {*todo}
+    hashes = {name: digest(models / name) for name in sorted(found - {model})}
     return {"borrowed": hashes} if hashes else {}
 
 

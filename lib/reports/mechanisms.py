@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import Image, Markdown
 
-from ..models.graph_prior.mutual_information import mutual_information, normal_scores
+from ..models.graph_prior.mutual_information import mutual_information, normal_scores, scores_of_positions
 from . import plots, statistics, tables, text
 from .study import NotRun, Report
 
@@ -361,36 +362,44 @@ def prior_gates(report: Report) -> Shown:
     rows = {
         report.labels[name]: {
             "gate": text.listed([text.number(gate) for gate in seen["gates"].astype(float)]),
-            "weight that both stages give to the same keys": f"{seen['shared'].astype(float).mean():.0%}",
+            "weight on the same keys": f"{_shared(seen['first'].astype(float), seen['last'].astype(float)):.0%}",
         }
         for name, seen in report.all_seen(report.study.experiments).items()
         if "gates" in seen
     }
     if not rows:
         raise NotRun("None of these rows was run in this profile.")
-    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row, first seed")))
+    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")))
 
 
-def information_check(samples: int, pairs: int = 500) -> Shown:
-    """The estimate of mutual information on made-up pairs of variables whose mutual information is known, in nats."""
-    rng = np.random.default_rng(0)
-    first, second, uniform, width = (*rng.standard_normal((2, pairs, samples)), rng.random((pairs, samples)), 0.25)
+def _shared(first: np.ndarray, last: np.ndarray) -> float:
+    """The weight that two maps (points, H, W) of sum 1 give to the same places, the mean over points."""
+    first, last = (maps / maps.sum((1, 2), keepdims=True).clip(1e-12) for maps in (first, last))
+    return float(np.minimum(first, last).sum((1, 2)).mean())
+
+
+def information_check(report: Report, pairs: int = 500, side: int = 48) -> Shown:
+    """The estimate of mutual information on made-up variables whose mutual information is known, in nats: on pairs with
+    as many independent samples as a position has, and on the positions of two smooth fields with as many channels."""
+    channels = report.options(report.study.experiments[0]).get("width", 64)
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, pairs, 1, 9 * channels, generator=generator, dtype=torch.float64)
+    fields = torch.randn(2, channels, side, side, generator=generator, dtype=torch.float64)
+    smooth, levels = F.avg_pool2d(fields, 3, 1), torch.arange(channels)[:, None, None]  # of channels apart from another
     made = {}
     for rho in (0.0, 0.3, 0.6, 0.9):
-        both = rho * first + np.sqrt(1 - rho**2) * second
-        truth = -0.5 * np.log(1 - rho**2)
-        made[f"normal, correlation {rho:g}"] = (truth, first, both)
-        made[f"the same, one of them cubed, correlation {rho:g}"] = (truth, first, both**3)
-    x = 2 * rng.random((pairs, samples)) - 1
-    made["a fold: |x| with noise, uncorrelated"] = (-np.log(width), x, (np.abs(x) + width * uniform) % 1)
+        truth, rest = 0.5 * np.log(1 / (1 - rho**2)), np.sqrt(1 - rho**2)
+        made[f"normal, correlation {rho:g}"] = (truth, *map(normal_scores, (first, rho * first + rest * second)))
+        both = torch.stack([smooth[0] + levels, rho * smooth[0] + rest * smooth[1] + levels])
+        made[f"two fields, correlation {rho:g}"] = (truth, *scores_of_positions(both)[:, ::7, None])
+    x, noise = (torch.rand(pairs, 1, 9 * channels, generator=generator, dtype=torch.float64) for _ in range(2))
+    folded = ((2 * x - 1).abs() + noise / 4) % 1
+    made["a fold with noise, without correlation"] = (np.log(4), normal_scores(x), normal_scores(folded))
     rows = {}
-    for name, (truth, *variables) in made.items():
-        one, other = (normal_scores(torch.from_numpy(values)[:, None]) for values in variables)
-        found = mutual_information(one, other).numpy()
+    for name, (truth, one, other) in made.items():
+        found = mutual_information(one, other)
         rows[name] = {"true": f"{truth:.3f}", "estimate, mean": f"{found.mean():.3f}", "spread": f"{found.std():.3f}"}
-    return Markdown(
-        text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"pairs of {samples} samples"))
-    )
+    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("made-up variables")))
 
 
 # -- LIR ------------------------------------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def influences(
             drawn = axis.imshow(relative, cmap="plasma", vmin=-3, vmax=0, alpha=((relative + 3) / 3) ** 0.5)
             axis.plot(column, row, "o", color="C2", markersize=13, fillstyle="none", markeredgewidth=2)
             places = places_holding(values)
-            axis.set_title(f"{places} pixels hold 90 %" if places else "no pixel moves it", fontsize=8, loc="left")
+            axis.set_title(f"{places} pixels hold 90 %" if places else f"no {what}", fontsize=8, loc="left")
         line[0].set_title(f"{label}\n{line[0].get_title('left')}", fontsize=8, loc="left")
     for axis in axes.flat:
         axis.set_axis_off()

@@ -67,14 +67,16 @@ def test_the_second_stage_has_the_weights_of_the_definition(prior, attention):
         order = torch.randperm(pi.shape[3], generator=torch.Generator().manual_seed(0))
         pi = pi[..., order]
     if prior in ("most", "least"):
-        scores = normal_scores(F.unfold(F.pad(before, (1, 1, 1, 1), mode="replicate"), 3).mT)
+        standard = (before - before.mean((2, 3), keepdim=True)) / before.std((2, 3), correction=0, keepdim=True)
+        scores = normal_scores(F.unfold(F.pad(standard, (1, 1, 1, 1), mode="replicate"), 3).mT)
         for image in range(len(x)):
             for query, pixel in enumerate(first.centres(*SIDES)):
                 rho = (scores[image] @ scores[image, pixel] / scores.shape[2]).clamp(-0.9999995, 0.9999995)
                 nats = -0.5 * torch.log(1 - rho**2)
                 for head in range(pi.shape[1]):
-                    of_query = weights[image, head, query]
-                    mean = (of_query * nats).sum() / of_query.sum().clamp_min(1e-12)
+                    of_query = weights[image, head, query].clone()
+                    of_query[pixel] = 0
+                    mean = (of_query * nats).sum() / of_query.sum()
                     dropped = nats < mean if prior == "most" else nats > mean
                     pi[image, head, query, dropped] = pi[image, head, query].min()
     gate = GATE_STEP * second.gate if second.gate is not None else 0.0
@@ -85,25 +87,45 @@ def test_the_second_stage_has_the_weights_of_the_definition(prior, attention):
 @pytest.mark.parametrize("attention", ["graph", "blocks"])
 @pytest.mark.parametrize("prior", PRIORS)
 def test_gradients_are_those_of_finite_differences(prior, attention):
-    network, x = made(prior, attention)
-    named = dict(network.named_parameters())
-    chosen = [name for name in named if "gate" in name or name.endswith(("graph.node.weight", "attention.f.0.weight"))]
-    chosen.append("head.weight")
+    network, _ = made(prior, attention)
+    stages = network.get_submodule("body.1")
+    x = torch.randn(1, 8, 7, 6, dtype=torch.float64, requires_grad=True)
+    named = {name: p for name, p in stages.named_parameters() if p.requires_grad}
 
     def called(*values):
-        return torch.func.functional_call(network, dict(zip(chosen, values, strict=True)), x[:1])
+        return torch.func.functional_call(stages, dict(zip(named, values[1:], strict=True)), values[0])
 
-    inputs = [(named[name].detach() * 0.3).requires_grad_() for name in chosen]
-    assert torch.autograd.gradcheck(called, inputs, eps=1e-7, atol=1e-4, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        called, [x, *(p.detach().requires_grad_() for p in named.values())], atol=1e-7, fast_mode=True
+    )
 
 
-def test_every_parameter_but_the_released_codes_unused_learns():
-    for attention in ("graph", "blocks"):
-        for prior in PRIORS:
-            network, x = made(prior, attention)
-            network(x).square().sum().backward()
-            idle = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
-            assert not idle, (attention, prior, idle)
+@pytest.mark.parametrize("prior", ["gate", "most", "least", "random"])
+def test_the_first_stage_and_the_gate_learn_through_the_prior(prior):
+    for attention, names in (("graph", ("query", "key", "edge")), ("blocks", ("theta", "g"))):
+        network = made(prior, attention)[0]
+        first, later = network.get_submodule("body.1").stages
+        _, logits = first.find(torch.rand(1, 8, *SIDES, dtype=torch.float64))
+        found, _ = later.find(torch.rand(1, 8, *SIDES, dtype=torch.float64), logits)
+        found.square().sum().backward()
+        assert abs(later.gate.grad) > 0
+        for name, p in first.named_parameters():
+            if name.split(".")[1] in names and name.endswith("0.weight" if attention == "blocks" else "weight"):
+                assert p.grad.norm() > 0, name
+
+
+def test_a_query_lies_where_its_patch_is_cut():
+    stage = randomised(GraphStage(8, heads=1, patch=5, stride=3)).double()
+    x = torch.zeros(1, 8, *SIDES, dtype=torch.float64)
+    rows, columns = (stage.centres(*SIDES) // SIDES[1], stage.centres(*SIDES) % SIDES[1])
+    query = torch.zeros(len(rows), requires_grad=False)
+    for place, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        bright = x.clone()
+        bright[:, :, row, column] = 1.0
+        features = [stage.graph.match(image, *next(stage.graph.layers(image, 1)))[0] for image in (bright, x)]
+        moved = (features[0] - features[1]).abs().sum(3).flatten()
+        query[place] = moved[place] / moved.max()
+    assert (query > 0.2).all()  # the centre of a patch moves its query, and no other one by far more
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.6, 0.9])

@@ -108,7 +108,7 @@ def test_a_map_without_weight_is_named_so():
     assert plots.places_holding(np.ones((2, 5))) == 9 and plots.holding(np.eye(1)) == "1 holds 90 %"
     drawn = plots.influences(np.zeros((8, 8)), [(1, 1)], {"still": np.zeros((1, 8, 8)), "one": np.eye(8)[None]})
     assert [axis.get_title("left") for axis in drawn.axes[:2]] == [
-        "still\nno pixel moves it",
+        "still\nno influence",
         "one\n8 pixels hold 90 %",
     ]
 

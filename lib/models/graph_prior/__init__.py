@@ -1,26 +1,27 @@
 r"""A prior over keys for a deep stage of attention, from the graph that a shallow stage found.
 
-Ours; no paper has it. DAGL repeats its module: each stage matches all positions anew. Here the logits L' of a later
-stage, the evidence, get the logarithm of a prior π over the keys of each query, made from the weights of the first:
+Ours; no paper has it. DAGL repeats its module: each stage compares all positions anew. Here the logits L' of a later
+stage, the evidence, get the logarithm of a prior π over the keys of each query, made from the first stage's softmax p:
 
-    w  = softmax_j(L_ij)                        first stage
-    w' = softmax_j(L'_ij + g log π_ij)          later stages
+    p  = softmax_j(L_ij)                        first stage
+    p' = softmax_j(L'_ij + g log π_ij)          later stages
 
-With π = w the logarithm is L_ij less a number per query, which the softmax does not see: the prior is the first
-stage's logits, times the gate g. Forms of the prior:
+With π = p the logarithm is L_ij less a number per query, which the softmax does not see: the prior adds the logits of
+the first stage, times the gate g. Forms of the prior:
 
     none            g = 0: DAGL, and PANet's block attention in stages
-    reuse           w' = w: later stages have no matching of their own, no queries, keys and thresholds
-    gate            π = w, one learned gate per stage
-    most, least     π = w for the keys that the first stage's features make more (less) dependent on the query than the
-                    mean of its keys, weighted by w, and for the others the smallest w of the query; dependence as
-                    `mutual_information` says
-    random          π = w of another key: the keys of each image size in an order that is drawn once
+    reuse           p' = p: later stages have no matching of their own, no queries, keys and thresholds
+    gate            π = p, one learned gate per stage
+    most, least     π = p where key and query are more (less) dependent than the mean over the query's other keys,
+                    weighted by p; elsewhere π is the smallest p of the query. Dependence: see `mutual_information`
+    random          π = p of another key: the keys of each image size in an order that is drawn once
 
-The stages are DAGL's graph ("graph": `dagl.MGFAM`, with the released form of weights, which are set to zero where there
-is no edge) or PANet's attention between blocks ("blocks": `panet.PyramidAttention` on one level, its queries on a grid
-of every second pixel, as DAGL's are on one of every stride-th), in DAGL's trunk.
-All scores of an image are held at a time, in float32, for a later stage reads them again.
+The stages are DAGL's graph ("graph": `dagl.MGFAM`, with the released form of weights: p, or zero without an edge) or
+PANet's attention between blocks ("blocks": `panet.PyramidAttention` on one level, with one query for every second pixel
+along each axis), in DAGL's trunk. A key without an edge in a later stage is not reached through the prior either.
+
+Everything is computed as it is defined, the values in the arithmetic of autocast: all scores of a batch are held at a
+time, for a later stage reads them again. DAGL's own forms take fewer multiply-adds and less memory.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from ..dagl import UNUSED as UNUSED
 from ..dagl.graph_attention import at_least_float32, coverage
 from ..panet import PyramidAttention
 from ..panet.block_attention import SMALLEST_NORM, unfold
-from .mutual_information import mutual_information, normal_scores
+from .mutual_information import mutual_information, scores_of_positions
 
 #: Pixels between the queries of "blocks", along each axis: their blocks of 3 overlap by one. PANet has 1.
 BLOCK_STRIDE = 2
@@ -53,12 +54,16 @@ GATE_STEP = 10.0
 #: What the gate starts from.
 FIRST_GATE = 0.5
 
+#: Added to every weight where keys are averaged: a query without an edge has the mean of all.
+FEWEST = 1e-12
+
 #: Weights and logits ``(B, heads, queries, keys)``, weights zero where there is no edge.
 Graph = tuple[Tensor, Tensor]
 
 
 class Stage(Attention):
-    """A stage ``(B, width, H, W)`` -> the same shape, by weights ``(B, heads, queries, keys)`` that `find` gives.
+    """A stage ``(B, width, H, W)`` -> the same shape, by weights ``(B, heads, queries, keys)`` that `find` gives: p, or
+    zero where there is no edge.
 
     prior: one of PRIORS for a later stage, None for the first
     """
@@ -87,7 +92,7 @@ class Stage(Attention):
         raise NotImplementedError
 
     def gather(self, x: Tensor, weights: Tensor) -> Tensor:
-        """The patches of all keys, weighted, pasted where the queries lie, ``(B, width, H, W)``."""
+        """The weighted patches of all keys, pasted for each query and averaged, ``(B, width, H, W)``."""
         raise NotImplementedError
 
     def centres(self, height: int, width: int) -> Tensor:
@@ -136,7 +141,10 @@ class GraphStage(Stage):
 
 
 class BlockStage(Stage):
-    """A stage of PANet's block attention on one level: `panet.PyramidAttention`, by its definition, on a grid."""
+    """A stage of PANet's block attention on one level, by its definition, with queries on a grid.
+
+    Pasted blocks are divided by how many overlap, where PANet, with more of them, divides by 4.
+    """
 
     def __init__(self, width: int, prior: str | None = None):
         super().__init__(prior)
@@ -197,11 +205,12 @@ class Stages(nn.Module):
         if self.prior == "gate":
             return logits
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            scores = normal_scores(samples(at_least_float32(x)))
+            scores = scores_of_positions(at_least_float32(x))
             queries = first.centres(*x.shape[2:]).to(x.device)
             information = mutual_information(scores[:, queries], scores)[:, None]
-            shares = F.normalize(weights, p=1, dim=3)
-            surplus = information - (shares * information).sum(3, keepdim=True)
+            others = (weights + FEWEST) * (1 - F.one_hot(queries, scores.shape[1]))
+            mean = (others * information).sum(3, keepdim=True) / others.sum(3, keepdim=True).clamp_min(FEWEST)
+            surplus = information - mean
             kept = surplus >= 0 if self.prior == "most" else surplus <= 0
         return torch.where(kept, logits, logits.amin(3, keepdim=True))
 
@@ -210,14 +219,6 @@ def products(query: Tensor, key: Tensor) -> Tensor:
     """Scores ``(..., Q, keys)`` of queries ``(..., Q, D)`` and keys ``(..., D, keys)``, always in float32 or better."""
     with torch.autocast(query.device.type, enabled=False):
         return at_least_float32(query) @ at_least_float32(key)
-
-
-def samples(x: Tensor) -> Tensor:
-    """The samples of every position ``(B, HW, 9 width)``: its features, and those of the image moved by up to a pixel.
-
-    Convolutions move with the image, so that the features of a moved image are the neighbours' features.
-    """
-    return F.unfold(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3).mT
 
 
 class GraphPrior(Trunk):
@@ -254,6 +255,8 @@ class GraphPrior(Trunk):
         if prior not in PRIORS:
             raise ValueError(f"prior {prior!r} is not one of {', '.join(PRIORS)}")
         positive(stages=stages, stage_blocks=stage_blocks)
+        if stages < 2 and prior != "none":
+            raise ValueError(f"stages {stages} has no later stage for prior {prior!r}")
         super().__init__(
             colors,
             width,
