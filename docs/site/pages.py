@@ -29,7 +29,7 @@ DOCS |= {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))} | {"c
 MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "edsr")
 
 #: Of photographs in figures.
-QUALITY = 50
+QUALITY = 32
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
