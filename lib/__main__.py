@@ -24,9 +24,6 @@ EXAMPLES = {
     "verdicts": "--profile cpu --seeds 10",
     "list": "across_systems",
     "new": "dagl_gray_denoise_25-3_heads --from dagl_gray_denoise_25 --set heads=3 --study dagl_structure",
-    "pack": "dagl_gray_denoise_25 edsr_gray_denoise_25 --into dagl.tar --profile gpu",
-    "remote": "--jobs 2 --minutes 50",
-    "import": "back.tar --profile gpu",
     "keep": "panet_gray_denoise_25-common_trunk --profile cpu",
     "pull": "--profile cpu",
     "restore": "scans/*.png --by panet_gray_denoise_25-common_trunk --into restored --profile cpu",
@@ -52,14 +49,6 @@ def _path(text: str) -> Path:
     if not text:  # else the working folder
         raise argparse.ArgumentTypeError("'' names no file or folder")
     return Path(text)
-
-
-def _new_file(text: str) -> Path:
-    path = _path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise argparse.ArgumentTypeError(f"{text!r}: {reason}; name a file such as box.tar, in a folder that exists")
-    return path
 
 
 def _address(text: str) -> str:
@@ -100,16 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", help="in what it differs")
     verb.add_argument("--study", help="the study that lists it")
     verb.add_argument("--title", help="its name in tables and figures")
-    verb = verbs.add_parser("pack", help="pack what another machine needs to train and measure rows")
-    verb.add_argument("rows", nargs="+", metavar="ROW")
-    verb.add_argument("--into", type=_new_file, required=True, metavar="FILE.tar")
-    verb.add_argument("--profile", help="switch to this profile first")
-    verb = verbs.add_parser("remote", help="on that machine: train and measure what was packed, or go on with it")
-    verb.add_argument("--jobs", type=_count, default=1, help="rows at a time")
-    verb.add_argument("--minutes", type=_positive, help="stop after these")
-    verb = verbs.add_parser("import", help="take what came back into the pipeline")
-    verb.add_argument("source", type=_path, help="the file back.tar that came back")
-    verb.add_argument("--profile", help="switch to this profile first")
     verb = verbs.add_parser("keep", help="have git hold trained networks, in place of those it held")
     verb.add_argument("experiments", nargs="+")
     verb.add_argument("--profile", help="switch to this profile first")
@@ -138,14 +117,6 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 {"keep": networks.keep, "pull": networks.pull}[given.verb](given.experiments, given.profile)
             return 0
-        if given.verb in ("pack", "remote", "import"):
-            from .pipeline import transfer
-
-            if given.verb == "pack":
-                return transfer.pack(given.rows, given.into, given.profile)
-            if given.verb == "remote":
-                return transfer.remote(given.jobs, given.minutes)
-            return transfer.bring_back(given.source, given.profile)
         if given.verb == "verdicts":
             from .reports import plan
 
@@ -191,8 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         if given.verb != "run":  # a stage's process is interrupted together with the one that says so
-            resumes = given.verb in ("repro", "remote", "import")
-            after = f"; `python -m lib {given.verb}` goes on from what is done" if resumes else ""
+            after = "; `python -m lib repro` goes on from what is done" if given.verb == "repro" else ""
             print(f"interrupted{after}", file=sys.stderr)
         return 130
     return 0

@@ -1,5 +1,7 @@
 """Jobs as an engine runs them, without one: results through a DVC remote, a failing row, one that is only measured."""
 
+import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -70,6 +72,27 @@ def test_a_remote_carries_results_and_a_failing_row_stops_no_other(clone):
     ]
     assert not {f"train@{DAGL}", f"evaluate@{DAGL}", f"baseline@{BASELINE}"} & clone.changed()
     assert weights.read_bytes() == before and clone.shell(command.replace(EDSR, "")).stdout == ""
+
+
+def test_the_cache_of_a_copied_folder_brings_its_results(clone, tmp_path):
+    """What docs/running.md says of a machine without network: nothing runs where the cache came back."""
+    row, there = f"results/tiny/evaluate/{BASELINE}", shutil.copytree(clone.folder, tmp_path / "there")
+    clone.edit("lib/measuring/evaluation.py", '"""', '"""A ')
+    (there / "lib/measuring/evaluation.py").write_bytes((clone.folder / "lib/measuring/evaluation.py").read_bytes())
+    command = f"dvc repro --single-item baseline@{BASELINE}"
+    assert "Running stage" in subprocess.run(command.split(), cwd=there, capture_output=True, text=True).stdout
+    shutil.copytree(there / ".dvc/cache", clone.folder / ".dvc/cache", dirs_exist_ok=True, copy_function=copy_new)
+    said = clone.shell(command).stdout
+    assert "is cached - skipping run" in said and "Running stage" not in said
+    assert {path.name: path.read_bytes() for path in (clone.folder / row).iterdir()} == {
+        path.name: path.read_bytes() for path in (there / row).iterdir()
+    }
+
+
+def copy_new(source: str, target: str) -> None:
+    """Files of the cache that are there already are read-only, and the same."""
+    if not os.path.exists(target):
+        shutil.copyfile(source, target)
 
 
 def test_what_own_holds_for_a_row_travels_with_edited_and_new_code(tmp_path, monkeypatch):

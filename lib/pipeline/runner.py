@@ -16,7 +16,6 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -204,14 +203,6 @@ def dependencies(params: Params, stage: str, key: str | None) -> list[str]:
         values |= {"item.model": row.model, "item.task": row.task}
         stage = "train" if stage == "train" else params.stage(str(key))
     return [re.sub(r"\$\{([\w.]+)\}", lambda m: values[m[1]], name) for name in body(stages[stage])["deps"]]
-
-
-def depends_on(params: Params, stage: str) -> dict[str, Any]:
-    """All that the results of a row's stage, such as train@<row>, depend on: every value by its name, and the hash of
-    every file of code and every manifest of images."""
-    kind, name = ("train" if stage.startswith("train") else "evaluate"), stage.partition("@")[2]
-    found = [path for path in dependencies(params, kind, name) if not path.startswith("results/")]
-    return {path: digest(ROOT / path) for path in found} | json.loads(resolve.text(params, kind, name))
 
 
 def body(stage: dict) -> dict:

@@ -2,7 +2,7 @@
 
 `prepare` makes a job of each row. A machine unpacks the code, which travels as an archive, into a new folder and has
 DVC run the row's stages there (`elsewhere`). Results travel through DVC's run cache (`runs`), and `take` puts them in
-place. The engine, `cluster`, only decides where and when. Where there is no DVC, stages simply run (`transfer`).
+place. The engine, `cluster`, only decides where and when.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from ..params import ROOT, Experiment, Params, cache
-from .runner import StageError, run
+from . import runs
+from .runner import StageError
 
 #: What `python -m lib run` needs of the project, beside own/ and what `needed` adds.
 TRACKED = ("lib", "notebooks", "params.yaml", "dvc.yaml", "dvc.lock", "data.dvc", ".dvc/config", ".dvcignore")
@@ -49,13 +50,12 @@ def needed(params: Params, stages: Iterable[str]) -> list[Path]:
 def prepare(rows: Mapping[str, list[str]], params: Params, remote: bool) -> tuple[bytes, dict[str, dict[str, Any]]]:
     """The code for rows with their stages, and the job of each; with `remote`, results travel through the default
     remote of DVC where there is one, and images are pushed there. Raises StageError where they do not arrive there."""
-    from . import runs  # in functions, for it needs DVC
-
     store, checkpoints, jobs = runs.store(remote), ROOT / "checkpoints", {}
     checkpoints.mkdir(exist_ok=True)
     for name, stages in rows.items():
         needs = ["data.dvc", f"train@{name}"] if stages == [f"evaluate@{name}"] else ["data.dvc"]  # its weights
-        jobs[name] = {"stages": stages, "needs": needs, "store": store, "checkpoints": str(checkpoints)}
+        lock = str(checkpoints / f"{name}.lock")
+        jobs[name] = {"stages": stages, "needs": needs, "store": store, "lock": lock}
     if "remote" in store and jobs:
         runs.push_outputs({output for job in jobs.values() for output in job["needs"]})
     return archive(needed(params, [stage for stages in rows.values() for stage in stages]), ROOT), jobs
@@ -63,8 +63,6 @@ def prepare(rows: Mapping[str, list[str]], params: Params, remote: bool) -> tupl
 
 def take(job: dict[str, Any], reason: str | None, written: Mapping[str, bytes]) -> str | None:
     """Put in place what `elsewhere` gave for a job; returns the reason if the job failed."""
-    from . import runs
-
     for path, content in written.items():
         (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_bytes(content)
@@ -73,7 +71,7 @@ def take(job: dict[str, Any], reason: str | None, written: Mapping[str, bytes]) 
     except StageError as error:
         return reason or str(error)
     if not lacking:
-        Path(job["checkpoints"], lock_of(job["stages"])).unlink(missing_ok=True)
+        Path(job["lock"]).unlink(missing_ok=True)
     elif not reason:
         return f"{lacking[0]} came back, but not for the code and values here: they changed meanwhile; run it again"
     return reason
@@ -88,87 +86,65 @@ def archive(paths: Iterable[Path], root: Path) -> bytes:
     return buffer.getvalue()
 
 
-def lock_of(stages: Sequence[str]) -> str:
-    """The name of the file beside the checkpoints that a machine locks while it works on a row."""
-    return f"{stages[0].partition('@')[2]}.lock"
-
-
 def elsewhere(code: bytes, job: dict[str, Any], say: Callable[[str], object]) -> tuple[str | None, dict[str, bytes]]:
-    """Do a job (see `_main`) in a new folder, into which `code` is unpacked and which is deleted at the end; `say` gets
+    """Do a job (see `_work`) in a new folder, into which `code` is unpacked and which is deleted at the end; `say` gets
     the job's output line by line.
 
     Returns the reason if the job failed, and files for the same place at home: the records of the machine, and the
-    executed notebooks of a failed job, one of which holds the traceback. This function and `attend` need nothing of
-    this project: an engine sends them to machines where it is not.
+    executed notebooks of a failed job, one of which holds the traceback. This function needs nothing of this project:
+    an engine sends it to machines where it is not.
     """
+    reason, last = None, ""
     with tempfile.TemporaryDirectory(prefix="restoration-") as folder:
         with tarfile.open(fileobj=io.BytesIO(code)) as archive:
             archive.extractall(folder, filter="data")
-        reason = attend(folder, job, say)
-        kept = [
-            *Path(folder).glob("results/*/machine/*"),
-            *(Path(folder).glob("results/*/*/*/*.ipynb") if reason else []),
-        ]
-        return reason, {str(path.relative_to(folder)): path.read_bytes() for path in kept}
-
-
-def attend(folder: str, job: dict[str, Any], say: Callable[[str], object]) -> str | None:
-    """Do a job in `folder`, where the code is; returns the reason if it failed."""
-    reason, last = None, ""
-    first = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": folder}  # not a `lib` that is installed here
-    environment = {name: os.pathsep.join([value, os.environ.get(name, "")]) for name, value in first.items()}
-    with subprocess.Popen(
-        [sys.executable, "-m", "lib.pipeline.work"],
-        cwd=folder, env={**os.environ, **environment}, text=True, errors="replace", start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as child:  # fmt: skip
-        assert child.stdin and child.stdout
-        child.stdin.write(json.dumps(job) + "\n")
-        child.stdin.flush()  # and stays open: the job ends when it closes, which it does where this process is lost
-        for line in child.stdout:  # the carriage return that ends a line of progress ends a line here too
-            if line := line.strip():
-                last = line
-                reason = reason or (line.removeprefix("error: ") if line.startswith("error: ") else None)
-                say(line)
-        status = child.wait()
-    last = f"ended by signal {-status}" if status < 0 else last or f"ended with status {status}"
-    return (reason or last) if status else None
+        first = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": folder}  # not a `lib` that is installed here
+        environment = {name: os.pathsep.join([value, os.environ.get(name, "")]) for name, value in first.items()}
+        with subprocess.Popen(
+            [sys.executable, "-m", "lib.pipeline.work"],
+            cwd=folder, env={**os.environ, **environment}, text=True, errors="replace", start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as child:  # fmt: skip
+            assert child.stdin and child.stdout
+            child.stdin.write(json.dumps(job) + "\n")
+            child.stdin.flush()  # and stays open: the job ends when it closes, which it does where this process is lost
+            for line in child.stdout:  # the carriage return that ends a line of progress ends a line here too
+                if line := line.strip():
+                    last = line
+                    reason = reason or (line.removeprefix("error: ") if line.startswith("error: ") else None)
+                    say(line)
+            status = child.wait()
+        last = f"ended by signal {-status}" if status < 0 else last or f"ended with status {status}"
+        kept = [*Path(folder).glob("results/*/machine/*")]
+        kept += Path(folder).glob("results/*/*/*/*.ipynb") if status else []
+        written = {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+    return (reason or last) if status else None, written
 
 
 def _main() -> int:
-    """Do the job that stands in the first line of the standard input: its `stages`, in their order; `seconds`, after
-    which it ends where it is; `store`, where runs of DVC are kept, if any (see `_by_dvc`)."""
+    """Do the job that stands in the first line of the standard input."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if "seconds" in job:
-        timer = threading.Timer(job["seconds"], os.killpg, (0, signal.SIGKILL))
-        timer.daemon = True
-        timer.start()
     try:
-        if "store" in job:
-            _by_dvc(**job)
-        for stage in job["stages"] if "store" not in job else ():
-            kind, _, name = stage.partition("@")
-            run(Params(), kind.replace("baseline", "evaluate"), name)
+        _work(**job)
     except StageError as error:
         print(f"error: {error}")
         return 1
     return 0
 
 
-def _by_dvc(stages: list[str], store: dict[str, Any], needs: list[str], checkpoints: str) -> None:
-    """`store`: where runs are kept (`runs.store`); `needs`: other outputs of DVC to take from there; `checkpoints`: a
-    folder that other machines may see too. Finished results are taken from the store, and trainings that others began
-    are continued."""
-    from . import runs
-
+def _work(stages: list[str], store: dict[str, Any], needs: list[str], lock: str) -> None:
+    """Have DVC run `stages`, in their order. `store`: where runs are kept (`runs.store`); `needs`: other outputs of DVC
+    to take from there; `lock`: a file that a machine locks while it works on a row, beside checkpoints that others may
+    see too. Finished results are taken from the store, and trainings that others began are continued."""
     if "remote" in store:  # images stay on the machine for the rows to come
         store["cache"] = {"dir": str(cache() / "dvc"), "type": runs.LINKS}
     runs.configure(store)
-    if Path(checkpoints).is_dir():
-        (ROOT / "checkpoints").symlink_to(checkpoints)
-    (ROOT / "checkpoints").mkdir(exist_ok=True)
-    with FileLock(ROOT / "checkpoints" / lock_of(stages)):  # a lost machine may still be at it
+    checkpoints = ROOT / "checkpoints"
+    if Path(lock).parent.is_dir():
+        checkpoints.symlink_to(Path(lock).parent)
+    checkpoints.mkdir(exist_ok=True)
+    with FileLock(checkpoints / Path(lock).name):  # a lost machine may still be at it
         runs.make(stages, needs)
 
 
