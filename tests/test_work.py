@@ -1,9 +1,9 @@
 """Jobs as an engine runs them, without one: results through a DVC remote, a failing row, one that is only measured."""
 
-import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -91,7 +91,7 @@ def test_the_cache_of_a_copied_folder_brings_its_results(clone, tmp_path):
 
 def copy_new(source: str, target: str) -> None:
     """Files of the cache that are there already are read-only, and the same."""
-    if not os.path.exists(target):
+    if not Path(target).exists():
         shutil.copyfile(source, target)
 
 
