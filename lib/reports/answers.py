@@ -205,11 +205,21 @@ def panet_scales(report: Report) -> list[str]:
 
 
 def enlca_amplification(report: Report) -> list[str]:
-    four = report.verdicts[report.verdicts.better.str.startswith("enlca_sr_x4")]
-    k = four[four.worse.isin(("enlca_sr_x4-k1", "enlca_sr_x4-k10"))]
-    rest = report.verdicts[report.verdicts.worse.str.endswith(("no_contrastive_loss", "edsr_sr_x4", "edsr_sr_x2"))]
-    against = {row.worse: report.labels[row.worse].removeprefix("ENLCN, ") for row in k.itertuples()}
-    return [grouped(report, turned(k), "amplification 6", against), _each(report, rest), open_claims(report)]
+    trunk, said = "enlca_gray_denoise_25-common_trunk", []
+    for start, place in ((f"{trunk}_exact", "in the common trunk with exact attention"), ("enlca_sr_x4", "in ENLCN")):
+        claims = report.run_claims()
+        of_k = claims[(claims.better == start) & claims.worse.str.fullmatch(rf"{start}[-_]k\d+")]
+        names = {row.worse: f"amplification {report.options(row.worse)['k']:g}" for row in of_k.itertuples()}
+        if clause := grouped(report, turned(of_k), "amplification 6", names):
+            said.append(f"{place}, {clause}")
+    fast = f"{trunk}_no_contrastive_loss"
+    return [
+        *said,
+        report.outcome(f"{trunk}_exact", fast, ("there, exact attention", "the random features in its place")),
+        report.outcome(f"{trunk}_exact", "edsr_gray_denoise_25", ("exact attention", "the trunk without attention")),
+        report.outcome("enlca_sr_x4", "edsr_sr_x4", ("ENLCN", "its trunk without attention")),
+        who_acts(report),
+    ]
 
 
 def ignn_aggregation(report: Report) -> list[str]:

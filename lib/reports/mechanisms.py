@@ -160,19 +160,32 @@ def panet_holding(report: Report) -> Shown:
 
 # -- ENLCA ----------------------------------------------------------------------------------------------------------
 
-ENLCA = "enlca_sr_x4"
+#: Networks in which k and m are varied, with the row that the variants start from and that without attention.
+ENLCA = {
+    "k": {"ENLCN": "enlca_sr_x4", "exact attention in the common trunk": "enlca_gray_denoise_25-common_trunk_exact"},
+    "features": {
+        "ENLCN": "enlca_sr_x4",
+        "common trunk": "enlca_gray_denoise_25-common_trunk_no_contrastive_loss",
+    },
+}
 KINDS = {"orthogonal": "orthogonal, as released", "random_signs": "orthogonal, random signs", "gaussian": "Gaussian"}
 
 
-def _by(report: Report, key: str, option: str) -> dict[float, str]:
-    """The rows of x4 that differ from the reference in one option alone, by what they set it to."""
-    full = report.options(ENLCA)
-    rows = report.all_seen(report.by_task["sr_x4"])
+def _enlca(report: Report) -> str:
+    """The row whose k is varied: the first of them that was run."""
+    rows = [*ENLCA["k"].values()]
+    return next((name for name in rows if name in report.all_seen(rows)), rows[0])
+
+
+def _by(report: Report, start: str, option: str) -> dict[float, str]:
+    """The rows that differ from row `start` in one option alone, by what they set it to."""
+    full = report.options(start)
+    rows = report.all_seen(report.by_task[report.task(start)])
     found = {
-        float(seen[key][0]): name
+        float(seen["m" if option == "features" else option][0]): name
         for name, seen in rows.items()
-        if {o for o in {*full, *report.options(name)} if full.get(o) != report.options(name).get(o)} <= {option}
-        and key in seen
+        if report.modules[name] == report.modules[start]
+        and {o for o in {*full, *report.options(name)} if full.get(o) != report.options(name).get(o)} <= {option}
     }
     return dict(sorted(found.items()))
 
@@ -181,15 +194,14 @@ def _by(report: Report, key: str, option: str) -> dict[float, str]:
 def enlca_gain(report: Report) -> Shown:
     """Gain on the trunk without attention for every amplification k and every number m of random features."""
     panels = {}
-    for title, rows in (
-        ("amplification k", _by(report, "k", "k")),
-        ("random features m", _by(report, "m", "features")),
-    ):
-        found = {x: tables.gains(report.images, name, "edsr_sr_x4") for x, name in rows.items()}
-        panels[title] = pd.DataFrame(
-            {x: one.set_index(["set", "image"]).gain for x, one in found.items() if not one.empty}
-        )
-    if any(table.empty for table in panels.values()):
+    for option, title in (("k", "amplification k"), ("features", "random features m")):
+        for network, start in ENLCA[option].items():
+            trunk, rows = f"edsr_{report.task(start)}", _by(report, start, option)
+            found = {x: tables.gains(report.images, name, trunk) for x, name in rows.items()}
+            gains = {x: one.set_index(["set", "image"]).gain for x, one in found.items() if not one.empty}
+            if len(gains) > 1:
+                panels[f"{title}, {network}"] = pd.DataFrame(gains)
+    if not panels:
         raise NotRun("These rows were not run with the same seeds in this profile.")
     alt = "Gain on the trunk without attention against k and against m; the claims have the numbers."
     return report.show(plots.along(panels, "gain on no attention (dB)", "enlca"), "amplification", alt)
@@ -198,7 +210,7 @@ def enlca_gain(report: Report) -> Shown:
 @_or_not_run
 def enlca_attention(report: Report, kind: str) -> Shown:
     """The pixels that weigh most for three pixels in the middle module. kind: exact or features."""
-    seen = report.seen(ENLCA)
+    seen = report.seen(_enlca(report))
     maps = seen[kind][len(seen["k"]) // 2].astype(float)
     held = text.listed([plots.holding(of_pixel) for of_pixel in maps])
     drawn = plots.attention(*_photograph(seen), maps)
@@ -208,7 +220,7 @@ def enlca_attention(report: Report, kind: str) -> Shown:
 @_or_not_run
 def enlca_entropy(report: Report) -> Shown:
     """Entropy of each pixel's weights in networks trained with each k, by the softmax and by the features."""
-    first, by_k = report.seen(ENLCA), _by(report, "k", "k")
+    first, by_k = report.seen(start := _enlca(report)), _by(report, start, "k")
     seen = {k: report.seen(name) for k, name in by_k.items()}
     sharpness = {
         f"module {module + 1}": {
@@ -225,10 +237,10 @@ def enlca_entropy(report: Report) -> Shown:
 @_or_not_run
 def enlca_sharpness(report: Report) -> Shown:
     """How many pixels share the weight in the middle module, e to the median entropy."""
-    first = report.seen(ENLCA)
+    first = report.seen(start := _enlca(report))
     middle = len(first["k"]) // 2
     rows = {}
-    for k, name in _by(report, "k", "k").items():
+    for k, name in _by(report, start, "k").items():
         seen = report.seen(name)
         rows[f"k = {k:g}"] = {
             kind: f"{np.exp(np.median(seen[f'entropy_{kind}'][middle].astype(float))):.0f}"
@@ -251,7 +263,7 @@ def _errors(seen: Mapping[str, np.ndarray]) -> dict[str, pd.DataFrame]:
 @_or_not_run
 def enlca_error(report: Report, against: str) -> Shown:
     """Relative error of the attention's output by random features, against k or against m."""
-    errors, label = _errors(report.seen(ENLCA)), "relative error of the output"
+    errors, label = _errors(report.seen(_enlca(report))), "relative error of the output"
     if against == "k":
         drawn = plots.curves(errors, "amplification k", label, "features m", yscale="log")
     else:
@@ -276,7 +288,7 @@ def _variances(seen: Mapping[str, np.ndarray]) -> tuple[int, dict[str, pd.DataFr
 @_or_not_run
 def enlca_variance(report: Report) -> Shown:
     """The logarithm of the relative variance against k: a straight line where it grows exponentially."""
-    features, logarithms = _variances(report.seen(ENLCA))
+    features, logarithms = _variances(report.seen(_enlca(report)))
     drawn = plots.curves(logarithms, "amplification k", "log of the relative variance", f"{features} features")
     return report.show(drawn, "variance", "Logarithm of the relative variance against k.")
 
@@ -284,7 +296,7 @@ def enlca_variance(report: Report) -> Shown:
 @_or_not_run
 def enlca_growth(report: Report) -> Shown:
     """Whether the variance grows exponentially in k, per kind of features."""
-    _, logarithms = _variances(report.seen(ENLCA))
+    _, logarithms = _variances(report.seen(_enlca(report)))
     columns = pd.concat(logarithms, axis=1)
     k, half = list(columns.index), len(columns) // 2
     rows = {}

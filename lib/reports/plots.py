@@ -428,7 +428,7 @@ def along(panels: Mapping[str, pd.DataFrame], ylabel: str, module: str) -> Figur
         else:
             axis.fill_between(mean.index, *table.quantile([0.25, 0.75]).to_numpy(), color=color, alpha=0.25)
         axis.plot(mean.index, mean, "D-", color="k", markersize=5)
-        axis.set(xlabel=xlabel, xscale="log")
+        axis.set(xlabel=textwrap.fill(xlabel, 30), xscale="log")
         axis.set_xticks(table.columns, [f"{x:g}" for x in table.columns])
         axis.minorticks_off()
     axes[0].set_ylabel(ylabel)

@@ -344,9 +344,24 @@ class Report:
             said.append(
                 f"*{task}*, on the validation photographs: from {steps // 2:,} to {steps:,} steps the difference to "
                 f"{reference} "
-                f"{'; it '.join(clauses)}."
+                f"{'; it '.join(clauses)}.{self._on_test(task)}"
             )
         return Markdown("\n\n".join(said))
+
+    def _on_test(self, task: str) -> str:
+        """The row whose difference on the test photographs is farthest from that at the end of the training, and on
+        which set; nothing where all are near."""
+        end = self.outcomes(task).end
+        test = self.rows.difference.reindex(end.index)
+        if not (apart := (test - end).abs()).max() > self.params.delta.psnr:
+            return ""
+        name, reference = apart.idxmax(), self.tasks[task][0]
+        of_set = tables.gains(self.images, name, reference).groupby("set", sort=False).gain.mean()
+        by_set = text.listed([f"{text.number(gain, 2, True)} on {of}" for of, gain in of_set.items()])
+        return (
+            f" The validation photographs are of {text.listed(self._resolved[name].task.validation)}. On the test "
+            f"photographs {self.labels[name]}, for one, differs by {text.number(test[name], 2, True)} dB: {by_set}."
+        )
 
     def outcomes(self, task: str) -> pd.DataFrame:
         """`curves.outcomes` of the rows of a task that have validation curves; empty where none has."""
@@ -439,6 +454,10 @@ class Report:
     def options(self, name: str) -> dict:
         """The options of a row's network."""
         return self._resolved[name].options
+
+    def task(self, name: str) -> str:
+        """The name of a row's task."""
+        return self._resolved[name].task.name
 
     def task_title(self, name: str) -> str:
         """The title of a row's task."""

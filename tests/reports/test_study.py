@@ -78,6 +78,9 @@ def test_differences_along_the_training_are_drawn_and_told(made_up):
     assert "the difference to DAGL grows for DAGL, single-head non-local (+0.20 to +0.30 dB)" in said
     assert "it has settled for DAGL, multi-head non-local (+0.00 to +0.00 dB)" in said
     assert "it vanishes for EDSR trunk (+0.50 to +0.25 dB)" in said
+    assert (
+        "bsds500/validation. On the test photographs DAGL, single-head non-local, for one, differs by +0.00 dB" in said
+    )
 
 
 def test_one_photograph_is_shown_as_every_row_restores_it(made_up):
