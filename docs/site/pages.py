@@ -26,7 +26,7 @@ FIRST = ("running", "measuring", "training", "architecture", "decisions")
 DOCS = {name: ROOT / "docs" / f"{name}.md" for name in FIRST}
 DOCS |= {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))} | {"contributing": ROOT / "CONTRIBUTING.md"}
 
-MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "edsr")
+MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "nlsa", "sparse", "graph_prior", "edsr")
 
 #: Of photographs in figures.
 QUALITY = 32

@@ -258,7 +258,7 @@ class Report:
         return self._by_claim(rows)
 
     def limits(self) -> Markdown:
-        """Limits of these numbers: profile, training, field, photographs, seeds."""
+        """Limits of these numbers: profile, training, field, photographs, seeds, attention that does not act."""
         parts = [f"Profile `{self.params.profile}`" + ("" if self.conclusive else ", which draws no conclusions") + "."]
         for task, names in self._by_task():
             if self._measured_on(names) == statistics.NOT_RUN:
@@ -274,6 +274,11 @@ class Report:
                 f"*{task}*: {budget.steps:,} steps of {budget.batch} crops of {budget.crop} pixels{small}, "
                 f"{self._rates(trained)}; measured on {size} of {self._measured_on(names)}, in {seen}; "
                 f"seeds {text.listed([*map(str, row.seeds)])}."
+            )
+        if still := [f"*{self.labels[name]}* ({self.task_title(name)})" for name in self.tested.index[~self.tested]]:
+            parts.append(
+                f"Attention does not act in {text.listed(still)}: why it may not begin, and what was tried, stands in "
+                "[how networks are trained](../../../../docs/training.md)."
             )
         parts.append("Networks of published size, trained for as long as the papers did, may behave differently.")
         return Markdown("\n\n".join(parts))
