@@ -201,7 +201,8 @@ class Resources:
 class Profile:
     """How much is spent. models: options of every network of a model; a mapping among them is a `size`; attention_lr:
     the peak learning rate of attention modules, where it is not the budget's (ours), by their option `attention` (nl,
-    mhnl), and of other rows by model; resources: by model, `default` for the others."""
+    mhnl), and of other rows by model; resources: by model, `default` for the others; looks: whether seeds may be added
+    once verdicts were read, so that each look spends a part of the error (`lib.reports.statistics.LOOKS`)."""
 
     sets: ProfileSets
     seeds: Seeds
@@ -213,6 +214,7 @@ class Profile:
     attention_lr: dict[Name, Rate] = Field(default_factory=dict)
     recipe_search: RecipeSearch | None = None
     resources: dict[Name, Resources] = Field(default_factory=dict)
+    looks: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)

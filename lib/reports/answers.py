@@ -51,7 +51,7 @@ def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping
         EQUAL: "restore{s} as well as {reference}",
         (LEANS, 1): "seem{s} to restore better, though not surely",
         (LEANS, -1): "seem{s} to restore worse, though not surely",
-        UNRESOLVED: "may restore better or worse than {reference}",
+        UNRESOLVED: "show{s} no resolved difference to {reference}",
         NOT_TESTED: "do{es} not act and {is_} not tested",
     }
     said = []
@@ -86,7 +86,7 @@ def at_what_cost(report: Report) -> str:
     said = []
     for task, rows in report.tasks.items():
         costs = report.costs.reindex(rows)[["multiply_adds", "peak_bytes"]]
-        attending = [name for name in rows[1:] if report.modules[name] not in ("none", "other")]
+        attending = [name for name in rows[1:] if report.attends(name)]
         adds, memory = (_between(ratios.dropna()) for _, ratios in (costs / costs.iloc[0]).loc[attending].items())
         if adds:
             said.append(
@@ -135,10 +135,27 @@ def over_training(report: Report, better: str, task: str, name: str) -> str:
         return ""
     row = found.loc[better]
     half, end = (text.number(value, 2, True) for value in (row.half, row.end))
-    moved = {curves.GROWING: "grew", curves.VANISHING: "shrank", curves.SETTLED: "went"}[row.outcome]
+    moved = {curves.GROWING: "grew", curves.SHRINKING: "shrank", curves.SETTLED: "went"}[row.outcome]
+    settled = ": it has settled" if row.outcome == curves.SETTLED else ""
+    by_set = report.by_set(better, report.tasks[task][0])
     return (
         f"over the second half of the training {name} {moved} from {half} to {end} dB on the validation photographs"
-        + (": it has settled" if row.outcome == curves.SETTLED else "")
+        f"{settled}; on the test photographs it is {by_set}"
+    )
+
+
+def over_field(report: Report, better: str, name: str) -> str:
+    """How much of a row's PSNR a small field costs; nothing where the evaluation did not measure several."""
+    psnr = report.fields[report.fields.experiment == better].groupby("side").psnr.mean()
+    if len(psnr) < 2:
+        return ""
+    least, best = psnr.index[0], psnr.idxmax()
+    if best == least:
+        return f"{name} needs no field larger than {least:.0f} x {least:.0f} pixels, the smallest that was tried"
+    gained = text.number(psnr[best] - psnr[least], 2, True)
+    return (
+        f"a field of {best:.0f} x {best:.0f} pixels, the best of those tried, is worth {gained} dB over one of "
+        f"{least:.0f} x {least:.0f}"
     )
 
 
@@ -168,18 +185,34 @@ def dagl_ablation(report: Report) -> list[str]:
     full = "dagl_gray_denoise_25"
     published = report.verdicts[report.verdicts.published.notna()]
     run = published[published.verdict != NOT_RUN]
-    same = (run.difference > 0) == (run.published > 0)
-    resolved = run.verdict.isin((HOLDS, REVERSED))
-    none_acts = len(run) > 0 and (run.verdict == NOT_TESTED).all()
+    resolved = run[run.verdict.isin((HOLDS, REVERSED))]
+    same = (resolved.difference > 0) == (resolved.published > 0)
+    untested = run.verdict == NOT_TESTED
+    none_acts = len(run) > 0 and untested.all()
     return [
         f"whether Table 5's order holds cannot be said after {report.params.experiment(full).budget.steps:,} steps: in "
         "every pair a row has attention that does nothing" if none_acts else "",
         report.outcome(full, f"{full}-nl", ("DAGL's graph", "plain non-local attention with one head in its place")),
         report.outcome(full, "edsr_gray_denoise_25", ("DAGL", "the EDSR trunk without attention")),
-        f"of the {len(run)} differences that the paper's Table 5 implies, {count(resolved)} resolved here and "
-        f"{count(same & resolved)} resolved in the paper's direction" if len(run) and not none_acts else "",
+        report.outcome(full, "edsr_gray_denoise_25-as_many_parameters", ("DAGL", "a wider EDSR trunk")),
+        f"of the {len(run)} differences that the paper's Table 5 implies, {len(resolved)} are resolved here, "
+        f"{same.sum()} of them in the paper's direction; {untested.sum()} are not tested" if len(run) and not none_acts
+        else "",
+        _order(report, full),
         who_acts(report),
     ]  # fmt: skip
+
+
+def _order(report: Report, full: str) -> str:
+    """The rows of a task with attention by their PSNR, and which do not restore better than the trunk without."""
+    rows = report.tasks[report.task_title(full)]
+    psnr = report.rows.psnr.reindex([name for name in rows if report.attends(name)]).dropna()
+    trunk = report.rows.psnr.get("edsr_gray_denoise_25", np.nan)
+    if len(psnr) < 2 or np.isnan(trunk):
+        return ""
+    named = [f"{report.labels[name]} ({value:.2f} dB)" for name, value in psnr.sort_values(ascending=False).items()]
+    place = f"the trunk without attention ({trunk:.2f} dB) would stand in place {(psnr > trunk).sum() + 1}"
+    return f"from best to worst: {text.listed(named)}; {place}"
 
 
 def dagl_structure(report: Report) -> list[str]:
@@ -187,7 +220,11 @@ def dagl_structure(report: Report) -> list[str]:
     full = report.verdicts[report.verdicts.better == "dagl_gray_denoise_25"]
     against = {row.worse: report.labels[row.worse].removeprefix("DAGL, ") for row in full.itertuples()}
     fixed = report.verdicts[report.verdicts.better.isin(names)]
-    return [grouped(report, turned(full), "the full network", against), grouped(report, fixed, "4 of them", names)]
+    return [
+        grouped(report, turned(full), "the full network", against),
+        grouped(report, fixed, "4 of them", names),
+        _order(report, "dagl_gray_denoise_25"),
+    ]
 
 
 def panet_scales(report: Report) -> list[str]:
@@ -225,8 +262,8 @@ def enlca_amplification(report: Report) -> list[str]:
 def ignn_aggregation(report: Report) -> list[str]:
     graph = report.verdicts[report.verdicts.worse.str.endswith("no_graph")]
     parts = report.verdicts[(report.verdicts.better == "ignn_sr_x2") & ~report.verdicts.worse.str.endswith("no_graph")]
-    on = {row.better: f"the graph on {report.task_title(row.better)}" for row in graph.itertuples()}
-    return [grouped(report, graph, "the same network without it", on), _each(report, parts), open_claims(report)]
+    on = {row.better: f"IGNN on {report.task_title(row.better)}" for row in graph.itertuples()}
+    return [grouped(report, graph, "the same network without its graph", on), _each(report, parts), open_claims(report)]
 
 
 def _each(report: Report, claims: pd.DataFrame, which: str = "other ") -> str:
@@ -244,7 +281,20 @@ def _each(report: Report, claims: pd.DataFrame, which: str = "other ") -> str:
 
 
 def lir_parts(report: Report) -> list[str]:
-    return [_each(report, report.verdicts, ""), open_claims(report)]
+    run = report.run_claims()
+    without = {row.worse: f"on {report.task_title(row.worse)} {report.labels[row.worse]}" for row in run.itertuples()}
+    by_ssim = run.assign(**{key: run[f"ssim_{key}"] for key in ("difference", "low", "high", "verdict")})
+    resolved = by_ssim[by_ssim.verdict.isin((HOLDS, REVERSED))]
+    said = [
+        f"{without[row.worse]} is {text.number(abs(row.difference), 4)} "
+        f"{'worse' if row.difference > 0 else 'better'} than LIR"
+        for row in resolved.itertuples()
+    ]
+    return [
+        grouped(report, turned(run), "LIR", without),
+        f"by SSIM {text.listed(said)}" if said else "",
+        open_claims(report),
+    ]
 
 
 def across_systems(report: Report) -> list[str]:
@@ -269,7 +319,12 @@ def across_systems(report: Report) -> list[str]:
     if best is None:
         return ["no module is shown to restore better than the trunk alone", *sentences]
     better, worse, name, task = best[1]
-    return [*sentences, with_similarity(report, better, worse, name), over_training(report, better, task, name)]
+    return [
+        *sentences,
+        with_similarity(report, better, worse, name),
+        over_field(report, better, report.labels[better]),
+        over_training(report, better, task, name),
+    ]
 
 
 def sparse_competitors(report: Report) -> list[str]:
@@ -279,7 +334,7 @@ def sparse_competitors(report: Report) -> list[str]:
         "nlsa_gray_denoise_25-common_trunk": "NLSA",
         near: "attention within windows",
         dense: "attention to every pixel",
-        "panet_gray_denoise_25-common_trunk_scales_1": "matching blocks of 3 x 3 pixels instead of single ones",
+        "panet_gray_denoise_25-common_trunk_scales_1": "PANet's matching of blocks of 3 x 3 pixels",
     }
     names[report.study.experiments[0]] = "the trunk without attention"
     return [
@@ -296,13 +351,13 @@ def graph_prior(report: Report) -> list[str]:
             first, np.nan
         )
         names = {
-            row("gate"): "a gated prior",
+            row("gate"): "matching anew with a gated prior",
             row("reuse"): "the shallow graph as it is",
-            row("reuse_wider"): "the shallow graph in a wider trunk",
+            row("reuse_wider"): "the shallow graph as it is in a wider trunk",
         }
         claims = report.run_claims()
         of_both = pd.concat([claims[claims.worse == first], turned(claims[claims.better == first])])
-        if said := grouped(report, of_both, "matching anew", names):
+        if said := grouped(report, of_both, "matching anew alone", names):
             saved = f"; taking it as it is saves {cheaper:.0%} of the multiply-adds" if cheaper > 0 else ""
             told.append(f"in stages of {stages}, {said}{saved}")
     return [

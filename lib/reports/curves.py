@@ -1,4 +1,4 @@
-"""Differences of rows along the training, on the validation photographs: growing, settled or vanishing.
+"""Differences of rows along the training, on the validation photographs: growing, settled or shrinking.
 
 The averaged weights of every seed were measured at log-spaced steps. The last doubling of the steps says how a
 difference goes on; the interval of its change takes the seeds for the sample, with their variance moderated over the
@@ -17,7 +17,7 @@ from . import statistics
 
 COLUMNS = ["experiment", "seed", "step", "psnr"]
 
-OUTCOMES = GROWING, SETTLED, VANISHING, OPEN = ("grows", "has settled", "vanishes", "may grow or vanish")
+OUTCOMES = GROWING, SETTLED, SHRINKING, OPEN = ("grows", "has settled", "shrinks", "may grow or shrink")
 
 
 def collect(trained: Path, experiments: Sequence[str]) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def differences(curves: pd.DataFrame, rows: Sequence[str], reference: str) -> di
 def outcomes(found: Mapping[str, pd.DataFrame], delta: float) -> pd.DataFrame:
     """What each difference did from half of the steps to all of them: half, end (dB, means over seeds), outcome.
 
-    The change's interval leaves out zero: it grows or, where the difference came nearer to zero, vanishes; the interval
+    The change's interval leaves out zero: it grows or, where the difference came nearer to zero, shrinks; the interval
     lies within delta: it has settled; else it is open.
     """
     if not found:
@@ -65,5 +65,5 @@ def outcomes(found: Mapping[str, pd.DataFrame], delta: float) -> pd.DataFrame:
     )
     nearer = table.end.abs() < table.half.abs()
     cases = [(low > 0) | (high < 0), (low > -delta) & (high < delta)]
-    table["outcome"] = np.select(cases, [np.where(nearer, VANISHING, GROWING), SETTLED], OPEN)
+    table["outcome"] = np.select(cases, [np.where(nearer, SHRINKING, GROWING), SETTLED], OPEN)
     return table.sort_values("outcome", key=lambda found: found.map(OUTCOMES.index), kind="stable")

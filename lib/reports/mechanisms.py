@@ -63,10 +63,11 @@ def dagl_kept(report: Report, name: str) -> Shown:
 
 @_or_not_run
 def dagl_edges(report: Report, name: str) -> Shown:
-    """Whether patches at edges keep fewer neighbours, as the paper says: rank correlation with the local gradient."""
+    """Whether patches at edges keep fewer neighbours, as the paper says: rank correlation with the mean gradient around
+    each query."""
     seen = report.seen(name)
     photograph, kept = _photograph(seen)[0], seen["kept"].astype(float)
-    gradient = np.hypot(*np.gradient(photograph))
+    gradient = F.adaptive_avg_pool2d(torch.from_numpy(np.hypot(*np.gradient(photograph)))[None], kept.shape)[0].numpy()
     if kept.std() == 0:
         return Markdown(f"Every patch keeps {kept.flat[0]:.0f} of {photograph.size} candidates.")
     found = pd.Series(gradient.ravel()).corr(pd.Series(kept.ravel()), method="spearman")
@@ -74,7 +75,7 @@ def dagl_edges(report: Report, name: str) -> Shown:
     return Markdown(
         f"A patch keeps {kept.mean():.0f} neighbours on average, {kept.min():.0f} to {kept.max():.0f}, of "
         f"{photograph.size} candidates. Where the gradient is strong it keeps {said} (rank correlation {found:+.2f} "
-        "over the pixels of this photograph); the paper says fewer."
+        "over the patches of this photograph); the paper says fewer."
     )
 
 

@@ -302,15 +302,25 @@ def heat(values: np.ndarray, label: str, photograph: np.ndarray | None = None) -
     return figure
 
 
+#: Of `fields`, dB: where the axis ends below, and the least it reaches to either side of zero.
+MOST_LOSS, LEAST_RANGE = 0.6, 0.05
+
+
 def fields(panels: Mapping[str, Mapping[str, tuple[str, pd.Series]]]) -> Figure:
     """Change of PSNR (dB) from the smallest field to larger ones: a panel per title, a line per label with its module
-    and its PSNR by the side of the field."""
+    and its PSNR by the side of the field. A loss of more than `MOST_LOSS` is written at the lower end of the axis."""
     figure, axes = _panels(len(panels), 2.1, sharey=True)
     looks = _looks({label: module for rows in panels.values() for label, (module, _) in rows.items()})
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color="0.4", linewidth=1)
         for label, (_, psnr) in rows.items():
-            axis.plot(psnr.index, psnr - psnr.iloc[0], markersize=5, **looks[label])
+            change = psnr - psnr.iloc[0]
+            axis.plot(change.index, change, markersize=5, **looks[label])
+        changes = pd.DataFrame({label: psnr - psnr.iloc[0] for label, (_, psnr) in rows.items()})
+        for side, lost in changes.min(axis=1)[lambda lowest: lowest < -MOST_LOSS].items():
+            axis.text(side, -MOST_LOSS, f"↓ {lost:.1f}", ha="center", va="bottom", fontsize=8)
+        least, most = axis.get_ylim()
+        axis.set_ylim(max(min(least, -LEAST_RANGE), -MOST_LOSS), max(most, LEAST_RANGE))
         sides = sorted({side for _, psnr in rows.values() for side in psnr.index})
         axis.set_xticks(sides, [f"{side:g}" for side in sides])
         axis.set_title(title, loc="left", fontsize=9)

@@ -157,7 +157,7 @@ class Report:
         reference, rows = names[0], {}
         for name in names:
             row, cost = self.rows.loc[name], self.costs.reindex([name]).iloc[0]
-            spent = (
+            spent = (  # what a method without weights takes is not counted
                 f"{text.number(cost.parameters, 0)}; {text.number(cost.multiply_adds / 1e9, 1)} G; "
                 f"{text.number(cost.peak_bytes / 2**20, 0)} MiB"
             )
@@ -166,7 +166,7 @@ class Report:
                 "difference (95 % interval), dB": text.difference(row) if name != reference else "",
                 "PSNR (dB)": text.number(row.psnr),
                 "attention acts": self.acts.get(name, ""),
-                "parameters; multiply-adds; memory": spent if pd.notna(cost.parameters) else "",
+                "parameters; multiply-adds; memory": spent if cost.parameters > 0 else "",
             }
         return _filled(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row"))
 
@@ -266,7 +266,9 @@ class Report:
             trained = [name for name in names if name in self.params.experiments]
             row = self.params.experiment(trained[0])
             budget, how = row.budget, row.evaluation
-            seen = f"tiles of {how.tile} pixels, beyond which attention sees nothing" if how.tile else "whole images"
+            side = how.crop and how.crop // row.task.degradation.scale
+            tiled = how.tile and (side is None or how.tile < side)
+            seen = f"tiles of {how.tile} pixels, beyond which attention sees nothing" if tiled else "one piece each"
             size = f"the central {how.crop} x {how.crop} pixels" if how.crop else "whole photographs"
             half = f" (the first {budget.half_crops:.0%}: four times as many of half the side)"
             small = half if budget.half_crops else ""
@@ -280,14 +282,32 @@ class Report:
                 f"Attention does not act in {text.listed(still)}: why it may not begin, and what was tried, stands in "
                 "[how networks are trained](../../../../docs/training.md)."
             )
+        parts += [self._spent()] if self.conclusive else []
         parts.append("Networks of published size, trained for as long as the papers did, may behave differently.")
         return Markdown("\n\n".join(parts))
+
+    def _spent(self) -> str:
+        """What these verdicts spend of the error, and what they would have spent were more seeds to come."""
+        seeds = int(self.rows.seeds.max())
+        resolved = self.verdicts.verdict.isin((statistics.HOLDS, statistics.REVERSED))
+        level = statistics.level_at(seeds, self.params.settings.looks)
+        said = f"A false verdict anywhere in this study has a chance of {level:.0%} at most, "
+        if self.params.settings.looks:
+            return f"{said}at {seeds} seeds, one of the planned looks."
+        said += "if no seeds are added once these were read."
+        if seeds not in statistics.LOOKS or not resolved.any():
+            return said
+        strict = (self.verdicts.p[resolved] <= statistics.LOOKS[seeds]).sum()
+        return (
+            f"{said} As the first of several planned looks, at {statistics.LOOKS[seeds]:.0%}, {strict} of the "
+            f"{resolved.sum()} claims that hold or are reversed would still do so."
+        )
 
     def _rates(self, names: list[str]) -> str:
         """The peak rate of rows of one task, and those of attention modules that have another."""
         rates, budgets = dict[float, list[str]](), {name: self.params.experiment(name).budget for name in names}
         for name, budget in budgets.items():
-            if budget.attention_lr and self.modules[name] != "none":
+            if budget.attention_lr and self.attends(name):
                 rates.setdefault(budget.attention_lr, []).append(f"*{self.labels[name]}*")
         others = [f", {rate:g} for the attention of {text.listed(labels)}" for rate, labels in rates.items()]
         return f"peak rate {budgets[names[0]].lr:g}{''.join(others)}"
@@ -361,12 +381,17 @@ class Report:
         if not (apart := (test - end).abs()).max() > self.params.delta.psnr:
             return ""
         name, reference = apart.idxmax(), self.tasks[task][0]
-        of_set = tables.gains(self.images, name, reference).groupby("set", sort=False).gain.mean()
-        by_set = text.listed([f"{text.number(gain, 2, True)} on {of}" for of, gain in of_set.items()])
         return (
             f" The validation photographs are of {text.listed(self._resolved[name].task.validation)}. On the test "
-            f"photographs {self.labels[name]}, for one, differs by {text.number(test[name], 2, True)} dB: {by_set}."
+            f"photographs {self.labels[name]}, for one, differs by {self.by_set(name, reference)}."
         )
+
+    def by_set(self, name: str, other: str) -> str:
+        """How much a row gains on another one on the test photographs, and on those of each set."""
+        gains = tables.gains(self.images, name, other)
+        of_set = gains.groupby("set", sort=False).gain.mean()
+        parts = [f"{text.number(gain, 2, True)} on {of}" for of, gain in of_set.items()]
+        return f"{text.number(gains.gain.mean(), 2, True)} dB ({text.listed(parts)})"
 
     def outcomes(self, task: str) -> pd.DataFrame:
         """`curves.outcomes` of the rows of a task that have validation curves; empty where none has."""
@@ -415,8 +440,8 @@ class Report:
 
     def strip(self) -> Image | Markdown:
         """One photograph as every row of a task restores it, the degraded input first and baselines before networks: of
-        the first task of which some network was run."""
-        for names in self.tasks.values():
+        the first of the tasks of which most rows with attention were run."""
+        for names in sorted(self.tasks.values(), key=self._run_of, reverse=True):
             files = {name: self.params.results("evaluate", name, "restored.png") for name in names}
             kept = [name for name in names if files[name].exists()]
             rank = {"input": -2, "bicubic": -2}
@@ -427,6 +452,10 @@ class Report:
                 alt = f"The busiest part of one photograph by {text.listed([*restored])}, above maps of their errors"
                 return self.show(plots.strip(_photograph(clean[0]), restored), "strip", alt, photographs=True)
         return Markdown("No photograph of these rows was kept.")
+
+    def _run_of(self, names: Sequence[str]) -> int:
+        """How many of the rows with attention were run."""
+        return sum(self.attends(name) and bool(self.rows.photographs[name]) for name in names)
 
     def influence(self, task: str) -> Image | Markdown:
         """Where the modules of the rows of a task look, by one measure for all kinds of attention."""
@@ -459,6 +488,10 @@ class Report:
     def options(self, name: str) -> dict:
         """The options of a row's network."""
         return self._resolved[name].options
+
+    def attends(self, name: str) -> bool:
+        """Whether a row's network has attention: what its evaluation found, its model where there is none."""
+        return bool(self.acts.get(name)) if name in self.acts.index else self.modules[name] not in ("none", "other")
 
     def task(self, name: str) -> str:
         """The name of a row's task."""

@@ -28,13 +28,14 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Gathered:
-    """The numbers of a profile: per-image rows of every study, whether attention acts (`collect_acts`), and how much
-    seeds vary over all claims, per metric and for trends."""
+    """The numbers of a profile: per-image rows of every study, whether attention acts (`collect_acts`), how much seeds
+    vary over all claims, per metric and for trends, and the error that a study's verdicts may spend."""
 
     images: pd.DataFrame
     acts: pd.DataFrame
     priors: dict[str, statistics.Prior]
     deltas: dict[str, float]
+    alpha: float
 
     def of(self, study: Study) -> pd.DataFrame:
         """The per-image rows of a study."""
@@ -43,7 +44,9 @@ class Gathered:
     def claims(self, study: Study) -> pd.DataFrame:
         """The table of `statistics.judge` for a study's claims with who makes each: source, published (dB, or NaN)."""
         pairs = [(claim.better, claim.worse) for claim in study.claims]
-        table = statistics.judge(self.of(study), pairs, self.acts.tested.to_dict(), self.priors, self.deltas)
+        table = statistics.judge(
+            self.of(study), pairs, self.acts.tested.to_dict(), self.priors, self.deltas, self.alpha
+        )
         published = pd.Series([claim.published for claim in study.claims], dtype=float)
         return table.assign(source=[claim.source for claim in study.claims], published=published)
 
@@ -58,7 +61,8 @@ def read(params: Params) -> Gathered:
         metric: statistics.fit_prior(statistics.differences_of(images, pairs, metric)[0])
         for metric in (*deltas, statistics.TREND)
     }
-    return Gathered(images, collect_acts(evaluated, names), priors, deltas)
+    alpha = statistics.level_at(len(params.settings.seeds), params.settings.looks)
+    return Gathered(images, collect_acts(evaluated, names), priors, deltas, alpha)
 
 
 def gather(params: Params) -> pd.DataFrame:

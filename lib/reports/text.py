@@ -90,7 +90,9 @@ def capital(words: str) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """a, b and c."""
+    """a, b and c; between words with commas of their own semicolons: a, b; c; and d."""
+    if len(words) > 2 and any(", " in word for word in words):
+        return "; ".join([*words[:-1], f"and {words[-1]}"])
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 

@@ -17,7 +17,7 @@ def test_a_study_gets_its_folder(made_up):
     (made.params.results("evaluate", "bm3d_gray_denoise_25")).mkdir()
     made.params.results("evaluate", "bm3d_gray_denoise_25", "not_run.txt").write_text("the package is not there\n")
     counts = tables.gather(made.params)
-    assert counts.loc["dagl_ablation"].tolist() == [3, 7, 24 * 7]
+    assert counts.loc["dagl_ablation"].tolist() == [3, 8, 24 * 7]
     folder = made.params.results("tables", "dagl_ablation")
     rows = pd.read_csv(folder / "rows.csv", index_col=0)
     assert rows.seeds[[DAGL, NL, "nlm_gray_denoise_25", EDSR]].tolist() == [3, 3, 0, 0]
