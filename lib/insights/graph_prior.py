@@ -27,6 +27,7 @@ def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int
     """The first and the last stage on one image ``(1, colors, H, W)``, by the queries nearest to the `points`.
 
     first, last: (points, H, W), the mean of the heads' weights
+    shared: (points), how much of a query's weight both give to the same keys: sum of the smaller of the two
     gates: (later stages), the factor of the prior's logarithm; empty without a gate
     """
     seen: list[tuple[Stage, tuple[Tensor, ...]]] = []
@@ -41,6 +42,7 @@ def mechanism(network: nn.Module, image: Tensor, points: Sequence[tuple[int, int
     gates = [GATE_STEP * stage.gate.detach() for stage, _ in seen if stage.gate is not None]
     return {
         **{key: of_stage.unflatten(1, image.shape[2:]) for key, of_stage in zip(("first", "last"), maps, strict=True)},
+        "shared": torch.minimum(*maps).sum(1),
         "gates": torch.stack(gates) if gates else torch.empty(0),
     }
 
