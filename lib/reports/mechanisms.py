@@ -7,6 +7,7 @@ the row that it needs it says so instead.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from IPython.display import Image, Markdown
 
+from ..models.enlca import attention
 from ..models.graph_prior.mutual_information import mutual_information, normal_scores, scores_of_positions
 from . import plots, statistics, tables, text
 from .study import NotRun, Report
@@ -161,33 +163,27 @@ def panet_holding(report: Report) -> Shown:
 
 # -- ENLCA ----------------------------------------------------------------------------------------------------------
 
-#: Networks in which k and m are varied, with the row that the variants start from and that without attention.
-ENLCA = {
-    "k": {"ENLCN": "enlca_sr_x4", "exact attention in the common trunk": "enlca_gray_denoise_25-common_trunk_exact"},
-    "features": {
-        "ENLCN": "enlca_sr_x4",
-        "common trunk": "enlca_gray_denoise_25-common_trunk_no_contrastive_loss",
-    },
-}
+ENLCA = "enlca_sr_x4"
 KINDS = {"orthogonal": "orthogonal, as released", "random_signs": "orthogonal, random signs", "gaussian": "Gaussian"}
 
-
-def _enlca(report: Report) -> str:
-    """The row whose k is varied: the first of them that was run."""
-    rows = [*ENLCA["k"].values()]
-    return next((name for name in rows if name in report.all_seen(rows)), rows[0])
+#: The panels of `enlca_gain`: the option that is varied, and the row that the variants start from.
+VARIED = {
+    "amplification k, ENLCN": ("k", ENLCA),
+    "amplification k, exact attention in the common trunk": ("k", "enlca_gray_denoise_25-common_trunk_exact"),
+    "random features m, ENLCN": ("features", ENLCA),
+    "random features m, common trunk": ("features", "enlca_gray_denoise_25-common_trunk_no_contrastive_loss"),
+}
 
 
 def _by(report: Report, start: str, option: str) -> dict[float, str]:
-    """The rows that differ from row `start` in one option alone, by what they set it to."""
-    full = report.options(start)
-    rows = report.all_seen(report.by_task[report.task(start)])
-    found = {
-        float(seen["m" if option == "features" else option][0]): name
-        for name, seen in rows.items()
-        if report.modules[name] == report.modules[start]
-        and {o for o in {*full, *report.options(name)} if full.get(o) != report.options(name).get(o)} <= {option}
-    }
+    """The rows that differ from row `start` in one option alone, by its value."""
+    full, found = report.options(start), {}
+    for name in report.by_task[report.task(start)]:
+        options = report.options(name)
+        if report.modules[name] == "enlca" and {
+            key for key in {*full, *options} if full.get(key) != options.get(key)
+        } <= {option}:
+            found[float(options.get(option, inspect.signature(attention).parameters[option].default))] = name
     return dict(sorted(found.items()))
 
 
@@ -195,13 +191,12 @@ def _by(report: Report, start: str, option: str) -> dict[float, str]:
 def enlca_gain(report: Report) -> Shown:
     """Gain on the trunk without attention for every amplification k and every number m of random features."""
     panels = {}
-    for option, title in (("k", "amplification k"), ("features", "random features m")):
-        for network, start in ENLCA[option].items():
-            trunk, rows = f"edsr_{report.task(start)}", _by(report, start, option)
-            found = {x: tables.gains(report.images, name, trunk) for x, name in rows.items()}
-            gains = {x: one.set_index(["set", "image"]).gain for x, one in found.items() if not one.empty}
-            if len(gains) > 1:
-                panels[f"{title}, {network}"] = pd.DataFrame(gains)
+    for title, (option, start) in VARIED.items():
+        trunk, rows = f"edsr_{report.task(start)}", _by(report, start, option)
+        found = {x: tables.gains(report.images, name, trunk) for x, name in rows.items()}
+        gains = {x: one.set_index(["set", "image"]).gain for x, one in found.items() if not one.empty}
+        if len(gains) > 1:
+            panels[title] = pd.DataFrame(gains)
     if not panels:
         raise NotRun("These rows were not run with the same seeds in this profile.")
     alt = "Gain on the trunk without attention against k and against m; the claims have the numbers."
@@ -211,7 +206,7 @@ def enlca_gain(report: Report) -> Shown:
 @_or_not_run
 def enlca_attention(report: Report, kind: str) -> Shown:
     """The pixels that weigh most for three pixels in the middle module. kind: exact or features."""
-    seen = report.seen(_enlca(report))
+    seen = report.seen(ENLCA)
     maps = seen[kind][len(seen["k"]) // 2].astype(float)
     held = text.listed([plots.holding(of_pixel) for of_pixel in maps])
     drawn = plots.attention(*_photograph(seen), maps)
@@ -221,7 +216,7 @@ def enlca_attention(report: Report, kind: str) -> Shown:
 @_or_not_run
 def enlca_entropy(report: Report) -> Shown:
     """Entropy of each pixel's weights in networks trained with each k, by the softmax and by the features."""
-    first, by_k = report.seen(start := _enlca(report)), _by(report, start, "k")
+    first, by_k = report.seen(ENLCA), _by(report, ENLCA, "k")
     seen = {k: report.seen(name) for k, name in by_k.items()}
     sharpness = {
         f"module {module + 1}": {
@@ -238,10 +233,10 @@ def enlca_entropy(report: Report) -> Shown:
 @_or_not_run
 def enlca_sharpness(report: Report) -> Shown:
     """How many pixels share the weight in the middle module, e to the median entropy."""
-    first = report.seen(start := _enlca(report))
+    first = report.seen(ENLCA)
     middle = len(first["k"]) // 2
     rows = {}
-    for k, name in _by(report, start, "k").items():
+    for k, name in _by(report, ENLCA, "k").items():
         seen = report.seen(name)
         rows[f"k = {k:g}"] = {
             kind: f"{np.exp(np.median(seen[f'entropy_{kind}'][middle].astype(float))):.0f}"
@@ -264,7 +259,7 @@ def _errors(seen: Mapping[str, np.ndarray]) -> dict[str, pd.DataFrame]:
 @_or_not_run
 def enlca_error(report: Report, against: str) -> Shown:
     """Relative error of the attention's output by random features, against k or against m."""
-    errors, label = _errors(report.seen(_enlca(report))), "relative error of the output"
+    errors, label = _errors(report.seen(ENLCA)), "relative error of the output"
     if against == "k":
         drawn = plots.curves(errors, "amplification k", label, "features m", yscale="log")
     else:
@@ -289,7 +284,7 @@ def _variances(seen: Mapping[str, np.ndarray]) -> tuple[int, dict[str, pd.DataFr
 @_or_not_run
 def enlca_variance(report: Report) -> Shown:
     """The logarithm of the relative variance against k: a straight line where it grows exponentially."""
-    features, logarithms = _variances(report.seen(_enlca(report)))
+    features, logarithms = _variances(report.seen(ENLCA))
     drawn = plots.curves(logarithms, "amplification k", "log of the relative variance", f"{features} features")
     return report.show(drawn, "variance", "Logarithm of the relative variance against k.")
 
@@ -297,7 +292,7 @@ def enlca_variance(report: Report) -> Shown:
 @_or_not_run
 def enlca_growth(report: Report) -> Shown:
     """Whether the variance grows exponentially in k, per kind of features."""
-    _, logarithms = _variances(report.seen(_enlca(report)))
+    _, logarithms = _variances(report.seen(ENLCA))
     columns = pd.concat(logarithms, axis=1)
     k, half = list(columns.index), len(columns) // 2
     rows = {}
