@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -90,8 +91,8 @@ def capital(words: str) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """a, b and c; between words with commas of their own semicolons: a, b; c; and d."""
-    if len(words) > 2 and any(", " in word for word in words):
+    """a, b and c; semicolons where a word has a comma of its own, but for those in brackets: a, b; c; and d."""
+    if len(words) > 2 and any(", " in re.sub(r"\(.*?\)", "", word) for word in words):
         return "; ".join([*words[:-1], f"and {words[-1]}"])
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
