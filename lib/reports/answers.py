@@ -249,14 +249,13 @@ def enlca_amplification(report: Report) -> list[str]:
         names = {row.worse: f"amplification {report.options(row.worse)['k']:g}" for row in of_k.itertuples()}
         if clause := grouped(report, turned(of_k), "amplification 6", names):
             said.append(f"{place}, {clause}")
-    fast = f"{trunk}_no_contrastive_loss"
-    return [
-        *said,
-        report.outcome(f"{trunk}_exact", fast, ("there, exact attention", "the random features in its place")),
-        report.outcome(f"{trunk}_exact", "edsr_gray_denoise_25", ("exact attention", "the trunk without attention")),
-        report.outcome("enlca_sr_x4", "edsr_sr_x4", ("ENLCN", "its trunk without attention")),
-        who_acts(report),
-    ]
+    pairs = {
+        (f"{trunk}_exact", f"{trunk}_no_contrastive_loss"): ("exact attention", "the random features in its place"),
+        (f"{trunk}_exact", "edsr_gray_denoise_25"): ("exact attention", "the trunk without attention"),
+        ("enlca_sr_x4", "edsr_sr_x4"): ("ENLCN", "its trunk without attention"),
+    }
+    run = {*report.run_claims()[["better", "worse"]].itertuples(index=False, name=None)}
+    return [*said, *(report.outcome(*pair, names) for pair, names in pairs.items() if pair in run), who_acts(report)]
 
 
 def ignn_aggregation(report: Report) -> list[str]:
