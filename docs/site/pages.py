@@ -29,7 +29,7 @@ DOCS |= {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))} | {"c
 MODELS = ("dagl", "panet", "enlca", "ignn", "lir", "nlsa", "sparse", "graph_prior", "edsr")
 
 #: Of photographs in figures.
-QUALITY = 32
+QUALITY = 28
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -125,6 +125,8 @@ class Site:
                 for output in cell["outputs"]:
                     self._output(cell, output, path, name)
             cells.append(cell)
+        if name.startswith("rows/"):  # in every page's list of pages they would be a seventh of the site
+            notebook["metadata"]["orphan"] = True
         target = self.folder / f"{name}.ipynb"
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(notebook | {"cells": cells}))
@@ -175,9 +177,11 @@ class Site:
         (self.folder / "index.md").write_text("\n\n".join(parts))
 
     def _tree(self, name: str, title: str, words: str, pages: list[str]) -> None:
-        """A page that lists others; those of a machine by its name."""
-        listed = [f"{page} <{page}>" if name == "costs" else page for page in pages]
-        (self.folder / f"{name}.md").write_text(f"# {title}\n\n{words}\n\n{_toctree(listed, ':maxdepth: 1')}\n")
+        """A page that lists others: rows by links, machines by name in a tree."""
+        listed = "\n".join(f"- {{doc}}`{page}`" for page in pages)
+        if name == "costs":
+            listed = _toctree([f"{page} <{page}>" for page in pages], ":maxdepth: 1")
+        (self.folder / f"{name}.md").write_text(f"# {title}\n\n{words}\n\n{listed}\n")
 
 
 def _toctree(pages: list[str], options: str) -> str:
@@ -205,7 +209,9 @@ def main() -> int:
 
 
 def _shrink(html: Path) -> None:
-    """Make the pictures WebP, photographs with losses: two thirds of the size."""
+    """Make the pictures WebP, photographs with losses: two thirds of the size. Style sheets lose their source maps."""
+    for path in html.rglob("*.css.map"):
+        path.unlink()
     for path in sorted((html / "_images").iterdir()):
         with Image.open(path) as picture:
             is_photograph = picture.format == "JPEG"
