@@ -76,16 +76,19 @@ def test_a_remote_carries_results_and_a_failing_row_stops_no_other(clone):
 
 def test_the_cache_of_a_copied_folder_brings_its_results(clone, tmp_path):
     """What docs/running.md says of a machine without network: nothing runs where the cache came back."""
-    row, there = f"results/tiny/evaluate/{BASELINE}", shutil.copytree(clone.folder, tmp_path / "there")
-    clone.edit("lib/measuring/evaluation.py", '"""', '"""A ')
-    (there / "lib/measuring/evaluation.py").write_bytes((clone.folder / "lib/measuring/evaluation.py").read_bytes())
+    row, there = f"results/tiny/evaluate/{BASELINE}", Clone.__new__(Clone)
+    there.folder = shutil.copytree(clone.folder, tmp_path / "there")
+    for one in (clone, there):
+        one.edit("lib/measuring/evaluation.py", '"""', '"""A ')
     command = f"dvc repro --single-item baseline@{BASELINE}"
-    assert "Running stage" in subprocess.run(command.split(), cwd=there, capture_output=True, text=True).stdout
-    shutil.copytree(there / ".dvc/cache", clone.folder / ".dvc/cache", dirs_exist_ok=True, copy_function=copy_new)
+    assert "Running stage" in there.shell(command).stdout
+    shutil.copytree(
+        there.folder / ".dvc/cache", clone.folder / ".dvc/cache", dirs_exist_ok=True, copy_function=copy_new
+    )
     said = clone.shell(command).stdout
     assert "is cached - skipping run" in said and "Running stage" not in said
     assert {path.name: path.read_bytes() for path in (clone.folder / row).iterdir()} == {
-        path.name: path.read_bytes() for path in (there / row).iterdir()
+        path.name: path.read_bytes() for path in (there.folder / row).iterdir()
     }
 
 
