@@ -298,6 +298,8 @@ FAULTS = [
      "profiles.quick.recipe_search.rates is [1]; it must be a list of 2 or more"),
     ("seeds: [1, 2, 3]", "seeds: 3", "profiles.quick.seeds is 3; it must be a list"),
     ("seeds: [1, 2, 3]", "seeds: [-1]", "profiles.quick.seeds[0] is -1; it must be at least 0"),
+    ("seeds: [1, 2, 3]", "seeds: [1, 2, 3, 4]\n    looks: true",
+     "profiles.quick: looks: 4 seeds are no planned look; the looks are at 3, 5, 10 seeds"),
     ("precision: float32", "precision: fp16", "profiles.quick.precision is 'fp16'; it must be float32 or bf16"),
     ("{psnr: 0.05", "{psnr: 0", "delta.psnr is 0; it must be above 0"),
     ("{psnr: 0.05", "{psnr: yes", "delta.psnr is 'yes'; it must be a number"),

@@ -197,12 +197,16 @@ class Resources:
     gpus: Annotated[float, Field(ge=0)] = 0
 
 
+#: Numbers of seeds at which verdicts may be given where more seeds may follow, and the error that each may spend.
+LOOKS = {3: 0.01, 5: 0.015, 10: 0.025}
+
+
 @dataclass(frozen=True, config=_STRICT)
 class Profile:
     """How much is spent. models: options of every network of a model; a mapping among them is a `size`; attention_lr:
     the peak learning rate of attention modules, where it is not the budget's (ours), by their option `attention` (nl,
     mhnl), and of other rows by model; resources: by model, `default` for the others; looks: whether seeds may be added
-    once verdicts were read, so that each look spends a part of the error (`lib.reports.statistics.LOOKS`)."""
+    once verdicts were read, so that each look spends a part of the error."""
 
     sets: ProfileSets
     seeds: Seeds
@@ -215,6 +219,13 @@ class Profile:
     recipe_search: RecipeSearch | None = None
     resources: dict[Name, Resources] = Field(default_factory=dict)
     looks: bool = False
+
+    @model_validator(mode="after")
+    def _planned(self) -> Profile:
+        if self.looks and len(self.seeds) not in LOOKS:
+            planned = ", ".join(map(str, LOOKS))
+            raise ValueError(f"looks: {len(self.seeds)} seeds are no planned look; the looks are at {planned} seeds")
+        return self
 
 
 @dataclass(frozen=True, config=_STRICT)

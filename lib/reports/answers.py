@@ -175,12 +175,6 @@ def who_acts(report: Report) -> str:
     return "; ".join(clauses[acts].format(text.listed(rows)) for acts, rows in named.items() if rows)
 
 
-def count(which: pd.Series) -> str:
-    """How many are: "none is", "1 is", "3 are"."""
-    found = int(which.sum())
-    return "none is" if not found else "1 is" if found == 1 else f"{found} are"
-
-
 def dagl_ablation(report: Report) -> list[str]:
     full = "dagl_gray_denoise_25"
     published = report.verdicts[report.verdicts.published.notna()]
@@ -265,7 +259,7 @@ def ignn_aggregation(report: Report) -> list[str]:
     return [grouped(report, graph, "the same network without its graph", on), _each(report, parts), open_claims(report)]
 
 
-def _each(report: Report, claims: pd.DataFrame, which: str = "other ") -> str:
+def _each(report: Report, claims: pd.DataFrame) -> str:
     """A clause for each claim that is resolved; that none is, where none is."""
     run = claims[claims.verdict != NOT_RUN]
     delta = report.params.delta.psnr
@@ -276,7 +270,7 @@ def _each(report: Report, claims: pd.DataFrame, which: str = "other ") -> str:
     ]
     if run.empty:
         return ""
-    return "; ".join(said) or f"none of the {which}{len(run)} comparisons is resolved"
+    return "; ".join(said) or f"none of the other {len(run)} comparisons is resolved"
 
 
 def lir_parts(report: Report) -> list[str]:

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from ..measuring.metrics import MOST_PSNR
+from ..params.schema import LOOKS as LOOKS
 
 #: The seed of a row that nothing trains: it stands beside every seed of another row.
 UNTRAINED = -1
@@ -43,9 +44,6 @@ TREND = "trend"
 
 #: Of "about N more seeds": the power at which a claim counts as resolved, and the most seeds that are worth naming.
 POWER, MOST_SEEDS = 0.8, 50
-
-#: Numbers of seeds at which verdicts may be given where more seeds may follow, and the error that each may spend.
-LOOKS = {3: 0.01, 5: 0.015, 10: 0.025}
 
 NOT_TESTED, EQUAL = "not tested", "equal within delta"
 HOLDS, REVERSED, LEANS = "holds", "reversed here", "leans"
@@ -276,12 +274,8 @@ def more_seeds(differences: Differences, prior: Prior, delta: float, level: floa
 
 def level_at(seeds: int, looks: bool) -> float:
     """Family-wise error that verdicts at `seeds` seeds may spend: all of it where this is the only look, else that of
-    the look. Raises ValueError for a look that was not planned."""
-    if not looks:
-        return ALPHA
-    if seeds not in LOOKS:
-        raise ValueError(f"{seeds} seeds are no planned look; the looks are at {', '.join(map(str, LOOKS))} seeds")
-    return LOOKS[seeds]
+    the look, which `params.yaml` has checked."""
+    return LOOKS[seeds] if looks else ALPHA
 
 
 def differences_of(

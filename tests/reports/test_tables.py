@@ -1,5 +1,7 @@
 """From made-up evaluations to the tables of a study."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,18 @@ import pytest
 from lib.reports import plan, statistics, tables
 
 DAGL, NL, EDSR = "dagl_gray_denoise_25", "dagl_gray_denoise_25-nl", "edsr_gray_denoise_25"
+
+
+def test_where_seeds_may_follow_a_verdict_spends_a_part_of_the_error(made_up, monkeypatch):
+    made = made_up()
+    made.row(DAGL, 30.0, acts=0.3, noise=0.04)
+    made.row(NL, 29.8, acts=0.3, noise=0.04)
+    study = made.params.study("dagl_ablation")
+    alone = tables.read(made.params).claims(study).iloc[0]
+    assert alone.verdict == statistics.HOLDS and 0.01 < alone.p < 0.05
+    monkeypatch.setattr(made.params, "settings", replace(made.params.settings, looks=True))
+    first = tables.read(made.params).claims(study).iloc[0]
+    assert first.verdict == statistics.LEANS and first.p == alone.p
 
 
 def test_a_study_gets_its_folder(made_up):
