@@ -183,18 +183,24 @@ def dagl_ablation(report: Report) -> list[str]:
     same = (resolved.difference > 0) == (resolved.published > 0)
     untested = run.verdict == NOT_TESTED
     none_acts = len(run) > 0 and untested.all()
+    agreeing = f", {same.sum()} in the paper's direction" if len(resolved) else ""
+    without = f"; {_are(untested.sum())} not tested" if untested.any() else ""
     return [
         f"whether Table 5's order holds cannot be said after {report.params.experiment(full).budget.steps:,} steps: in "
         "every pair a row has attention that does nothing" if none_acts else "",
         report.outcome(full, f"{full}-nl", ("DAGL's graph", "plain non-local attention with one head in its place")),
         report.outcome(full, "edsr_gray_denoise_25", ("DAGL", "the EDSR trunk without attention")),
         report.outcome(full, "edsr_gray_denoise_25-as_many_parameters", ("DAGL", "a wider EDSR trunk")),
-        f"of the {len(run)} differences that the paper's Table 5 implies, {len(resolved)} are resolved here, "
-        f"{same.sum()} of them in the paper's direction; {untested.sum()} are not tested" if len(run) and not none_acts
-        else "",
+        f"of the {len(run)} differences that the paper's Table 5 implies, {_are(len(resolved))} resolved here"
+        f"{agreeing}{without}"
+        if len(run) and not none_acts else "",
         _order(report, full),
         who_acts(report),
     ]  # fmt: skip
+
+
+def _are(count: int) -> str:
+    return f"{count or 'none'} {'are' if count > 1 else 'is'}"
 
 
 def _order(report: Report, full: str) -> str:
