@@ -94,7 +94,7 @@ def elsewhere(code: bytes, job: dict[str, Any], say: Callable[[str], object]) ->
     executed notebooks of a failed job, one of which holds the traceback. This function needs nothing of this project:
     an engine sends it to machines where it is not.
     """
-    reason, last = None, ""
+    reason, last, engine = None, "", os.getppid()
     with tempfile.TemporaryDirectory(prefix="restoration-") as folder:
         with tarfile.open(fileobj=io.BytesIO(code)) as archive:
             archive.extractall(folder, filter="data")
@@ -109,6 +109,8 @@ def elsewhere(code: bytes, job: dict[str, Any], say: Callable[[str], object]) ->
             child.stdin.write(json.dumps(job) + "\n")
             child.stdin.flush()  # and stays open: the job ends when it closes, which it does where this process is lost
             for line in child.stdout:  # the carriage return that ends a line of progress ends a line here too
+                if os.getppid() != engine:  # a node that is lost tells no task; another one waits for the lock
+                    os._exit(1)
                 if line := line.strip():
                     last = line
                     reason = reason or (line.removeprefix("error: ") if line.startswith("error: ") else None)
