@@ -43,6 +43,7 @@ class Report:
         self.costs = pd.read_csv(source / "costs.csv", index_col=0)
         acting = pd.read_csv(source / "acts.csv", index_col=0, keep_default_na=False)
         self.acts, self.tested = acting.acts, acting.tested
+        self.does = pd.read_csv(source / "modules.csv")
         self.verdicts = pd.read_csv(source / "verdicts.csv", dtype={"reason": str, "source": str})
         self.verdicts = self.verdicts.fillna({"reason": "", "source": ""})
         self.fields = pd.read_csv(source / "field.csv")
@@ -179,6 +180,24 @@ class Report:
                 sign = 1 if row.better == name else -1
                 return text.relation(row.verdict, sign * row.difference, self.params.delta.psnr)
         return ""
+
+    def attention(self) -> Markdown:
+        """What each attention module does, in every seed, a part per task."""
+        parts = []
+        for task, names in self._by_task():
+            rows = {}
+            for name in names:
+                modules = [*self.does[self.does.experiment == name].groupby("module", sort=False)]
+                for number, (_, seeds) in enumerate(modules, 1):
+                    of_several = f", module {number} of {len(modules)}" if len(modules) > 1 else ""
+                    rows[self.labels[name] + of_several] = {
+                        "dB lost, by seed": ", ".join(text.number(value) for value in seeds.lost),
+                        "keys looked at, by seed": ", ".join(f"{value:.0%}" for value in seeds.share.dropna()),
+                    }
+            if rows:
+                shown = _filled(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row"))
+                parts.append(f"**{task}**\n\n{text.markdown(shown)}")
+        return Markdown("\n\n".join(parts) or "No row with attention was run in this profile.")
 
     def _measured_on(self, names: Sequence[str]) -> str:
         counts = self.images[self.images.experiment.isin(names)].drop_duplicates(["set", "image"])

@@ -70,9 +70,9 @@ def gather(params: Params) -> pd.DataFrame:
 
     images.csv: a row per photograph and seed; costs.csv, rows.csv: a row per row of the study, rows.csv with its
     difference to the first of its task; verdicts.csv: the study's claims; acts.csv: whether the attention of rows acts;
-    shown.csv: attention and pictures as `evaluate` kept them, by content; not_run.csv: why rows have no numbers;
-    prior.csv: the variance over seeds of all claims of the profile; field.csv: PSNR against the field that attention
-    sees; curve.csv: PSNR on the validation photographs against the training step.
+    modules.csv: what each module does; shown.csv: attention and pictures as `evaluate` kept them, by content;
+    not_run.csv: why rows have no numbers; prior.csv: the variance over seeds of all claims of the profile; field.csv:
+    PSNR against the field that attention sees; curve.csv: PSNR on the validation photographs against the training step.
     """
     evaluated, gathered, counts = params.results("evaluate"), read(params), []
     priors = pd.DataFrame({metric: asdict(prior) for metric, prior in gathered.priors.items()}).T
@@ -85,6 +85,7 @@ def gather(params: Params) -> pd.DataFrame:
         compare(images, tasks, gathered.priors).round(6).to_csv(folder / "rows.csv")
         gathered.claims(study).round(6).to_csv(folder / "verdicts.csv", index=False)
         gathered.acts[gathered.acts.index.isin(study.experiments)].to_csv(folder / "acts.csv")
+        collect_modules(evaluated, study.experiments).to_csv(folder / "modules.csv", index=False)
         collect_shown(evaluated, study.experiments).to_csv(folder / "shown.csv", index=False)
         collect_reasons(evaluated, study.experiments).to_csv(folder / "not_run.csv", index=False)
         priors.to_csv(folder / "prior.csv")
@@ -136,6 +137,17 @@ def collect_acts(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
             rows[name] = ("", True) if table.empty else (health.describe(table), health.tested(table))
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["acts", "tested"])
     return found.rename_axis("experiment").astype({"tested": bool})
+
+
+def collect_modules(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
+    """What each attention module of each seed does: experiment, module, seed, lost (dB, with a constant in its place)
+    and share (of the keys that a query looks at, the median of its heads; NaN for a module without weights)."""
+    columns = ["experiment", "module", "seed", "lost", "share"]
+    files = {name: evaluated / name / "acts.csv" for name in experiments}
+    found = [pd.read_csv(file).assign(experiment=name) for name, file in files.items() if file.exists()]
+    rows = pd.concat([pd.DataFrame(columns=[*columns[:3], "psnr_lost_mean", "effective_share"]), *found])
+    modules = rows.groupby(columns[:3], sort=False)
+    return modules.agg(lost=("psnr_lost_mean", "first"), share=("effective_share", "median")).reset_index()
 
 
 def collect_fields(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:

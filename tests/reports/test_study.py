@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 
@@ -52,6 +53,19 @@ def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made_up):
     assert "not tested: the attention of DAGL does not act" in report.claims().data
     assert "not run: EDSR trunk lacks seeds 2, 3 of DAGL" in report.claims().data
     assert "| DAGL | reference |  | 31.15 | no |" in report.table().data
+
+
+def test_what_each_module_does_is_shown_in_every_seed(made_up):
+    made = made_up()
+    made.row(DAGL, 30.0, acts=0.3)
+    made.row(EDSR, 29.0)
+    file = made.params.results("evaluate", DAGL, "acts.csv")
+    acts = pd.read_csv(file).assign(effective_share=[0.25, 0.5, 1])
+    other = acts.assign(module="b", psnr_lost_mean=[-0.004, 0.1, 0.2], effective_share=np.nan)
+    pd.concat([acts, acts.assign(head=1), other]).to_csv(file, index=False)
+    shown = made.report("dagl_ablation").attention().data
+    assert "| DAGL, module 1 of 2 | 0.30, 0.30, 0.30 | 25%, 50%, 100% |" in shown
+    assert "| DAGL, module 2 of 2 | 0.00, 0.10, 0.20 |  |" in shown and "EDSR" not in shown
 
 
 def test_the_field_is_drawn_where_it_was_recorded(made_up):
