@@ -112,7 +112,9 @@ def differences(
     `low`, `high` of each, NaN where there is no interval. Shapes leave out the outermost hundredth on either side.
     """
     heights = [max(len(table.columns), 1) for table in changes.values()]
-    size = (WIDTH, 0.42 * sum(heights) + 0.62 * len(heights) + 0.4)
+    names = {name: textwrap.fill(labels[name], 24) for table in changes.values() for name in table.columns}
+    most = max((name.count("\n") + 1 for name in names.values()), default=1)
+    size = (WIDTH, max(0.42, 0.15 * most + 0.05) * sum(heights) + 0.62 * len(heights) + 0.4)
     figure, axes = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, sharex=True, squeeze=False)
     for axis, (title, table) in zip(axes.flat, changes.items(), strict=True):
         axis.set_title(textwrap.fill(title, 50), loc="left", fontsize=9)
@@ -129,9 +131,8 @@ def differences(
             mean, low, high = bounds.loc[name, ["difference", "low", "high"]].astype(float)
             axis.plot([low, high], [row, row], color="k", linewidth=2)
             axis.plot(mean, row, "D", color="k", markersize=4.5)
-        names = [textwrap.fill(labels[name], 24) for name in table.columns]
-        axis.set_yticks(range(len(names)), names, fontsize=8.5)
-        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.set_yticks(range(len(table.columns)), [names[name] for name in table.columns], fontsize=8.5)
+        axis.set_ylim(len(table.columns) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
     figure.supxlabel("difference of PSNR (dB): 98 % of the photographs, mean, 95 % interval", fontsize=9)
     return figure

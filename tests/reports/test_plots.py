@@ -159,6 +159,17 @@ def test_words_of_a_figure_overlap_neither_each_other_nor_a_panel(count):
         boxes.append(box)
 
 
+def test_names_of_rows_do_not_overlap_however_long():
+    plots.style()
+    long = "attention of a certain kind in the common trunk, one option, and another option, and a third one"
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 6)), columns=list("abcdef"))
+    bounds = pd.DataFrame({"difference": 0.0, "low": -1.0, "high": 1.0}, index=table.columns)
+    drawn = plots.differences({"t": table}, bounds, dict.fromkeys("abcdef", long), dict.fromkeys("abcdef", "panet"))
+    drawn.canvas.draw()
+    boxes = [label.get_window_extent() for label in drawn.axes[0].get_yticklabels()]
+    assert all(a.y0 > b.y1 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
 def test_cost_has_one_look_per_title_in_all_panels():
     rows = pd.DataFrame(
         {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "peak_bytes": 2**21, "parameters": [1, 2, 4]},
