@@ -7,8 +7,9 @@ export DVC_NO_ANALYTICS := 1
 repro: .venv/ready
 	python -m lib repro $(if $(PROFILE),--profile $(PROFILE)) $(if $(STUDY),--study $(STUDY)) $(if $(JOBS),--jobs $(JOBS)) $(if $(CLUSTER),--cluster $(CLUSTER))
 
+# Two files at a time: every test computes on one core. ARGS="-n 0 ..." runs them in this process.
 test: .venv/ready
-	python -m pytest $(ARGS)
+	python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/ready
 	ruff format --check . && ruff check . && nbstripout --verify notebooks/*.ipynb

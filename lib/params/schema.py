@@ -206,7 +206,8 @@ class Profile:
     """How much is spent. models: options of every network of a model; a mapping among them is a `size`; attention_lr:
     the peak learning rate of attention modules, where it is not the budget's (ours), by their option `attention` (nl,
     mhnl), and of other rows by model; resources: by model, `default` for the others; looks: whether seeds may be added
-    once verdicts were read, so that each look spends a part of the error."""
+    once verdicts were read, so that each look spends a part of the error; spent_before: the error that verdicts of
+    fewer seeds had spent, which were read before this was planned."""
 
     sets: ProfileSets
     seeds: Seeds
@@ -219,6 +220,7 @@ class Profile:
     recipe_search: RecipeSearch | None = None
     resources: dict[Name, Resources] = Field(default_factory=dict)
     looks: bool = False
+    spent_before: Annotated[float, Field(ge=0, lt=1)] = 0
 
     @model_validator(mode="after")
     def _planned(self) -> Profile:

@@ -91,10 +91,11 @@ def elsewhere(code: bytes, job: dict[str, Any], say: Callable[[str], object]) ->
     the job's output line by line.
 
     Returns the reason if the job failed, and files for the same place at home: the records of the machine, and the
-    executed notebooks of a failed job, one of which holds the traceback. This function needs nothing of this project:
-    an engine sends it to machines where it is not.
+    executed notebooks of a failed job, one of which holds the traceback. Ends this process and the job where the process
+    that started this one is gone. This function needs nothing of this project: an engine sends it to machines where it
+    is not.
     """
-    reason, last, engine = None, "", os.getppid()
+    reason, last, parent = None, "", os.getppid()
     with tempfile.TemporaryDirectory(prefix="restoration-") as folder:
         with tarfile.open(fileobj=io.BytesIO(code)) as archive:
             archive.extractall(folder, filter="data")
@@ -109,8 +110,8 @@ def elsewhere(code: bytes, job: dict[str, Any], say: Callable[[str], object]) ->
             child.stdin.write(json.dumps(job) + "\n")
             child.stdin.flush()  # and stays open: the job ends when it closes, which it does where this process is lost
             for line in child.stdout:  # the carriage return that ends a line of progress ends a line here too
-                if os.getppid() != engine:  # a node that is lost tells no task; another one waits for the lock
-                    os._exit(1)
+                if os.getppid() != parent:  # a task of Ray outlives its node, while the next one waits for the lock
+                    raise SystemExit("the process that started this one is gone")
                 if line := line.strip():
                     last = line
                     reason = reason or (line.removeprefix("error: ") if line.startswith("error: ") else None)

@@ -184,22 +184,23 @@ def dagl_ablation(report: Report) -> list[str]:
     untested = run.verdict == NOT_TESTED
     none_acts = len(run) > 0 and untested.all()
     agreeing = f", {same.sum()} in the paper's direction" if len(resolved) else ""
-    without = f"; {_are(untested.sum())} not tested" if untested.any() else ""
+    not_tested = f"; {_is_or_are(untested.sum())} not tested" if untested.any() else ""
     return [
         f"whether Table 5's order holds cannot be said after {report.params.experiment(full).budget.steps:,} steps: in "
         "every pair a row has attention that does nothing" if none_acts else "",
         report.outcome(full, f"{full}-nl", ("DAGL's graph", "plain non-local attention with one head in its place")),
         report.outcome(full, "edsr_gray_denoise_25", ("DAGL", "the EDSR trunk without attention")),
         report.outcome(full, "edsr_gray_denoise_25-as_many_parameters", ("DAGL", "a wider EDSR trunk")),
-        f"of the {len(run)} differences that the paper's Table 5 implies, {_are(len(resolved))} resolved here"
-        f"{agreeing}{without}"
+        f"of the {len(run)} differences that the paper's Table 5 implies, {_is_or_are(len(resolved))} resolved here"
+        f"{agreeing}{not_tested}"
         if len(run) and not none_acts else "",
         _order(report, full),
         who_acts(report),
     ]  # fmt: skip
 
 
-def _are(count: int) -> str:
+def _is_or_are(count: int) -> str:
+    """none is, 1 is, 2 are."""
     return f"{count or 'none'} {'are' if count > 1 else 'is'}"
 
 

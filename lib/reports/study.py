@@ -43,7 +43,7 @@ class Report:
         self.costs = pd.read_csv(source / "costs.csv", index_col=0)
         acting = pd.read_csv(source / "acts.csv", index_col=0, keep_default_na=False)
         self.acts, self.tested = acting.acts, acting.tested
-        self.does = pd.read_csv(source / "modules.csv")
+        self.of_modules = pd.read_csv(source / "modules.csv")
         self.verdicts = pd.read_csv(source / "verdicts.csv", dtype={"reason": str, "source": str})
         self.verdicts = self.verdicts.fillna({"reason": "", "source": ""})
         self.fields = pd.read_csv(source / "field.csv")
@@ -187,12 +187,12 @@ class Report:
         for task, names in self._by_task():
             rows = {}
             for name in names:
-                modules = [*self.does[self.does.experiment == name].groupby("module", sort=False)]
+                modules = [*self.of_modules[self.of_modules.experiment == name].groupby("module", sort=False)]
                 for number, (_, seeds) in enumerate(modules, 1):
                     of_several = f", module {number} of {len(modules)}" if len(modules) > 1 else ""
                     rows[self.labels[name] + of_several] = {
-                        "dB lost, by seed": ", ".join(text.number(value) for value in seeds.lost),
-                        "keys looked at, by seed": ", ".join(f"{value:.0%}" for value in seeds.share.dropna()),
+                        "dB lost, by seed": "; ".join(text.number(value) for value in seeds.lost),
+                        "effective keys, by seed": "; ".join(text.number(value, 0) for value in seeds["keys"].dropna()),
                     }
             if rows:
                 shown = _filled(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row"))
@@ -309,8 +309,10 @@ class Report:
         """What these verdicts spend of the error, and what they would have spent were more seeds to come."""
         seeds = int(self.rows.seeds.max())
         resolved = self.verdicts.verdict.isin((statistics.HOLDS, statistics.REVERSED))
-        level = statistics.level_at(seeds, self.params.settings.looks)
+        before = self.params.settings.spent_before
+        level = statistics.level_at(seeds, self.params.settings.looks) + before
         said = f"A false verdict anywhere in this study has a chance of {level:.0%} at most, "
+        said += f"{before:.0%} of it spent by verdicts of fewer seeds that were read before, " if before else ""
         if self.params.settings.looks:
             return f"{said}at {seeds} seeds, one of the planned looks."
         said += "if no seeds are added once these were read."

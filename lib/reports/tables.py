@@ -141,13 +141,14 @@ def collect_acts(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
 
 def collect_modules(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
     """What each attention module of each seed does: experiment, module, seed, lost (dB, with a constant in its place)
-    and share (of the keys that a query looks at, the median of its heads; NaN for a module without weights)."""
-    columns = ["experiment", "module", "seed", "lost", "share"]
+    and keys (effective, the mean of its heads; NaN for a module without weights)."""
     files = {name: evaluated / name / "acts.csv" for name in experiments}
-    found = [pd.read_csv(file).assign(experiment=name) for name, file in files.items() if file.exists()]
-    rows = pd.concat([pd.DataFrame(columns=[*columns[:3], "psnr_lost_mean", "effective_share"]), *found])
-    modules = rows.groupby(columns[:3], sort=False)
-    return modules.agg(lost=("psnr_lost_mean", "first"), share=("effective_share", "median")).reset_index()
+    tables = {name: pd.read_csv(file) for name, file in files.items() if file.exists()}
+    found = [table.assign(experiment=name) for name, table in tables.items() if len(table)]
+    if not found:
+        return pd.DataFrame(columns=["experiment", "module", "seed", "lost", "keys"])
+    modules = pd.concat(found).groupby(["experiment", "module", "seed"], sort=False)
+    return modules.agg(lost=("psnr_lost_mean", "first"), keys=("effective_keys", "mean")).round(6).reset_index()
 
 
 def collect_fields(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,24 +68,18 @@ def output_and_gradients(network: Network, x: Tensor) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def units(network: Network, positive: list[Tensor]) -> Iterator[None]:
-    """Every ReLU in turn passes what `positive` says, which is filled with what is above zero where it is empty.
-
-    A gradient jumps where rounding moves a unit across zero: forms are compared with the same units open.
-    """
-    given = iter(tuple(positive))
-
-    def pin(_, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        passed = next(given, None)
-        if passed is None:
-            positive.append(inputs[0].detach() > 0)
-            return output
-        return inputs[0] * passed.to(output.device)
-
-    handles = [module.register_forward_hook(pin) for module in network.modules() if isinstance(module, nn.ReLU)]
-    yield
-    for handle in handles:
-        handle.remove()
+def units(network: Network, hook: Callable[[nn.Module, tuple[Tensor], Tensor], Tensor | None]) -> Iterator[None]:
+    """Every module `nn.ReLU` of the network calls `hook` with its input and output, and gives what that returns."""
+    found = [module for module in network.modules() if isinstance(module, nn.ReLU)]
+    within, inplace = [module.register_forward_hook(hook) for module in found], [module.inplace for module in found]
+    for module in found:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        for module, handle, before in zip(found, within, inplace, strict=True):
+            handle.remove()
+            module.inplace = before
 
 
 @pytest.fixture
@@ -101,14 +95,17 @@ def all_digits():
 @pytest.mark.parametrize("name", [*TRAINED, *MODULES])
 def test_every_form_on_every_device_computes_the_definitions(name, device, dtype, all_digits):
     network, x = case(name)
+    # A gradient jumps where rounding moves a unit across zero: forms are compared with the same units open.
     positive: list[Tensor] = []
-    with models.plain(), units(network, positive):
+    with models.plain(), units(network, lambda _, inputs, output: positive.append(inputs[0].detach() > 0)):
         expected = output_and_gradients(network, x)
     network, x = network.to(device, dtype), x.to(device, dtype)
     forms = []
     for form in [contextlib.nullcontext, models.plain][: 1 if device == "cpu" else 2]:
-        with form(), units(network, positive):
+        left = iter(positive)
+        with form(), units(network, lambda _, inputs, output, left=left: inputs[0] * next(left).to(output.device)):
             forms.append(output_and_gradients(network, x))
+        assert next(left, None) is None
     of_output, of_gradients, of_largest = TOLERANCES[dtype]
     largest = max(tensor.norm() for tensor in expected[1:])
     for found in forms:

@@ -1,5 +1,7 @@
 """Figures: what is drawn where, from small arrays."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -167,7 +169,7 @@ def test_names_of_rows_do_not_overlap_however_long():
     drawn = plots.differences({"t": table}, bounds, dict.fromkeys("abcdef", long), dict.fromkeys("abcdef", "panet"))
     drawn.canvas.draw()
     boxes = [label.get_window_extent() for label in drawn.axes[0].get_yticklabels()]
-    assert all(a.y0 > b.y1 for a, b in zip(boxes, boxes[1:], strict=False))
+    assert all(a.y0 > b.y1 for a, b in itertools.pairwise(boxes))
 
 
 def test_cost_has_one_look_per_title_in_all_panels():

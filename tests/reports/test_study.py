@@ -1,6 +1,7 @@
 """Reports change their words with the numbers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,26 @@ def test_the_answer_counts_what_is_resolved_as_published(made_up):
     assert "the trunk without attention (31.65 dB) would stand in place 2." in said
 
 
+def test_the_answer_says_that_nothing_is_resolved_and_what_is_not_tested(made_up):
+    made = made_up()
+    made.row(DAGL, 30.0, acts=0.3)
+    made.row(NL, 30.0, acts=0.3)
+    made.row(f"{DAGL}-mhnl", 30.0, acts=0.0)
+    said = made.report("dagl_ablation").said()
+    assert "Of the 2 differences that the paper's Table 5 implies, none is resolved here; 1 is not tested." in said
+
+
+def test_limits_say_what_verdicts_of_fewer_seeds_had_spent(made_up, monkeypatch):
+    made = made_up()
+    made.row(DAGL, 30.0)
+    made.row(NL, 29.0)
+    monkeypatch.setattr(made.params, "settings", replace(made.params.settings, spent_before=0.05))
+    assert (
+        "a chance of 10% at most, 5% of it spent by verdicts of fewer seeds"
+        in made.report("dagl_ablation").limits().data
+    )
+
+
 def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made_up):
     made = made_up()
     made.row(DAGL, 30.0, acts=0.0)
@@ -58,14 +79,17 @@ def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made_up):
 def test_what_each_module_does_is_shown_in_every_seed(made_up):
     made = made_up()
     made.row(DAGL, 30.0, acts=0.3)
-    made.row(EDSR, 29.0)
-    file = made.params.results("evaluate", DAGL, "acts.csv")
-    acts = pd.read_csv(file).assign(effective_share=[0.25, 0.5, 1])
-    other = acts.assign(module="b", psnr_lost_mean=[-0.004, 0.1, 0.2], effective_share=np.nan)
-    pd.concat([acts, acts.assign(head=1), other]).to_csv(file, index=False)
+    made.row(EDSR, 29.0, acts=0.0)
+    file, of_trunk = (made.params.results("evaluate", name, "acts.csv") for name in (DAGL, EDSR))
+    acts = pd.read_csv(file).assign(effective_keys=[1000, 2, 16])
+    other = acts.assign(module="b", head=np.nan, psnr_lost_mean=[-0.004, 0.1, 0.2], effective_keys=np.nan)
+    pd.concat([acts, acts.assign(head=1, effective_keys=[2000, 4, 16]), other]).to_csv(file, index=False)
+    pd.read_csv(of_trunk).head(0).to_csv(of_trunk, index=False)
     shown = made.report("dagl_ablation").attention().data
-    assert "| DAGL, module 1 of 2 | 0.30, 0.30, 0.30 | 25%, 50%, 100% |" in shown
-    assert "| DAGL, module 2 of 2 | 0.00, 0.10, 0.20 |  |" in shown and "EDSR" not in shown
+    assert "| DAGL, module 1 of 2 | 0.30; 0.30; 0.30 | 1,500; 3; 16 |" in shown
+    assert "| DAGL, module 2 of 2 | 0.00; 0.10; 0.20 |  |" in shown and "EDSR" not in shown
+    file.unlink()
+    assert made.report("dagl_ablation").attention().data == "No row with attention was run in this profile."
 
 
 def test_the_field_is_drawn_where_it_was_recorded(made_up):
