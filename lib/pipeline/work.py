@@ -92,7 +92,7 @@ def elsewhere(code: bytes, job: dict[str, Any], say: Callable[[str], object]) ->
 
     Returns the reason if the job failed, and files for the same place at home: the records of the machine, and the
     executed notebooks of a failed job, one of which holds the traceback. Ends this process, and the job, where the one
-    that started it is gone. This function needs nothing of this project: an engine sends it to machines where it is not.
+    that started it is gone. It needs nothing of this project: an engine sends it to machines where it is not.
     """
     reason, last, parent = None, "", os.getppid()
     with tempfile.TemporaryDirectory(prefix="restoration-") as folder:
