@@ -108,6 +108,14 @@ def test_a_size_stands_in_for_the_models_options(tmp_path):
     assert "common_trunk" not in known.experiment("dagl_gray_denoise_25").options
 
 
+def test_a_planned_look_is_of_all_tasks(tmp_path):
+    own = ("steps: 950,", "steps: 950, seeds: [4, 5],")
+    with pytest.raises(
+        ParamsError, match=r"looks: training\.gray_denoise_25 has 2 seeds of its own and the profile 3; a"
+    ):
+        params(tmp_path, own, ("seeds: [1, 2, 3]\n", "seeds: [1, 2, 3]\n    looks: true\n"))
+
+
 def test_a_budget_may_name_its_own_seeds(tmp_path):
     known = params(tmp_path, ("steps: 950,", "steps: 950, seeds: [4, 5],"))
     name = "dagl_gray_denoise_25-nl"

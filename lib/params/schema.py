@@ -224,9 +224,15 @@ class Profile:
 
     @model_validator(mode="after")
     def _planned(self) -> Profile:
-        if self.looks and len(self.seeds) not in LOOKS:
+        if not self.looks:
+            return self
+        if len(self.seeds) not in LOOKS:
             planned = ", ".join(map(str, LOOKS))
             raise ValueError(f"looks: {len(self.seeds)} seeds are no planned look; the looks are at {planned} seeds")
+        for task, budget in self.training.items():
+            if budget.seeds and len(budget.seeds) != len(self.seeds):
+                raise ValueError(f"looks: training.{task} has {len(budget.seeds)} seeds of its own and the profile "
+                                 f"{len(self.seeds)}; a planned look is of all")  # fmt: skip
         return self
 
 
