@@ -24,13 +24,11 @@ from .schema import (
     BaselineEntry,
     Budget,
     Claim,
-    Delta,
     Evaluation,
     ExperimentEntry,
     ParamsFile,
     Profile,
     ProfileSets,
-    PublishedNumbers,
     Recipe,
     Resources,
     TaskEntry,
@@ -111,7 +109,11 @@ class Params:
             found.insert(0, unknown("profile", name, self.contents.profiles, "profiles"))
         if found and self.profile not in self.contents.profiles:
             raise ParamsError([f"{self.file}: {fault}" for fault in found])
+        self.profiles = [*self.contents.profiles]  # from the smallest to the largest
         self.settings = self.contents.profiles[self.profile]
+        self.published_numbers = self.settings.published_numbers
+        self.delta = self.contents.delta
+        self.experiments, self.baselines = [*self.contents.experiments], [*self.contents.baselines]
         self.rows = _rows(self.contents)
         self._tasks: dict[str, Task] = {}
         self.studies = {
@@ -129,26 +131,6 @@ class Params:
             return faults(self)
         except (KeyError, ParamsError):
             return []
-
-    @property
-    def profiles(self) -> list[str]:
-        """Names of all profiles, from the smallest to the largest."""
-        return [*self.contents.profiles]
-
-    @property
-    def experiments(self) -> list[str]:
-        """Names of all trained experiments, in the file's order."""
-        return [*self.contents.experiments]
-
-    @property
-    def baselines(self) -> list[str]:
-        """Names of everything that is measured without training."""
-        return [*self.contents.baselines]
-
-    @property
-    def delta(self) -> Delta:
-        """The smallest difference of interest."""
-        return self.contents.delta
 
     def stage(self, name: str) -> str:
         """The stage of dvc.yaml that evaluates a row."""
@@ -230,11 +212,6 @@ class Params:
         if name not in self.studies:
             raise ParamsError(f"{self.file}: {unknown('study', name, self.studies, 'studies')}")
         return self.studies[name]
-
-    @property
-    def published_numbers(self) -> PublishedNumbers:
-        """The study of published numbers in this profile."""
-        return self.settings.published_numbers
 
     @property
     def references(self) -> list[str]:
