@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import inspect
 import itertools
 import json
-import operator
 import typing
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -101,8 +99,7 @@ class Params:
 
     def __init__(self, path: Path = ROOT / "params.yaml", profile: str | None = None):
         self.file = path.name
-        self._raw = _read(path)
-        self.contents, found = _validated(self._raw, self.file)
+        self.contents, found = _validated(_read(path), self.file)
         self.profile = profile or self.contents.profile
         found += dict.fromkeys(_references(self.contents))
         for name in {self.profile, self.contents.profile} - {*self.contents.profiles}:
@@ -218,10 +215,6 @@ class Params:
         """Every image set that this profile uses, sorted."""
         of_tasks = {reference for task in self.used_tasks.values() for reference in task.references}
         return sorted(of_tasks | set(self.published_numbers.sets))
-
-    def value(self, path: str) -> Any:
-        """The value in the file at a dotted path such as `tasks.derain.degradation`, as dvc.yaml's stages track it."""
-        return functools.reduce(operator.getitem, path.split("."), self._raw)
 
     def results(self, *parts: str) -> Path:
         """A path under results/<profile>/."""
