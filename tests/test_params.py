@@ -62,7 +62,7 @@ def test_an_experiment_is_resolved_for_its_profile(tmp_path):
     assert run.options["attention"] == "nl" and run.options["width"] == 16
     assert run.task.train == ("sample/train",) and run.task.degradation.sigma == 25
     assert run.task.convention.channel == "gray" and run.task.title == "denoising, sigma 25"
-    assert run.seeds == (1, 2, 3) and run.difference == "nl" and run.title == "DAGL, single-head non-local"
+    assert run.seeds == (1, 2, 3) and run.title == "DAGL, single-head non-local"
     assert run.recipe.schedule.at == (0.154, 0.308) and run.recipe.clip is None
     assert run.precision == "float32" and run.budget.steps == 950
 
@@ -157,7 +157,7 @@ def test_a_file_of_the_registry_is_where_its_download_lies(tmp_path):
 
 def test_tasks_that_nothing_is_about_are_not_used(tmp_path):
     known = params(tmp_path)
-    assert "gray_denoise_15" in known.tasks
+    assert "gray_denoise_15" in known.contents.tasks
     assert "gray_denoise_15" not in known.used_tasks and "sr_x2" in known.used_tasks
 
 

@@ -54,11 +54,6 @@ class Row:
     needs: str | None = None
     downloaded: bool = False  # whether the profile downloads the weights that the registry lists
 
-    @property
-    def difference(self) -> str:
-        """The part of the name after model and task: "no_threshold", or "" for the full model."""
-        return self.name.partition("-")[2]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Row):
@@ -169,11 +164,6 @@ class Params:
             raise ParamsError(f"{self.file}: {name!r} is an experiment, not a baseline")
         return Baseline(**self._common(name, entry), checkpoint=_place(entry.checkpoint))
 
-    def options(self, name: str) -> dict[str, Any]:
-        """The options of a row's network: the profile's for its model and size, beneath its own; none for a public
-        checkpoint, which says itself what its network is."""
-        return options(self.entry(name), self.settings)
-
     def resources(self, name: str) -> Resources:
         """What the row `name` takes of a node of a cluster."""
         given = self.settings.resources
@@ -192,11 +182,6 @@ class Params:
             except DegradationError as error:
                 raise ParamsError(f"{self.file}: tasks.{name}.degradation: {error}") from None
         return self._tasks[name]
-
-    @property
-    def tasks(self) -> dict[str, Task]:
-        """Every task of the file by its name; raises ParamsError for one that cannot be built."""
-        return {name: self.task(name) for name in self.contents.tasks}
 
     @property
     def used_tasks(self) -> dict[str, Task]:
@@ -227,7 +212,7 @@ class Params:
         return self.rows[name]
 
     def _common(self, name: str, entry: ExperimentEntry | BaselineEntry) -> dict[str, Any]:
-        found = self.options(name)
+        found = options(entry, self.settings)
         return {
             "name": name,
             "title": entry.title,
@@ -246,7 +231,8 @@ def _place(file: str | None) -> str | None:
 
 
 def options(entry: ExperimentEntry | BaselineEntry, profile: Profile) -> dict[str, Any]:
-    """The options of a row's network in a profile, see `Params.options`."""
+    """The options of a row's network in a profile: those of its model and size, beneath its own; none for a public
+    checkpoint, which says itself what its network is."""
     if isinstance(entry, BaselineEntry) and entry.checkpoint:
         return {}
     of_model = profile.models.get(entry.model, {})
