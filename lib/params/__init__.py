@@ -14,29 +14,6 @@ from .faults import ParamsError
 from .resolve import ROOT, Baseline, Experiment, Params, Row, Study, fingerprint, table, text
 from .schema import PUBLISHED, Budget, Claim, Delta, Evaluation, PublishedNumbers, Recipe
 
-__all__ = [
-    "ROOT",
-    "Baseline",
-    "Budget",
-    "Claim",
-    "Delta",
-    "Evaluation",
-    "Experiment",
-    "Params",
-    "ParamsError",
-    "PublishedNumbers",
-    "Recipe",
-    "Row",
-    "Study",
-    "cache",
-    "check",
-    "fingerprint",
-    "mirror",
-    "missing",
-    "table",
-    "text",
-]
-
 
 def check(params: Params) -> None:
     """Build every row's network, task and convention; raises ParamsError with all that cannot be."""
