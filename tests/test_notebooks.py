@@ -32,22 +32,11 @@ def test_executed_copies_are_whole_and_within_their_size(path):
     assert path.stat().st_size < limit
 
 
-@pytest.mark.xfail(strict=True, reason="16 MB since evaluations show whether modules act and the field")
-def test_quick_results_stay_under_15_mb():
-    files = [p for p in (ROOT / "results/quick").rglob("*") if p.is_file() and "weights" not in p.parts]
-    assert sum(path.stat().st_size for path in files) < 15_000_000
-
-
 def test_results_belong_to_experiments_that_exist():
     params = Params(profile="quick")
     known = {*params.experiments, *params.baselines}
     for stage in ("train", "evaluate", "weights"):
         assert {path.name for path in params.results(stage).glob("*") if path.is_dir()} <= known
-
-
-def test_every_study_has_a_report():
-    for study in Params().studies:
-        assert (ROOT / "notebooks" / f"report_{study}.ipynb").exists()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/*/*/not_run.txt")), ids=lambda path: path.parent.name)
