@@ -198,6 +198,8 @@ def test_inside_another_clone_the_installed_one_refuses(clone, monkeypatch, caps
     monkeypatch.chdir(clone.folder / "lib")
     assert main(["check"]) == 1
     assert f"lies in {clone.folder}, but `lib` is that of {ROOT}; `cd {clone.folder}` first" in capsys.readouterr().err
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert main(["schema"]) == 0
 
 
 def test_run_says_which_stage_it_lacks(monkeypatch, capsys):

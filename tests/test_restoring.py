@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from lib.__main__ import main
 from lib.models import build
 from lib.models.blocks import ImageError
-from lib.params import ROOT, Params
+from lib.params import Params
 from lib.pipeline import restoring
 from lib.pipeline.runner import StageError
 
@@ -238,14 +238,3 @@ def test_dagl_restores_images_of_every_size_in_the_phase_of_its_training():
     plain = build("edsr", colors=1, width=4, blocks=1)
     x = torch.rand(1, 1, 64, 64)
     assert torch.equal(restoring.in_phase(plain, x), plain(x))
-
-
-def test_another_clones_folder_is_refused(tmp_path, monkeypatch, capsys):
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib/__main__.py").touch()
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert main(["check"]) == 1
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/notebooks: lies in {tmp_path}, but `lib` is that of")
-    monkeypatch.chdir(ROOT / "notebooks")
-    assert main(["schema"]) == 0
