@@ -42,7 +42,7 @@ def check(address: str) -> None:
             raise PipelineError(f"--cluster {address}: {error}; `ray start --head` starts a cluster") from None
 
 
-def side_by_side(rows: Mapping[str, list[str]], params: Params, address: str, jobs: int | None = None) -> int:
+def run_on_cluster(rows: Mapping[str, list[str]], params: Params, address: str, jobs: int | None = None) -> int:
     """Bring rows up to date, each by its stages, on the nodes at `address`; returns 1 if one failed, which stops no
     other. jobs: rows at a time on this machine ("auto").
 

@@ -111,13 +111,13 @@ def _rows_or_say(names: Sequence[str], params: Params, jobs: int | None, cluster
 
 def bring_up_to_date(names: Sequence[str], params: Params, jobs: int | None, address: str | None) -> int:
     """Bring rows up to date here, or on the machines of a cluster; returns an exit status."""
-    if not address:
-        return side_by_side(names, params, jobs)
-    from . import cluster
-
     if status := dvc("repro", "--quiet", "resolve", "data.dvc") if names else 0:
         return status
-    return cluster.side_by_side(outdated_rows(names, params), params, address, jobs)
+    if not address:
+        return run_locally(names, params, jobs)
+    from . import cluster
+
+    return cluster.run_on_cluster(outdated_rows(names, params), params, address, jobs)
 
 
 def outdated_rows(names: Sequence[str], params: Params) -> dict[str, list[str]]:
@@ -145,19 +145,15 @@ def _outdated() -> set[str]:
     return set(json.loads(shown.stdout or "{}"))
 
 
-def side_by_side(names: Sequence[str], params: Params, jobs: int | None, *options: str) -> int:
+def run_locally(names: Sequence[str], params: Params, jobs: int | None) -> int:
     """Bring rows up to date, several at a time: DVC alone runs one stage after the other.
 
-    options: more of `dvc repro`. A row that fails stops no other one. Returns DVC's exit status.
+    A row that fails stops no other one. Returns DVC's exit status.
     """
-    status = dvc("repro", "--quiet", "resolve", "data.dvc") if names else 0
-    if status:
-        return status
     jobs = min(jobs or min(os.cpu_count() or 1, MOST_JOBS), len(names))
     shares = [[stage for name in names[first::jobs] for stage in stages_of(params, name)] for first in range(jobs)]
     always = ("--wait-for-lock", "repro", "--keep-going", "--single-item")
-    running = [_start(*always, *options, *share) for share in shares]
-    return _wait(running)
+    return _wait([_start(*always, *share) for share in shares])
 
 
 def _study(params: Params, name: str, jobs: int | None, cluster: str | None) -> int:
