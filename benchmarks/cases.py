@@ -60,7 +60,7 @@ class Case:
                 nn.init.normal_(tensor, std=0.1)
         for part in module.modules():
             if max_scores and hasattr(part, "max_scores"):
-                part.max_scores = max_scores  # type: ignore[assignment]
+                part.max_scores = max_scores
         return module.to(device)
 
     def inputs(self, side: int = 0, batch: int = 0, device: str = "cpu") -> Outputs:

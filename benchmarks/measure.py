@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,16 +44,6 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
 STATUS = Path("/proc/self/status")
 
 
-Result = TypeVar("Result")
-
-
-class Callee(Protocol):
-    """A computation to be measured, which is called within its context."""
-
-    def context(self) -> contextlib.AbstractContextManager: ...
-    def __call__(self) -> Any: ...
-
-
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -80,13 +70,14 @@ def machine(device: str) -> dict[str, str | int]:
 
 
 def rounds(
-    comparisons: Mapping[Any, Mapping[str, Callee]], seconds: float
+    comparisons: Mapping[Any, Mapping[str, Callable]], seconds: float
 ) -> Iterator[tuple[Any, int, dict[str, float]]]:
     """Seconds per call of every form of every comparison, round after round: key, number of the round, seconds by form.
 
     A machine that shares caches and memory with strangers is fast for some minutes and slow for others: within a round
     the forms of a comparison follow each other, and every comparison has its round before the next one begins. A
-    comparison ends after ROUNDS rounds, or after FEWEST_ROUNDS once it has taken `seconds`.
+    comparison ends after ROUNDS rounds, or after FEWEST_ROUNDS once it has taken `seconds`. A form is a `cases.Call` or
+    a `parts.Step`, which is called within its `context()`.
     """
     taken: dict[Any, float] = defaultdict(float)
     for number in range(ROUNDS):
@@ -100,7 +91,7 @@ def rounds(
             yield key, number, found
 
 
-def timed(call: Callee, seconds: float = 0.0) -> float:
+def timed(call: Callable, seconds: float = 0.0) -> float:
     """Seconds per call, all of the device's work included, of calls that take `seconds` together, or of one call; after
     at least one call that does not count."""
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
@@ -108,7 +99,7 @@ def timed(call: Callee, seconds: float = 0.0) -> float:
         return timer.blocked_autorange(min_run_time=seconds).median
 
 
-def growth(call: Callee, device: str) -> float:
+def growth(call: Callable, device: str) -> float:
     """Most bytes held during a call beyond those held before it.
 
     CPU: resident pages of the process (Linux), so that libraries' own buffers count; to be called in a process in which
@@ -134,7 +125,7 @@ def _status(key: str) -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def flops(function: Callable[[], Result]) -> tuple[Result, int]:
+def flops(function: Callable) -> tuple[Any, int]:
     """A function's result and its floating-point operations in convolutions, matrix products and fused attention."""
     counter = FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION | MORE_FLOPS)
     with counter:

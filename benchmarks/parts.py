@@ -178,8 +178,7 @@ class Step:
         how, budget, scale = chosen.recipe.optimiser, chosen.budget, chosen.task.degradation.scale
         self.device, self.clip = device, chosen.recipe.clip or torch.inf
         self.dtype = PRECISIONS[chosen.precision] or torch.float32
-        network = experiment.network(chosen).train()
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = experiment.network(chosen).train().to(device, memory_format=torch.channels_last)
         self.network.start_step(0.999, torch.Generator().manual_seed(0))
         self.optimiser = OPTIMISERS[how.name](
             self.network.parameters(), lr=1e-6, betas=how.betas, weight_decay=how.weight_decay, fused=True
