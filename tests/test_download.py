@@ -6,7 +6,6 @@ import csv
 import errno
 import hashlib
 import io
-import struct
 import time
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from lib.images import sets
@@ -31,24 +31,12 @@ WEIGHTS = b"weights of a network"
 
 
 def tiff(array) -> bytes:
-    """An uncompressed TIFF of (rows, columns), or in planes of (3, rows, columns), as Pillow does not write it."""
-    planes = array[None] if array.ndim == 2 else array
-    (count, rows, columns), size = planes.shape, planes[0].nbytes
-    tags = [
-        (256, [columns]), (257, [rows]), (258, [8 * array.itemsize] * count), (259, [1]),
-        (262, [2 if count == 3 else 1]), (277, [count]), (278, [rows]), (279, [size] * count), (284, [2]),
-        (339, [2 if array.dtype.kind == "i" else 1] * count),
-    ]  # fmt: skip
-    at = 8 + 2 + 12 * (len(tags) + 1) + 4  # where values of more than four bytes lie, and behind them the pixels
-    strips = at + sum(4 * len(values) for _, values in [*tags, (273, planes)] if len(values) > 1)
-    entries, beyond = b"", b""
-    for tag, values in sorted([*tags, (273, [strips + size * i for i in range(count)])]):
-        data = struct.pack(f"<{len(values)}I", *values)
-        entries += struct.pack("<HHI", tag, 4, len(values))
-        entries += data if len(values) == 1 else struct.pack("<I", at + len(beyond))
-        beyond += data if len(values) > 1 else b""
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags) + 1)
-    return head + entries + bytes(4) + beyond + planes.tobytes()
+    """A TIFF of (rows, columns), or in planes of (3, rows, columns), as Pillow does not write it."""
+    buffer, planes = io.BytesIO(), array.ndim == 3
+    tifffile.imwrite(
+        buffer, array, photometric="rgb" if planes else "minisblack", planarconfig="separate" if planes else None
+    )
+    return buffer.getvalue()
 
 
 def encoded(array, kind="png", **options) -> bytes:
