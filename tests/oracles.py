@@ -62,6 +62,19 @@ def assert_matches(
     torch.testing.assert_close(torch.stack(got), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
 
 
+def output_and_gradients(module: nn.Module, x: Tensor, direction: Tensor | None = None) -> list[Tensor]:
+    """The output, and the gradients for the input and every parameter, zero for none, of the output's sum, weighted by
+    `direction`, and of the module's own loss."""
+    module.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    y = module(x)
+    if direction is None:
+        direction = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view(y.shape)
+    ((y * direction).sum() + 1000 * module.auxiliary_loss()).backward()
+    gradients = [torch.zeros_like(t) if t.grad is None else t.grad.clone() for t in (x, *module.parameters())]
+    return [y.detach(), *gradients]
+
+
 def assert_equals_its_definition(operation: Callable[..., Tensor | Sequence[Tensor]], *inputs: Tensor) -> None:
     """Compare an operation's outputs and its gradients for all inputs with those of its definition, in float64."""
 

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import assert_matches, fill, wave
+from oracles import assert_matches, fill, output_and_gradients, wave
 
 from lib import insights
 from lib.insights.dagl import mechanism, neighbours, weights
@@ -75,15 +75,6 @@ def random_stage(width=5, dtype=torch.float32, **options) -> MGFAM:
     if module.threshold is not None:
         module.threshold.bias.data[: module.heads] = 1
     return module
-
-
-def output_and_gradients(module, x, direction) -> list[torch.Tensor]:
-    """Those of the input and of every tensor, zero for none."""
-    module.zero_grad()
-    x = x.clone().requires_grad_()
-    y = module(x)
-    (y * direction).sum().backward()
-    return [y.detach(), x.grad] + [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
 
 
 EXACT = {  # size, options

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import output_and_gradients
 from test_contracts import CASES, made
 from torch import Tensor, nn
 
@@ -56,17 +57,6 @@ def case(name: str) -> tuple[Network, Tensor]:
     return network, torch.rand(2, channels, 24, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def output_and_gradients(network: Network, x: Tensor) -> list[Tensor]:
-    """The output, and the gradients, zero for none, of a sum of it and of the network's own loss."""
-    network.zero_grad()
-    x = x.detach().requires_grad_()
-    y = network(x)
-    weights = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view(y.shape)
-    ((y * weights).sum() + 1000 * network.auxiliary_loss()).backward()
-    found = [torch.zeros_like(t) if t.grad is None else t.grad for t in (x, *network.parameters())]
-    return [tensor.double().cpu().clone() for tensor in (y.detach(), *found)]
-
-
 @contextlib.contextmanager
 def units(network: Network, hook: Callable[[nn.Module, tuple[Tensor], Tensor], Tensor | None]) -> Iterator[None]:
     """Every module `nn.ReLU` of the network calls `hook` with its input and output, and gives what that returns."""
@@ -104,7 +94,7 @@ def test_every_form_on_every_device_computes_the_definitions(name, device, dtype
     for form in [contextlib.nullcontext, models.plain][: 1 if device == "cpu" else 2]:
         left = iter(positive)
         with form(), units(network, lambda _, inputs, output, left=left: inputs[0] * next(left).to(output.device)):
-            forms.append(output_and_gradients(network, x))
+            forms.append([tensor.double().cpu() for tensor in output_and_gradients(network, x)])
         assert next(left, None) is None
     of_output, of_gradients, of_largest = TOLERANCES[dtype]
     largest = max(tensor.norm() for tensor in expected[1:])
