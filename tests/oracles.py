@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
+import pytest
 import torch
 from skimage import data
 from torch import Tensor, nn
@@ -12,6 +14,15 @@ from torch import Tensor, nn
 from lib.models import plain
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@contextmanager
+def refused(kind: type[Exception], *words: str, match: str | None = None) -> Iterator[pytest.ExceptionInfo]:
+    """Expect an error of one line that has all `words`, and where given the expression `match`."""
+    with pytest.raises(kind, match=match) as error:
+        yield error
+    text = str(error.value)
+    assert "\n" not in text and all(word in text for word in words), text
 
 
 def photographs(count: int = 3, side: int = 64, colors: int = 3) -> Tensor:

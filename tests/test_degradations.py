@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import photographs
+from oracles import photographs, refused
 from PIL import Image
 
 from lib.tasks import degradations
@@ -58,9 +58,8 @@ def generator(seed: int = 0) -> torch.Generator:
     ],
 )
 def test_what_cannot_be_built(name, options, says):
-    with pytest.raises(DegradationError, match=says) as error:
+    with refused(DegradationError, match=says):
         build(name, **options)
-    assert "\n" not in str(error.value)
 
 
 def test_a_paired_degradation_cannot_be_called():

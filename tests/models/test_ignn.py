@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import assert_equals_its_definition, assert_matches, fill, wave
+from oracles import assert_equals_its_definition, assert_matches, fill, refused, wave
 from torch import nn
 
 from lib.models import ModelError, build, plain
@@ -257,10 +257,8 @@ def test_a_bad_vgg19_file_is_one_line_that_names_it(tmp_path, content):
         path.write_bytes(content)
     elif content:
         torch.save(content, path)
-    with pytest.raises(ValueError, match="vgg19_weights") as caught:
+    with refused(ValueError, "vgg19_weights", str(path)):
         IGNN(width=4, blocks=2, vgg19_weights=path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_vgg19_file_is_what_its_name_says(tmp_path):
@@ -269,9 +267,8 @@ def test_a_vgg19_file_is_what_its_name_says(tmp_path):
     named = (tmp_path / "vgg19.pth").rename(tmp_path / f"vgg19-{digits}.pth")
     assert not IGNN(width=4, blocks=2, vgg19_weights=named).embedding.conv1.weight.isnan().any()
     other = named.rename(tmp_path / "vgg19-dcbb9e9d.pth")
-    with pytest.raises(ValueError, match=f"vgg19-dcbb9e9d.pth: its sha256 begins with {digits}; damaged") as caught:
+    with refused(ValueError, f"vgg19-dcbb9e9d.pth: its sha256 begins with {digits}; damaged"):
         IGNN(width=4, blocks=2, vgg19_weights=other)
-    assert "\n" not in str(caught.value)
 
 
 def test_vgg19_without_weights_does_not_run_but_loads():
