@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 from lib.params import ROOT
 
@@ -39,6 +40,13 @@ class Clone:
                 shutil.copyfile(ROOT / name, folder / name)
         (folder / "dvc.lock").unlink(missing_ok=True)
         self.shell("git init -q . && git add -A && git -c user.name=t -c user.email=t@t commit -qm start")
+
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """The clone that lies in a folder already."""
+        clone = cls.__new__(cls)
+        clone.folder = folder
+        return clone
 
     def shell(self, command: str, check: bool = True) -> subprocess.CompletedProcess:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

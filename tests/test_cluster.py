@@ -85,9 +85,7 @@ def begun(tmp_path_factory) -> Clone:
 
 
 def another(begun: Clone, folder: Path) -> Clone:
-    clone = Clone.__new__(Clone)
-    clone.folder = shutil.copytree(begun.folder, folder)
-    return clone
+    return Clone.at(shutil.copytree(begun.folder, folder))
 
 
 def bring_up_to_date(rows: list[str], address: str | None) -> str:

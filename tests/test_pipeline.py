@@ -81,8 +81,7 @@ def test_git_holds_results_but_neither_images_nor_weights(clone):
 
 def test_the_lock_vouches_for_results_without_images_or_weights(clone, tmp_path):
     clone.shell(f"git -c core.autocrlf=true clone -q . {tmp_path / 'bare'}")  # as on Windows
-    bare = Clone.__new__(Clone)
-    bare.folder = tmp_path / "bare"
+    bare = Clone.at(tmp_path / "bare")
     assert "Running stage" not in bare.shell("dvc repro --allow-missing --dry").stdout
     (bare.folder / "lib/training.py").write_text((bare.folder / "lib/training.py").read_text() + "\n")
     ended = bare.shell("dvc repro --allow-missing --dry", check=False)  # wants the images for what must run
@@ -97,8 +96,7 @@ def test_kept_networks_come_back_without_training(clone, tmp_path):
     assert clone.shell("git status --porcelain").stdout == "?? results/tiny/networks/\n"
     clone.shell("git add -A && git -c user.name=t -c user.email=t@t commit -qm kept")
     clone.shell(f"git clone -q . {tmp_path / 'fresh'}")
-    fresh = Clone.__new__(Clone)
-    fresh.folder = tmp_path / "fresh"
+    fresh = Clone.at(tmp_path / "fresh")
     Image.fromarray(photograph).save(fresh.folder / "own.png")
     asked = f"python -m lib restore own.png --by {name} --into restored.png"
     ended = fresh.shell(asked, check=False)

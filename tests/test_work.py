@@ -76,8 +76,7 @@ def test_a_remote_carries_results_and_a_failing_row_stops_no_other(clone):
 
 def test_the_cache_of_a_copied_folder_brings_its_results(clone, tmp_path):
     """What docs/running.md says of a machine without network: nothing runs where the cache came back."""
-    row, there = f"results/tiny/evaluate/{BASELINE}", Clone.__new__(Clone)
-    there.folder = shutil.copytree(clone.folder, tmp_path / "there")
+    row, there = f"results/tiny/evaluate/{BASELINE}", Clone.at(shutil.copytree(clone.folder, tmp_path / "there"))
     for one in (clone, there):
         one.edit("lib/measuring/evaluation.py", '"""', '"""A ')
     command = f"dvc repro --single-item baseline@{BASELINE}"
