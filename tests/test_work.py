@@ -25,7 +25,7 @@ params = Params()
 code, jobs = work.prepare(repro.outdated_rows(sys.argv[1:], params), params, remote=True)
 for name, job in jobs.items():
     said = []
-    reason = work.take(job, *work.elsewhere(code, job, said.append))
+    reason = work.collect_result(job, *work.run_in_new_folder(code, job, said.append))
     print(name, *job["stages"], "failed:" if reason else "done", reason or "", sep="|")
     assert any(name in line for line in said), said
 """

@@ -38,8 +38,8 @@ MOST_NUMBERS = 1_000_000_000
 #: Side of the image on which a degradation is tried; a multiple of every `multiple`.
 SIDE = 48
 
-#: Values of options that a network takes although nothing comes of them: what holds of those that it can mean.
-MEANT: dict[str, tuple[Callable[[Any], bool], str]] = {
+#: Options that build a network but make no sense: a test that sensible values pass, and what the message says.
+SENSIBLE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "contrastive_start": (lambda start: start < 1, "below 1, else there is no loss (contrastive: false says that)"),
     "contrastive_weight": (lambda weight: weight > 0, "above 0 (contrastive: false leaves the loss out)"),
     "k": (lambda k: k <= 80, "at most 80, for exp(k) is a float32 number"),
@@ -50,7 +50,7 @@ MEANT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "window": (lambda window: window >= 1, "at least 1"),
 }
 
-#: Options of a row that nothing comes of: those of a model where one of its options has one of these values.
+#: (model, option, values, ignored): where `option` has one of `values`, the options `ignored` have no effect.
 UNUSED: tuple[tuple[str, str, tuple, tuple[str, ...]], ...] = (
     ("dagl", "attention", (*NON_LOCAL,), ("heads", "patch", "stride", "weights")),
     ("dagl", "no_graph_attention", (True,), ("weights",)),
@@ -156,7 +156,7 @@ def _check_meant(row: Experiment | Baseline, own: dict[str, Any]) -> None:
         raise models.ModelError(f"option 'width' of model 'enlca' is {width}; it must be at least 4, for queries and "
                                 "keys have a quarter of it")  # fmt: skip
     for option, value in row.options.items():
-        means, must = MEANT.get(option, (lambda _: True, ""))
+        means, must = SENSIBLE.get(option, (lambda _: True, ""))
         if not means(value):
             raise models.ModelError(f"option {option!r} of model {row.model!r} is {value!r}; it must be {must}")
     if (
@@ -235,7 +235,7 @@ def _check_images(references: Iterable[str]) -> None:
 
 
 def _of_links() -> Iterator[str]:
-    """Links in own/ to nothing, of which DVC, which hashes the whole folder, says no name."""
+    """Broken links in own/. DVC hashes the whole folder and fails without naming the link."""
     for path in sorted(OWN.rglob("*")):
         if path.is_symlink() and not path.exists():
             yield f"{path.relative_to(OWN.parent)}: is a link to {path.readlink()}, which is not there; remove it"
@@ -246,7 +246,7 @@ File = Path | registry.Entry
 
 
 def _of_sets(params: Params, names: list[str]) -> Iterator[str]:
-    """The first fault of each set on each side of a task: what is no set, or none that the task can take; the user's
+    """The first fault of each set on each side of a task: sets that do not exist or do not fit the task; the user's
     photographs that are too small to be cropped or measured, or on two sides."""
     sized = cache(_sized)
     for task in map(params.task, names):
@@ -344,7 +344,7 @@ def _least(network: nn.Module) -> int:
 
 
 def _of_other_profiles(params: Params, found: list[str]) -> Iterator[str]:
-    """Faults of the profiles that are not in force, those aside that are `found` already."""
+    """Faults of the profiles that are not in force, except those that are `found` already."""
     for profile, settings in params.contents.profiles.items():
         for model in settings.models:
             if model not in models.names():
@@ -368,7 +368,7 @@ def _attends(model: str) -> bool:
 
 
 def _of_options(params: Params, found: list[str]) -> Iterator[str]:
-    """Faults of a profile's options of a model, those aside that are `found` in a row."""
+    """Faults of a profile's options of a model, except those that are `found` in a row."""
     for profile, settings in params.contents.profiles.items():
         for model, given in settings.models.items():
             named = {key: value for key, value in given.items() if isinstance(value, dict)}

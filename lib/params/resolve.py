@@ -116,7 +116,7 @@ class Params:
             raise ParamsError([f"{self.file}: {fault}" for fault in dict.fromkeys([*found, *self._more_faults()])])
 
     def _more_faults(self) -> list[str]:
-        """What else cannot be built in a file with faults, as far as these let it be found."""
+        """Further faults that show only when networks are built; none where earlier faults prevent building."""
         from .checks import faults  # builds networks, which takes seconds to import
 
         try:

@@ -68,7 +68,8 @@ def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-#: What no title has: in tables of Markdown | ends a cell and < begins HTML; control characters and ends of lines.
+#: Characters that a title must not contain: in tables of Markdown | ends a cell and < begins HTML; control characters
+#: and ends of lines.
 _UNFIT = r"|<>`\x00-\x1f\x7f-\x9f\u2028\u2029"
 Title = Annotated[str, Field(min_length=1, pattern=rf"^[^\s{_UNFIT}]([^{_UNFIT}]*[^\s{_UNFIT}])?$")]
 Count = Annotated[int, Field(ge=1)]

@@ -19,7 +19,7 @@ from rich.live import Live
 from ..params import Params
 from . import runs, work
 from .repro import MOST_JOBS, PipelineError
-from .work import elsewhere
+from .work import run_in_new_folder
 
 #: How often a task is begun again whose machine or process was lost.
 RETRIES = 3
@@ -87,7 +87,7 @@ def _collect(ray: Any, pending: dict[Any, str], todo: Mapping[str, dict[str, Any
                     reason, written = f"{type(error.cause).__name__}: {error.cause}", {}
                 except ray.exceptions.RayError as error:
                     reason, written = f"lost {RETRIES + 1} times: {str(error).splitlines()[0]}", {}
-                reason = work.take(todo[name], reason, written)
+                reason = work.collect_result(todo[name], reason, written)
                 failed |= bool(reason)
                 said = f"{name}: {f'failed: {reason}' if reason else 'done'}"
                 console.print(said, markup=False, highlight=False, soft_wrap=True)
@@ -130,7 +130,7 @@ class _Board:
 
 def _task(code: bytes, name: str, job: dict[str, Any], board: Any) -> tuple[str | None, dict[str, bytes]]:
     try:
-        return elsewhere(code, job, lambda line: board.say.remote(name, line))
+        return run_in_new_folder(code, job, lambda line: board.say.remote(name, line))
     finally:
         board.say.remote(name, None)
 

@@ -9,6 +9,6 @@ def show(*parts: object) -> None:
 
 
 def done(line: object) -> None:
-    """The line that stays; nothing in it may differ between two equal runs."""
+    """Print the final line. It stays in the executed notebook, so two equal runs must print the same."""
     show(line)
     print(flush=True)

@@ -135,7 +135,7 @@ def stages_of(params: Params, name: str) -> list[str]:
 
 
 def _outdated() -> set[str]:
-    """The stages that DVC holds to be out of date, those aside that wait for another one."""
+    """The stages that DVC holds to be out of date, except those that wait for another one."""
     shown = subprocess.run([*DVC, "status", "--json"], cwd=ROOT, capture_output=True, text=True, env=_environment())
     if shown.returncode:
         reasons = [line for line in shown.stderr.splitlines() if line.startswith("ERROR")] or ["it says no reason"]

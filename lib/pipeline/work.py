@@ -1,8 +1,8 @@
 """One row's stages on a machine that has Python and the environment, but no clone: the same work for any engine.
 
 `prepare` makes a job of each row. A machine unpacks the code, which travels as an archive, into a new folder and has
-DVC run the row's stages there (`elsewhere`). Results travel through DVC's run cache (`runs`), and `take` puts them in
-place. The engine, `cluster`, only decides where and when.
+DVC run the row's stages there (`run_in_new_folder`). Results travel through DVC's run cache (`runs`), and
+`collect_result` puts them in place. The engine, `cluster`, only decides where and when.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def prepare(rows: Mapping[str, list[str]], params: Params, remote: bool) -> tupl
     return archive(needed(params, [stage for stages in rows.values() for stage in stages]), ROOT), jobs
 
 
-def take(job: dict[str, Any], reason: str | None, written: Mapping[str, bytes]) -> str | None:
-    """Put in place what `elsewhere` gave for a job; returns the reason if the job failed."""
+def collect_result(job: dict[str, Any], reason: str | None, written: Mapping[str, bytes]) -> str | None:
+    """Put in place what `run_in_new_folder` gave for a job; returns the reason if the job failed."""
     for path, content in written.items():
         (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_bytes(content)
@@ -86,7 +86,9 @@ def archive(paths: Iterable[Path], root: Path) -> bytes:
     return buffer.getvalue()
 
 
-def elsewhere(code: bytes, job: dict[str, Any], say: Callable[[str], object]) -> tuple[str | None, dict[str, bytes]]:
+def run_in_new_folder(
+    code: bytes, job: dict[str, Any], say: Callable[[str], object]
+) -> tuple[str | None, dict[str, bytes]]:
     """Do a job (see `_work`) in a new folder, into which `code` is unpacked and which is deleted at the end; `say` gets
     the job's output line by line.
 
