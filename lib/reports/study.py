@@ -89,18 +89,21 @@ class Report:
         return f"{names[0]} over {names[1]}{task}"
 
     def claims(self) -> Markdown:
-        """The study's claims with their verdicts, differences in dB."""
+        """The study's claims with their verdicts, differences in dB; those that were not run in a sentence."""
         rows = {
             (row.better, row.worse): {
-                "verdict": text.verdict(row._asdict() | {"reason": self._reason(row)}),
+                "verdict": text.verdict(row._asdict() | {"reason": self._titled(row.reason)}),
                 "difference (95 % interval)": text.difference(row._asdict()),
                 "published": text.number(row.published, 2, signed=True),
                 "SSIM": f"{text.difference(row._asdict(), 'ssim_', 4)} {row.ssim_verdict}",
                 "claimed by": row.source,
             }
-            for row in self.verdicts.itertuples()
+            for row in self.run_claims().itertuples()
         }
-        return self._by_claim(rows)
+        missing = self.verdicts[self.verdicts.verdict == statistics.NOT_RUN]
+        said = [self.name(row) + self._why(row.reason) for row in missing.itertuples()]
+        shown = [self._by_claim(rows).data] if rows else []
+        return Markdown("\n\n".join(shown + [f"*Not run*: {text.listed(said)}."] * bool(said)))
 
     def _by_claim(self, rows: Mapping[tuple[str, str], Mapping[str, str]]) -> Markdown:
         """Cells of claims (better, worse) as a table for each task."""
@@ -112,10 +115,12 @@ class Report:
                 parts += [f"**{task}**", text.markdown(_filled(table))]
         return Markdown("\n\n".join(parts))
 
-    def _reason(self, row: Any) -> str:
-        """A claim's reason with titles for names, and why a row was not run where it says so."""
-        reasons = [self.not_run.reason[name] for name in (row.better, row.worse) if name in self.not_run.index]
-        reason = reasons[0] if reasons else row.reason
+    def _why(self, reason: str) -> str:
+        """Why a claim was not run, in brackets, where it is not that a row was not."""
+        return "" if reason.endswith("has no numbers") else f" ({self._titled(reason)})"
+
+    def _titled(self, reason: str) -> str:
+        """A claim's reason with titles for names."""
         for name in sorted(self.labels, key=len, reverse=True):
             reason = reason.replace(name, self.labels[name])
         return reason
@@ -124,9 +129,9 @@ class Report:
 
     def compared(self) -> Markdown:
         """The options of each task's reference, and those in which the other rows differ from it; titles are links to
-        the rows' own notebooks."""
+        the rows' own notebooks. Tasks that were run, all where none was."""
         parts = []
-        for task, names in self._by_task():
+        for task, names in [(task, self.tasks[task]) for task, _ in self._run_by_task()] or self._by_task():
             full = self._resolved[names[0]].options
             differing = {
                 self._linked(name): in_words(
@@ -149,13 +154,31 @@ class Report:
         )
 
     def table(self) -> Markdown:
-        """The main table, a part per task."""
-        parts = [f"**{task}**, {self._measured_on(names)}\n\n{text.markdown(self._part(names))}"
-                 for task, names in self._by_task()]  # fmt: skip
+        """The main table, a part per task; rows that were not run in a sentence."""
+        parts = [
+            f"**{task}**, {self._measured_on(names)}\n\n{text.markdown(self._part(names, self.tasks[task][0]))}"
+            for task, names in self._run_by_task()
+        ]
+        for task, names in self._by_task():
+            if missing := [name for name in names if not self.rows.photographs[name]]:
+                said = [self.labels[name] + self._why_not_run(name) for name in missing]
+                parts.append(f"*Not run for {task}*: {text.listed(said)}.")
         return Markdown("\n\n".join(parts))
 
-    def _part(self, names: Sequence[str]) -> pd.DataFrame:
-        reference, rows = names[0], {}
+    def _run_by_task(self) -> list[tuple[str, list[str]]]:
+        """The tasks with a row of their own that was run, the reference or one with attention, and all that were."""
+        found = []
+        for task, names in self._by_task():
+            run = [name for name in names if self.rows.photographs[name]]
+            if any(name == names[0] or (name in self.params.experiments and self.attends(name)) for name in run):
+                found.append((task, run))
+        return found
+
+    def _why_not_run(self, name: str) -> str:
+        return f" ({self.not_run.reason[name]})" if name in self.not_run.index else ""
+
+    def _part(self, names: Sequence[str], reference: str) -> pd.DataFrame:
+        rows = {}
         for name in names:
             row, cost = self.rows.loc[name], self.costs.reindex([name]).iloc[0]
             spent = (  # what a method without weights takes is not counted
@@ -173,8 +196,6 @@ class Report:
 
     def _relation(self, name: str, reference: str) -> str:
         """Verdict on a row against its reference, by the claim about the two in either direction; empty without one."""
-        if not self.rows.photographs[name]:
-            return statistics.NOT_RUN
         for row in self.verdicts.itertuples():
             if {row.better, row.worse} == {name, reference}:
                 sign = 1 if row.better == name else -1
@@ -202,7 +223,7 @@ class Report:
     def _measured_on(self, names: Sequence[str]) -> str:
         counts = self.images[self.images.experiment.isin(names)].drop_duplicates(["set", "image"])
         counts = counts.groupby("set", sort=False).size()
-        return f"{counts.sum()} photographs of {text.listed([*counts.index])}" if len(counts) else statistics.NOT_RUN
+        return f"{counts.sum()} photographs of {text.listed([*counts.index])}"
 
     def beside_published(self) -> Markdown:
         """Published numbers beside ours on the same set, where there are any."""
@@ -215,7 +236,7 @@ class Report:
                 "ours (dB)": text.number(ours.get((name, row["set"]), np.nan)),
                 "source": row.source,
             }
-            for task, names in self._by_task()
+            for task, names in self._run_by_task()
             for name in names
             if name in self.published.index
             for row in [self.published.loc[name]]
@@ -227,10 +248,8 @@ class Report:
     def per_set(self) -> Markdown:
         """Mean PSNR (dB) of each row on each set, with how many photographs the set has."""
         parts = []
-        for task, names in self._by_task():
+        for task, names in self._run_by_task():
             images = self.images[self.images.experiment.isin(names)]
-            if images.empty:
-                continue
             counts = images.groupby("set", sort=False).image.nunique()
             means = images.assign(psnr=statistics.counted(images.psnr)).groupby(["experiment", "set"]).psnr.mean()
             heads = {of: f"{of} ({count})" for of, count in counts.items()}
@@ -272,16 +291,15 @@ class Report:
             slope, low, high = (value / 10 for value in line)
             trend = text.difference({"difference": slope, "low": low, "high": high})
             quarters = tables.by_quartile(tables.gains(self.images, claim.better, claim.worse))
-            shown = {f"{name} similar quarter": text.number(gain, 2, True) for name, gain in quarters.items()}
+            ends = quarters.iloc[[0, -1]].items()
+            shown = {f"{name} similar quarter": text.number(gain, 2, True) for name, gain in ends}
             rows[claim.better, claim.worse] = {"trend per 0.1 (95 % interval)": trend, **shown}
         return self._by_claim(rows)
 
     def limits(self) -> Markdown:
         """Limits of these numbers: profile, training, field, photographs, seeds, attention that does not act."""
         parts = [f"Profile `{self.params.profile}`" + ("" if self.conclusive else ", which draws no conclusions") + "."]
-        for task, names in self._by_task():
-            if self._measured_on(names) == statistics.NOT_RUN:
-                continue
+        for task, names in self._run_by_task():
             trained = [name for name in names if name in self.params.experiments]
             row = self.params.experiment(trained[0])
             budget, how = row.budget, row.evaluation

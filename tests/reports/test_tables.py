@@ -64,7 +64,7 @@ def test_acts_are_gathered(made_up):
 def test_a_study_that_was_not_run_has_its_tables(made_up):
     report = made_up().report("lir_parts")
     assert set(report.verdicts.verdict) == {statistics.NOT_RUN} and report.run_claims().empty
-    assert "not run" in report.table().data and "None of the rows" in report.answer().data
+    assert "*Not run for deraining*" in report.table().data and "None of the rows" in report.answer().data
 
 
 def test_gains_stand_beside_self_similarity_and_by_quartile(made_up):
