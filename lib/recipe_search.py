@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from .flops import flops
 from .images import sets
 from .insights import health
 from .models.blocks import Attention, Network, Trunk
@@ -118,10 +118,9 @@ def precision(params: Params, name: str, seed: int, kind: str, steps: int) -> di
 def _operations(run: Experiment, network: Network) -> int:
     """Floating-point operations of the forward and backward pass of a step, a multiply-add being two."""
     image = torch.rand(run.budget.batch, run.task.colors, *[run.budget.crop // run.task.degradation.scale] * 2)
-    with FlopCounterMode(display=False) as counter:
-        network(image).square().mean().backward()
+    _, counted = flops(lambda: network(image).square().mean().backward())
     network.zero_grad(set_to_none=True)
-    return counter.get_total_flops()
+    return counted
 
 
 def peak(kind: str, side: int = 2048, repeats: int = 8) -> float:

@@ -13,6 +13,7 @@ from skimage import data
 
 from lib import recipe_search
 from lib.images.sets import Item, SetError
+from lib.models.blocks import Attention
 from lib.params import Params
 from lib.tasks import experiment as experiments
 
@@ -52,6 +53,17 @@ def test_both_precisions_train_the_same_row(params):
     trained = sum(p.numel() for p in experiments.network(run).parameters())
     pixels = run.budget.batch * run.budget.crop**2
     assert recipe_search._operations(run, experiments.network(run)) == pytest.approx(6 * trained * pixels, rel=0.1)
+
+
+def test_operations_of_a_step_hold_those_of_fused_attention():
+    params, counted = Params(profile="quick"), []
+    for name in ("edsr_gray_denoise_25", "edsr_gray_denoise_25-nl"):
+        run = params.experiment(name)
+        counted.append(recipe_search._operations(run, network := experiments.network(run)))
+    [inner] = {layer.query.out_channels for layer in network.body if isinstance(layer, Attention)}
+    products = 2 + 5  # scores and output; backward the scores again and four derivatives
+    of_attention = products * 2 * run.budget.batch * run.budget.crop**4 * inner
+    assert counted[1] - counted[0] == pytest.approx(of_attention, rel=0.1)
 
 
 def test_without_validation_photographs_there_is_no_search(params, monkeypatch):
