@@ -41,7 +41,7 @@ def show(figure: Figure, save: Path | None = None, photographs: bool = False, al
     with PIL.Image.open(drawn) as opened:
         pixels = opened.convert("RGB")
     if photographs:
-        pixels.save(data, format=form, quality=JPEG_QUALITY)
+        pixels.save(data, format=form, quality=JPEG_QUALITY, optimize=True, progressive=True)
     else:  # a quarter of the bytes of full colour
         pixels.quantize(PALETTE, dither=PIL.Image.Dither.NONE).save(data, format=form, optimize=True)
     if save:

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class Site:
         if checked := self._published_numbers():
             reports[readme.PUBLISHED_NUMBERS] = checked
         self.pages = {path: name for name, path in reports.items()}
+        self.studies = Counter(path.parent.name for path in reports.values())
         self.pages |= {path: name for name, path in DOCS.items()}
         summary = self._latest("summary", "summary.ipynb")
         self.pages |= {path: path.stem for path in [*summary, *sorted(ROOT.glob("results/benchmark/*.ipynb"))]}
@@ -112,6 +114,9 @@ class Site:
             notebook["cells"][0]["source"] = (
                 f"# {row.title}: {row.task.title} ({params.profile})\n\n[All rows](../rows.md)\n{words}"
             )
+        elif self.studies[path.parent.name] > 1:  # a study's reports in two profiles have one title
+            title, _, words = "".join(notebook["cells"][0]["source"]).partition("\n")
+            notebook["cells"][0]["source"] = f"{title} ({path.parts[-4]})\n{words}"
         left_out = False
         for cell in notebook["cells"]:
             tags = cell["metadata"].get("tags", [])
@@ -158,6 +163,7 @@ class Site:
         for name, path in sorted(reports.items(), key=lambda item: item[1].parts[-4] == self.profiles[0].profile):
             study = self.profiles[0].studies.get(path.parent.name)
             title = study.title if study else "Do our conventions give published numbers back?"
+            title += f" ({path.parts[-4]})" * (self.studies[path.parent.name] > 1)
             said = _answer(path)
             figure = path.with_name("differences.png")
             profile, shown = path.parts[-4], ""

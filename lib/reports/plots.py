@@ -70,13 +70,23 @@ def _panels(count: int, height: float, most: int = 2, **options) -> tuple[Figure
 
 
 def _looks(modules: Mapping[str, str]) -> dict[str, dict]:
-    """Colour and marker of each label from its module; a label looks the same in every panel of a figure."""
-    used: dict[str, int] = {}
-    looks = {}
+    """Colour and marker of each label: a shade of its module's colour; a label looks the same in every panel of a
+    figure."""
+    labels: dict[str, list[str]] = {}
     for label, module in modules.items():
-        looks[label] = {"color": COLORS[module], "marker": MARKERS[used.setdefault(module, 0) % len(MARKERS)]}
-        used[module] += 1
-    return looks
+        labels.setdefault(module, []).append(label)
+    looks = {
+        label: {"color": shade, "marker": MARKERS[number % len(MARKERS)]}
+        for module, group in labels.items()
+        for number, (label, shade) in enumerate(zip(group, _shades(COLORS[module], len(group)), strict=True))
+    }
+    return {label: looks[label] for label in modules}
+
+
+def _shades(color: tuple[float, float, float], count: int) -> list:
+    """A colour for one, shades of it from dark to light for several."""
+    dark, light = (sns.blend_palette([color, end], 9)[4] for end in ("black", "white"))
+    return [color] if count == 1 else [*sns.blend_palette([dark, color, light], count)]
 
 
 def _legend(figure: Figure, looks: Mapping[str, dict]) -> None:
@@ -626,7 +636,7 @@ def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
     left, right = axes[-1]
     reach, ssim_reach = choices.difference.abs().max(), choices.ssim_difference.abs().max()
     left.set_xscale("symlog", linthresh=linear)
-    left.set(xlim=(-12 * reach, 12 * reach), xlabel="difference of PSNR (dB)")
+    left.set(xlim=(-80 * reach, 80 * reach), xlabel=f"difference of PSNR (dB), logarithmic beyond {linear:g}")
     left.set_xticks([-1, -linear, 0, linear, 1])
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set(xlim=(-2.6 * ssim_reach, 2.6 * ssim_reach), xlabel="difference of SSIM")
