@@ -23,6 +23,9 @@ SMOKE = (
     "conclusions. Its networks are too small and trained too briefly."
 )
 
+#: dB; a module that loses less with a constant in its place has hardly begun where another seed's loses ten times it.
+HARDLY = 0.1
+
 #: Rows whose cost an answer tells without choosing.
 MOST_COSTS = 6
 
@@ -159,8 +162,8 @@ def with_field(report: Report, better: str, worse: str) -> str:
 
 
 def who_does_not_act(report: Report) -> str:
-    """Which rows' attention does not act, and in which a part of the modules does; nothing where all act or no
-    evaluation recorded it."""
+    """Which rows' attention does not act, in which a part of the modules does, and in which only that of some seeds has
+    begun; nothing where all act or no evaluation recorded it."""
     measured = report.acts[report.acts.str.fullmatch(r"yes|no|\d+ of \d+")]
     still = [report.labels[row] for row in measured.index if not report.tested[row]]
     partly = {row: acts for row, acts in measured.items() if report.tested[row] and acts != "yes"}
@@ -168,6 +171,13 @@ def who_does_not_act(report: Report) -> str:
     if partly:
         named = [f"{report.labels[row]} ({acts} over all seeds)" for row, acts in partly.items()]
         said.append(f"only some modules act in {text.listed(named)}")
+    lost = report.of_modules.groupby(["experiment", "seed"]).lost.max().groupby("experiment").agg(["min", "max"])
+    uneven = lost[(lost["min"] < HARDLY) & (lost["max"] > 10 * HARDLY)]
+    if named := [
+        f"{report.labels[row]} ({text.number(lost.low)} to {text.number(lost.high)} dB lost without it)"
+        for row, lost in uneven.rename(columns={"min": "low", "max": "high"}).iterrows()
+    ]:
+        said.append(f"attention has begun in some seeds alone in {text.listed(named)}")
     return "; ".join(said)
 
 
@@ -237,6 +247,7 @@ def dagl_structure(report: Report) -> list[str]:
         grouped(report, turned(full), "the full network", against),
         grouped(report, fixed, "4 of them", names),
         _order(report, "dagl_gray_denoise_25"),
+        who_does_not_act(report),
     ]
 
 
