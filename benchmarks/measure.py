@@ -19,18 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count
-
-from lib.measuring.inference import FUSED_ATTENTION
-
-#: Operations that PyTorch's counter does not know: products in place, and the derivative of the CPU's fused attention.
-MORE_FLOPS = {
-    torch.ops.aten.addmm_: lambda total, a, b, *_, **__: 2 * math.prod(total) * a[-1],
-    torch.ops.aten.baddbmm_: lambda total, a, b, *_, **__: 2 * math.prod(total) * a[-1],
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
-        sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
 
 #: Side of the square matrix product that shows the peak rate of a device.
 LARGE = {"cpu": 2048, "cuda": 8192}
@@ -123,14 +111,6 @@ def growth(call: Callable, device: str) -> float:
 def _status(key: str) -> int:
     found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
     return 1024 * int(found[1]) if found else 0
-
-
-def flops(function: Callable) -> tuple[Any, int]:
-    """A function's result and its floating-point operations in convolutions, matrix products and fused attention."""
-    counter = FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION | MORE_FLOPS)
-    with counter:
-        result = function()
-    return result, counter.get_total_flops()
 
 
 def peak_rate(device: str, dtype: torch.dtype) -> float:

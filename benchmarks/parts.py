@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lib.flops import flops
 from lib.models.blocks import Attention
 from lib.pipeline import progress
 
@@ -84,10 +85,10 @@ def modules(device: str, names: Sequence[str], seconds: float = 0, side: int = 0
         found = {}
         for form, call in forms.items():
             with call.context():
-                found[form] = measure.flops(call)
-        for form, (outputs, flops) in found.items():
+                found[form] = flops(call)
+        for form, (outputs, counted) in found.items():
             difference = max(map(measure.relative_difference, outputs, found["definition"][0]))
-            for quantity, value in {"difference": difference, "flops": flops}.items():
+            for quantity, value in {"difference": difference, "flops": counted}.items():
                 yield Record("modules", name, quantity, value, form, mode, dtype, forms[form].side)
 
 
@@ -230,7 +231,7 @@ def _step(name: str, ours: Step, seconds: float) -> Records:
     definition = copy.copy(ours)
     definition.form = "definition"
     record = partial(Record, "steps", name, mode="step", side=ours.clean.shape[3])
-    yield record("flops", measure.flops(ours)[1], "ours")
+    yield record("flops", flops(ours)[1], "ours")
     for _, repeat, found in measure.rounds({name: {"ours": ours, "definition": definition}}, seconds):
         progress.show(name, f"round {repeat + 1}")
         yield from (record("seconds", value, form, repeat=repeat) for form, value in found.items())

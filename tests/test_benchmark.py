@@ -16,6 +16,7 @@ from benchmarks import __main__ as command
 from benchmarks import measure, parts, report
 from benchmarks.cases import CASES, FORMS, Call
 from lib import params
+from lib.flops import flops
 from lib.params import ROOT
 
 
@@ -87,7 +88,7 @@ def test_seconds_are_those_of_one_call_after_one_that_does_not_count(monkeypatch
 
 def test_flops_are_those_of_what_was_done():
     a, b, c = (torch.randn(8, 8) for _ in range(3))
-    of = lambda function: measure.flops(function)[1]  # noqa: E731
+    of = lambda function: flops(function)[1]  # noqa: E731
     assert of(lambda: (a @ b, torch.addmm(c, a, b), c.addmm_(a, b))) == 3 * 2 * 8**3
     q, k, v = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
     attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)

@@ -82,17 +82,12 @@ def sentence(row: Mapping, better: str, worse: str, delta: float) -> str:
     opened = (
         f"whether {better} restores better than {worse} is open ({number(row['difference'], 2, True)} dB, {bounds})"
     )
-    by_ssim = row.get("ssim_verdict") if row["verdict"] in (UNRESOLVED, LEANS) else None
-    of_ssim = (
-        f"{number(row['ssim_difference'], 4, True)}, {interval(row['ssim_low'], row['ssim_high'], 4)}"
-        if by_ssim
-        else ""
-    )
-    beside = {
-        HOLDS: f"; by SSIM it restores better ({of_ssim})",
-        REVERSED: f"; by SSIM it restores worse ({of_ssim})",
-    }
-    return capital(says.get(row["verdict"], opened)) + beside.get(by_ssim, "")
+    said = capital(says.get(row["verdict"], opened))
+    by_ssim = {HOLDS: "better", REVERSED: "worse"}.get(row.get("ssim_verdict", ""))
+    if by_ssim is None or row["verdict"] not in (UNRESOLVED, LEANS):
+        return said
+    of_ssim = f"{number(row['ssim_difference'], 4, True)}, {interval(row['ssim_low'], row['ssim_high'], 4)}"
+    return f"{said}; by SSIM it restores {by_ssim} ({of_ssim})"
 
 
 def capital(words: str) -> str:
