@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import sparse, special, stats
 
 from ..measuring.metrics import MOST_PSNR
 from ..params.schema import LOOKS as LOOKS
@@ -33,7 +33,7 @@ UNTRAINED = -1
 #: Family-wise error of a study's verdicts, and level of the intervals.
 ALPHA, LEVEL = 0.05, 0.95
 
-#: With fewer claims, every claim has its own variance alone.
+#: With fewer claims of which none follows from others, every claim has its own variance alone.
 MIN_CLAIMS = 10
 
 #: With fewer photographs no trend is given.
@@ -181,10 +181,19 @@ def summarise_trend(table: Array, x: Array, trained: bool = True) -> Differences
     )
 
 
-def fit_prior(differences: Differences) -> Prior:
-    """d0 and s0^2 by the moments of log s2 over all claims of a profile (limma's fitFDist); none with few claims."""
+def independent(pairs: Sequence[tuple[str, str]]) -> int:
+    """How many differences of pairs of rows do not follow from the others: A over C does from A over B and B over C."""
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    ends = np.array([[names.index(name) for name in pair] for pair in pairs], dtype=int).reshape(-1, 2)
+    graph = sparse.coo_array((np.ones(len(ends)), ends.T), (len(names), len(names)))
+    return len(names) - int(sparse.csgraph.connected_components(graph, directed=False)[0]) if len(ends) else 0
+
+
+def fit_prior(differences: Differences, independent: int | None = None) -> Prior:
+    """d0 and s0^2 by the moments of log s2 over all claims of a profile (limma's fitFDist); none where few of these are
+    `independent`, which all are unless told."""
     known = differences[np.isfinite(differences.seed_variance)]
-    if len(known.mean) < MIN_CLAIMS or not known.seed_variance.any():
+    if (len(known.mean) if independent is None else independent) < MIN_CLAIMS or not known.seed_variance.any():
         return Prior()
     half = (known.seeds - 1) / 2
     variance = np.maximum(known.seed_variance, 1e-5 * np.median(known.seed_variance))  # a zero has no logarithm

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..insights import health
@@ -57,10 +58,11 @@ def read(params: Params) -> Gathered:
     names = list(dict.fromkeys(name for study in studies for name in study.experiments))
     images, deltas = collect(evaluated, names, params.baselines), asdict(params.delta)
     pairs = list(dict.fromkeys((claim.better, claim.worse) for study in studies for claim in study.claims))
-    priors = {
-        metric: statistics.fit_prior(statistics.differences_of(images, pairs, metric)[0])
-        for metric in (*deltas, statistics.TREND)
-    }
+    priors = {}
+    for metric in (*deltas, statistics.TREND):
+        found, _ = statistics.differences_of(images, pairs, metric)
+        known = [pair for pair, variance in zip(pairs, found.seed_variance, strict=True) if np.isfinite(variance)]
+        priors[metric] = statistics.fit_prior(found, statistics.independent(known))
     alpha = statistics.level_at(len(params.settings.seeds), params.settings.looks)
     return Gathered(images, collect_acts(evaluated, names), priors, deltas, alpha)
 

@@ -75,6 +75,15 @@ def test_equal_variances_have_an_infinite_prior_and_few_claims_none():
     assert statistics.fit_prior(differences(np.zeros(9), np.arange(1, 10))) == Prior()
 
 
+def test_claims_that_follow_from_others_make_no_prior():
+    pairs = [(a, b) for place, a in enumerate("abcdef") for b in "abcdef"[place + 1 :]]
+    assert statistics.independent(pairs) == 5 and statistics.independent([]) == 0
+    assert statistics.independent([("a", "b"), ("c", "d"), ("b", "e")]) == 3
+    found = differences(np.zeros(len(pairs)), 0.01)
+    assert statistics.fit_prior(found, statistics.independent(pairs)) == Prior()
+    assert statistics.fit_prior(found, 10).freedom == np.inf
+
+
 @pytest.mark.parametrize("value", [1e-4, 0.3, 1.6449340668, 50.0])
 def test_trigamma_is_inverted(value):
     from scipy.special import polygamma
