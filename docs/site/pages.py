@@ -196,12 +196,12 @@ def _toctree(pages: list[str], options: str) -> str:
 
 
 def _answer(report: Path) -> str:
-    """The answer of an executed report, or its finding."""
+    """The first two sentences of the answer of an executed report, or its finding."""
     cells = json.loads(report.read_text())["cells"]
     found = [output.get("data", {}).get("text/markdown", "") for cell in cells for output in cell.get("outputs", ())]
     shown = ["".join(words) for words in found if words]
     answers = [words.removeprefix("**Answer.** ") for words in shown if words.startswith("**Answer.** ")]
-    return answers[0] if answers else shown[-1]
+    return " ".join(re.split(r"(?<=\.) (?=[A-Z])", answers[0].partition("\n")[0])[:2]) if answers else shown[-1]
 
 
 def main() -> int:

@@ -201,7 +201,6 @@ def dagl_ablation(report: Report) -> list[str]:
         f"of the {len(run)} differences between rows of the paper's Table 5, {_is_or_are(len(resolved))} resolved here"
         f"{agreeing}{not_tested}"
         if len(run) and not none_acts else "",
-        _order(report, full),
         _kept(report, full),
         who_does_not_act(report),
     ]  # fmt: skip
@@ -226,18 +225,6 @@ def _is_or_are(count: int) -> str:
     return f"{count or 'none'} {'are' if count > 1 else 'is'}"
 
 
-def _order(report: Report, full: str) -> str:
-    """The rows of a task with attention by their PSNR, and which do not restore better than the trunk without."""
-    rows = report.tasks[report.task_title(full)]
-    psnr = report.rows.psnr.reindex([name for name in rows if report.attends(name)]).dropna()
-    trunk = report.rows.psnr.get("edsr_gray_denoise_25", np.nan)
-    if len(psnr) < 2 or np.isnan(trunk):
-        return ""
-    named = [f"{report.labels[name]} ({value:.2f} dB)" for name, value in psnr.sort_values(ascending=False).items()]
-    place = f"the trunk without attention ({trunk:.2f} dB) would stand in place {(psnr > trunk).sum() + 1}"
-    return f"from best to worst: {text.listed(named)}; {place}"
-
-
 def dagl_structure(report: Report) -> list[str]:
     names = {"dagl_gray_denoise_25-no_threshold_64": "64 fixed neighbours"}
     full = report.verdicts[report.verdicts.better == "dagl_gray_denoise_25"]
@@ -246,7 +233,6 @@ def dagl_structure(report: Report) -> list[str]:
     return [
         grouped(report, turned(full), "the full network", against),
         grouped(report, fixed, "4 of them", names),
-        _order(report, "dagl_gray_denoise_25"),
         who_does_not_act(report),
     ]
 

@@ -139,7 +139,7 @@ class Report:
                 )
                 for name in names[1:]
             }
-            head = f"**{task}**: {self._linked(names[0])}, {in_words(full)}"
+            head = f"**{task}**: {self._linked(names[0])}, {in_words(full) if full else 'with its default options'}"
             parts += [
                 head,
                 text.markdown(pd.Series(differing, name="options that differ").rename_axis("row").to_frame()),
