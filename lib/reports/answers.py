@@ -113,7 +113,7 @@ def at_what_cost(report: Report) -> str:
             continue
         ratios = costs.loc[shown] / costs.loc[base]
         ratios = ratios.map(lambda ratio: f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}")
-        rows = [f"{report.labels[name]} {adds} and {memory}" for name, adds, memory in ratios.itertuples()]
+        rows = [f"{report.labels[name]} ({adds} and {memory})" for name, adds, memory in ratios.itertuples()]
         said.append(f"on {task}, times the multiply-adds and the memory of {report.labels[base]}: {'; '.join(rows)}")
     return text.capital(". ".join(map(text.capital, said)))
 
