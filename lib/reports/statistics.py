@@ -80,7 +80,7 @@ class Prior:
 
     freedom: float = 0.0
     variance: float = 0.0
-    most: float = np.inf  # degrees of freedom of all claims together, which no moderated variance can exceed
+    most: float = np.inf  # degrees of freedom of all independent claims, which no moderated variance can exceed
 
 
 @dataclass(frozen=True)
@@ -193,13 +193,14 @@ def fit_prior(differences: Differences, independent: int | None = None) -> Prior
     """d0 and s0^2 by the moments of log s2 over all claims of a profile (limma's fitFDist); none where few of these are
     `independent`, which all are unless told."""
     known = differences[np.isfinite(differences.seed_variance)]
-    if (len(known.mean) if independent is None else independent) < MIN_CLAIMS or not known.seed_variance.any():
+    count = len(known.mean) if independent is None else independent
+    if count < MIN_CLAIMS or not known.seed_variance.any():
         return Prior()
     half = (known.seeds - 1) / 2
     variance = np.maximum(known.seed_variance, 1e-5 * np.median(known.seed_variance))  # a zero has no logarithm
     logs = np.log(variance) - special.digamma(half) + np.log(half)
     beyond_chance = logs.var(ddof=1) - special.polygamma(1, half).mean()
-    most = 2 * half.sum()
+    most = 2 * half.mean() * count
     if beyond_chance <= 0:  # no more different than one variance explains
         return Prior(np.inf, float(variance.mean()), most)
     d0 = 2 * _inverse_trigamma(beyond_chance)

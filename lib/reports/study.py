@@ -170,7 +170,7 @@ class Report:
         found = []
         for task, names in self._by_task():
             run = [name for name in names if self.rows.photographs[name]]
-            if any(name == names[0] or (name in self.params.experiments and self.attends(name)) for name in run):
+            if any(name in self.params.experiments and (name == names[0] or self.attends(name)) for name in run):
                 found.append((task, run))
         return found
 

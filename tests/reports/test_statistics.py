@@ -81,7 +81,7 @@ def test_claims_that_follow_from_others_make_no_prior():
     assert statistics.independent([("a", "b"), ("c", "d"), ("b", "e")]) == 3
     found = differences(np.zeros(len(pairs)), 0.01)
     assert statistics.fit_prior(found, statistics.independent(pairs)) == Prior()
-    assert statistics.fit_prior(found, 10).freedom == np.inf
+    assert statistics.fit_prior(found, 10) == Prior(np.inf, pytest.approx(0.01), 20)
 
 
 @pytest.mark.parametrize("value", [1e-4, 0.3, 1.6449340668, 50.0])

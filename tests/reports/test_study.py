@@ -183,6 +183,49 @@ def test_a_difference_that_the_field_decides_is_told(made_up):
     assert "in a field of" not in made.report("dagl_ablation").said()
 
 
+def _has_no_attention(made, name):
+    """The evaluation of a trunk measures no module."""
+    file = made.params.results("evaluate", name, "acts.csv")
+    pd.read_csv(file).head(0).to_csv(file, index=False)
+
+
+def test_costs_are_those_of_compared_rows_beside_the_trunk(made_up):
+    made = made_up()
+    for name, adds in ((DAGL, 12e9), (NL, 2e9), (EDSR, 1e9)):
+        made.row(name, 30.0, acts=0.3)
+        cost = made.params.results("evaluate", name, "cost.json")
+        cost.write_text(json.dumps(json.loads(cost.read_text()) | {"multiply_adds": adds, "peak_bytes": 2 * adds}))
+    _has_no_attention(made, EDSR)
+    told = "**At what cost.** On gray denoising, sigma 25, times the multiply-adds and the memory of EDSR trunk: "
+    assert (
+        f"{told}DAGL (12 and 12); DAGL, single-head non-local (2.0 and 2.0)."
+        in made.report("dagl_ablation").answer().data
+    )
+
+
+def test_attention_that_began_in_some_seeds_alone_is_named(made_up):
+    made = made_up()
+    made.row(DAGL, 30.0, acts=0.3)
+    made.row(NL, 29.0, acts=0.3)
+    file = made.params.results("evaluate", NL, "acts.csv")
+    pd.read_csv(file).assign(psnr_lost_mean=[0.03, 1.9, 0.09]).to_csv(file, index=False)
+    told = "Attention has begun in some seeds alone in DAGL, single-head non-local (0.03 to 1.90 dB lost without it)."
+    assert told in made.report("dagl_ablation").said()
+
+
+def test_a_task_of_which_nothing_was_trained_is_one_line(made_up):
+    made = made_up()
+    made.row("edsr_sr_x2", 30.0, acts=0.3)
+    _has_no_attention(made, "edsr_sr_x2")
+    made.row("bicubic_sr_x2", 28.0, seeds=(1,))
+    report = made.report("enlca_amplification")
+    assert (
+        "30." not in report.table().data
+        and "Not run for super-resolution x2*: ENLCN and ENLCN, no" in report.table().data
+    )
+    assert "super-resolution x2" not in report.limits().data and "|" not in report.per_set().data
+
+
 def test_an_open_difference_that_ssim_decides_is_told():
     row = {"verdict": statistics.UNRESOLVED, "difference": 0.04, "low": -0.01, "high": 0.1, "ssim_verdict": "holds",
            "ssim_difference": 0.0034, "ssim_low": 0.0019, "ssim_high": 0.0048}  # fmt: skip
