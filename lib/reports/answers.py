@@ -23,11 +23,12 @@ SMOKE = (
     "conclusions. Its networks are too small and trained too briefly."
 )
 
-#: dB; a module that loses less with a constant in its place has hardly begun where another seed's loses ten times it.
+#: dB; where the modules of a seed lose less than this without attention, and those of another ten times as much or
+#: more, seeds differ in whether attention has begun.
 HARDLY = 0.1
 
 #: Rows whose cost an answer tells without choosing.
-MOST_COSTS = 6
+MOST_COSTS = 8
 
 
 def answer(report: Report) -> list[str]:
@@ -43,8 +44,14 @@ def answer(report: Report) -> list[str]:
 
 def _not_run(report: Report) -> str:
     """How many claims nothing is said about."""
-    missing = len(report.verdicts) - len(report.run_claims())
-    return f"{missing} of {len(report.verdicts)} claims {'were' if missing > 1 else 'was'} not run" if missing else ""
+    run = {report.task_title(better) for better in report.run_claims().better}
+    missing = report.verdicts[report.verdicts.verdict == NOT_RUN]
+    if missing.empty:
+        return ""
+    said = f"{len(missing)} of {len(report.verdicts)} claims {'were' if len(missing) > 1 else 'was'} not run"
+    titles = dict.fromkeys(map(report.task_title, missing.better))
+    whole = [title for title in titles if title not in run]
+    return f"{said}, {'' if len(whole) == len(titles) else 'among them '}all on {text.listed(whole)}" if whole else said
 
 
 def in_general(report: Report) -> list[str]:
@@ -64,7 +71,7 @@ def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping
         EQUAL: "restore{s} as well as {reference}",
         (LEANS, 1): "seem{s} to restore better, though not surely",
         (LEANS, -1): "seem{s} to restore worse, though not surely",
-        UNRESOLVED: "show{s} no resolved difference to {reference}",
+        UNRESOLVED: "show{s} no resolved difference from {reference}",
         NOT_TESTED: "do{es} not act and {is_} not tested",
     }
     said = []
@@ -95,8 +102,8 @@ def _named(row: Any, name: str) -> str:
 
 
 def at_what_cost(report: Report) -> str:
-    """Multiply-adds and memory of rows with attention beside the cheapest row of their task that has none, its
-    reference where all have; where claims are about many rows, of those that are decided or lean."""
+    """Multiply-adds and memory of the compared rows beside the cheapest row of their task without attention, its
+    reference where all have it; where claims are about many rows, of those that are decided or lean."""
     run = report.run_claims()
     decided = run[run.verdict.isin((HOLDS, REVERSED, EQUAL, LEANS))]
     chosen = {*run.better, *run.worse}
@@ -108,7 +115,7 @@ def at_what_cost(report: Report) -> str:
         costs = costs[[name in report.params.experiments for name in costs.index]]
         plain = [name for name in costs.index if not report.attends(name)] or names[:1]
         base = costs.reindex(plain).multiply_adds.idxmin() if len(costs.index.intersection(plain)) else ""
-        shown = [name for name in costs.index if name in chosen and name != base and report.attends(name)]
+        shown = [name for name in costs.index if name in chosen and name != base]
         if not base or not shown:
             continue
         ratios = costs.loc[shown] / costs.loc[base]
@@ -125,7 +132,7 @@ def open_claims(report: Report) -> str:
     if left.empty:
         return "every claim that was run is resolved"
     fewest = left.more_seeds.min()
-    said = f"by PSNR {len(left)} of {len(run)} claims are open"
+    said = f"by PSNR {len(left)} of {len(run)} claims are not decided"
     if fewest < np.inf:
         return f"{said}; the nearest needs {text.seeds(fewest)}"
     return f"{said} and would stay so with {statistics.MOST_SEEDS} more seeds"
@@ -162,27 +169,42 @@ def with_field(report: Report, better: str, worse: str) -> str:
 
 
 def who_does_not_act(report: Report) -> str:
-    """Which rows' attention does not act, in which a part of the modules does, and in which only that of some seeds has
-    begun; nothing where all act or no evaluation recorded it."""
-    measured = report.acts[report.acts.str.fullmatch(r"yes|no|\d+ of \d+")]
-    still = [report.labels[row] for row in measured.index if not report.tested[row]]
-    partly = {row: acts for row, acts in measured.items() if report.tested[row] and acts != "yes"}
-    said = [f"attention does not act in {text.listed(still)}"] if still else []
-    if partly:
-        named = [f"{report.labels[row]} ({acts} over all seeds)" for row, acts in partly.items()]
-        said.append(f"only some modules act in {text.listed(named)}")
+    """Which rows' attention does not act; nothing where all do or no evaluation recorded it."""
+    still = [report.labels[row] for row in _measured(report) if not report.tested[row]]
+    return f"attention does not act in {text.listed(still)}" if still else ""
+
+
+def who_acts_in_part(report: Report) -> str:
+    """In which rows a part of the modules acts, and in which little depends on them in some seeds."""
+    acts = {row: acts for row, acts in _measured(report).items() if report.tested[row]}
+    partly = [f"{_on_task(report, row)} ({share})" for row, share in acts.items() if share != "yes"]
+    said = [f"of the modules of all seeds only a part acts in {text.listed(partly)}"] if partly else []
     lost = report.of_modules.groupby(["experiment", "seed"]).lost.max().groupby("experiment").agg(["min", "max"])
-    uneven = lost[(lost["min"] < HARDLY) & (lost["max"] > 10 * HARDLY)]
-    if named := [
-        f"{report.labels[row]} ({text.number(lost.low)} to {text.number(lost.high)} dB lost without it)"
-        for row, lost in uneven.rename(columns={"min": "low", "max": "high"}).iterrows()
-    ]:
-        said.append(f"attention has begun in some seeds alone in {text.listed(named)}")
+    lost = lost[(lost["min"] < HARDLY) & (lost["max"] >= HARDLY) & (lost["max"] > 10 * lost["min"])]
+    uneven = [
+        f"{_on_task(report, str(row))} ({text.number(low)} to {text.number(high)} dB)"
+        for row, (low, high) in zip(lost.index, lost.to_numpy(), strict=True)
+    ]
+    if uneven:
+        said.append(f"what the strongest module is worth depends on the seed in {text.listed(uneven)}")
     return "; ".join(said)
 
 
+def _measured(report: Report) -> dict[str, str]:
+    """Whether the modules of rows act, of the rows whose evaluation recorded it."""
+    found = report.acts[report.acts.str.fullmatch(r"yes|no|\d+ of \d+")]
+    return {str(row): acts for row, acts in found.items()}
+
+
+def _on_task(report: Report, name: str) -> str:
+    """A row's title, with its task where several of the study were run."""
+    several = len({report.task_title(better) for better in report.run_claims().better}) > 1
+    return report.labels[name] + (f" on {report.task_title(name)}" if several else "")
+
+
 def dagl_ablation(report: Report) -> list[str]:
-    full, wide = "dagl_gray_denoise_25", "edsr_gray_denoise_25-as_many_parameters"
+    full, trunk = "dagl_gray_denoise_25", "edsr_gray_denoise_25"
+    wide = f"{trunk}-as_many_parameters"
     published = report.verdicts[report.verdicts.published.notna()]
     run = published[published.verdict != NOT_RUN]
     resolved = run[run.verdict.isin((HOLDS, REVERSED))]
@@ -196,13 +218,16 @@ def dagl_ablation(report: Report) -> list[str]:
         "every pair a row has attention that does nothing" if none_acts else "",
         report.outcome(full, f"{full}-nl", ("DAGL's graph", "plain non-local attention with one head in its place")),
         with_field(report, full, f"{full}-nl"),
-        report.outcome(full, "edsr_gray_denoise_25", ("DAGL", "the EDSR trunk without attention")),
+        report.outcome(full, trunk, ("DAGL", "the EDSR trunk without attention")),
+        f"by set DAGL differs from the trunk by {report.by_set(full, trunk)}" if trunk in {*report.run_claims().worse}
+        else "",
         report.outcome(full, wide, ("DAGL", f"a wider EDSR trunk{_parameters(report, wide, full)}")),
         f"of the {len(run)} differences between rows of the paper's Table 5, {_is_or_are(len(resolved))} resolved here"
         f"{agreeing}{not_tested}"
         if len(run) and not none_acts else "",
         _kept(report, full),
         who_does_not_act(report),
+        who_acts_in_part(report),
     ]  # fmt: skip
 
 
@@ -217,7 +242,7 @@ def _kept(report: Report, name: str) -> str:
     seen = report.all_seen([name]).get(name, {})
     if "kept" not in seen or not (share := seen["kept"].mean() / seen["photograph"].size) > 0.5:
         return ""
-    return f"on the photograph shown below its graph keeps {share:.1%} of all neighbours: it hardly chooses"
+    return f"on one photograph the threshold of its graph removes {1 - share:.1%} of all neighbours: its weights choose"
 
 
 def _is_or_are(count: int) -> str:
@@ -226,14 +251,15 @@ def _is_or_are(count: int) -> str:
 
 
 def dagl_structure(report: Report) -> list[str]:
-    names = {"dagl_gray_denoise_25-no_threshold_64": "64 fixed neighbours"}
+    names = {"dagl_gray_denoise_25-no_threshold_64": "a graph of 64 fixed neighbours"}
     full = report.verdicts[report.verdicts.better == "dagl_gray_denoise_25"]
     against = {row.worse: report.labels[row.worse].removeprefix("DAGL, ") for row in full.itertuples()}
     fixed = report.verdicts[report.verdicts.better.isin(names)]
     return [
         grouped(report, turned(full), "the full network", against),
-        grouped(report, fixed, "4 of them", names),
+        grouped(report, fixed, "one of 4", names),
         who_does_not_act(report),
+        who_acts_in_part(report),
     ]
 
 
@@ -246,9 +272,10 @@ def panet_scales(report: Report) -> list[str]:
     alone = report.verdicts[report.verdicts.worse.str.startswith("edsr_")]
     return [
         grouped(report, scales, "one scale", on),
-        grouped(report, pixels, "a pyramid of single pixels", on),
         grouped(report, alone, "the trunk without attention", on),
+        grouped(report, pixels, "a pyramid of single pixels", on),
         who_does_not_act(report),
+        who_acts_in_part(report),
     ]
 
 
@@ -262,20 +289,22 @@ def enlca_amplification(report: Report) -> list[str]:
             said.append(f"{place}, {clause}")
     pairs = {
         (f"{trunk}_exact", f"{trunk}_no_contrastive_loss"): ("the softmax", "the random features in its place"),
+        (f"{trunk}_m512", f"{trunk}_no_contrastive_loss"): ("ENLCA with 512 random features", "with 128"),
         (trunk, f"{trunk}_no_contrastive_loss"): ("ENLCA with the contrastive loss", "ENLCA without"),
         (f"{trunk}_exact", "edsr_gray_denoise_25"): ("ENLCA by softmax", "the trunk without attention"),
         ("enlca_sr_x4", "edsr_sr_x4"): ("ENLCN", "its trunk without attention"),
     }
     run = {*report.run_claims()[["better", "worse"]].itertuples(index=False, name=None)}
     told = (report.outcome(*pair, names) for pair, names in pairs.items() if pair in run)
-    return [*said, *told, who_does_not_act(report)]
+    return [*said, *told, who_does_not_act(report), who_acts_in_part(report)]
 
 
 def ignn_aggregation(report: Report) -> list[str]:
     graph = report.verdicts[report.verdicts.worse.str.endswith("no_graph")]
     parts = report.verdicts[~report.verdicts.worse.str.endswith("no_graph")]
     on = {row.better: f"IGNN on {report.task_title(row.better)}" for row in graph.itertuples()}
-    return [grouped(report, graph, "the same network without its graph", on), _each(report, parts)]
+    said = [grouped(report, graph, "the same network without its graph", on), _each(report, parts)]
+    return [*said, who_does_not_act(report), who_acts_in_part(report)]
 
 
 def _each(report: Report, claims: pd.DataFrame) -> str:
@@ -289,11 +318,11 @@ def _each(report: Report, claims: pd.DataFrame) -> str:
     ]
     if run.empty:
         return ""
-    open_ = len(run) - len(done) - (still := (run.verdict == NOT_TESTED).sum())
-    parts = [f"{_is_or_are(open_)} open"] * bool(open_) + [f"{_is_or_are(still)} not tested"] * bool(still)
-    return "; ".join(
-        [*said, f"of the other {len(run) - len(done)} comparisons {' and '.join(parts)}"] if parts else said
-    )
+    left = run[run.verdict.isin((UNRESOLVED, LEANS))]
+    still = (run.verdict == NOT_TESTED).sum()
+    open_ = [_named(row, f"{report.labels[row.better]} over {report.labels[row.worse]}") for row in left.itertuples()]
+    said += [f"{_is_or_are(len(open_))} not decided: {text.listed(open_)}"] * bool(open_)
+    return "; ".join(said + [f"{_is_or_are(still)} not tested"] * bool(still))
 
 
 def lir_parts(report: Report) -> list[str]:
@@ -313,6 +342,8 @@ def lir_parts(report: Report) -> list[str]:
         grouped(report, turned(run), "LIR", without),
         f"by SSIM {text.listed(said)}" if said else "",
         open_claims(report),
+        who_does_not_act(report),
+        who_acts_in_part(report),
     ]
 
 
@@ -337,7 +368,7 @@ def across_systems(report: Report) -> list[str]:
                 best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}"))
     if best is None:
         return ["no module is shown to restore better than the trunk alone", *sentences]
-    return [*sentences, with_similarity(report, *best[1])]
+    return [*sentences, with_similarity(report, *best[1]), who_acts_in_part(report)]
 
 
 def sparse_competitors(report: Report) -> list[str]:
@@ -353,7 +384,7 @@ def sparse_competitors(report: Report) -> list[str]:
     return [
         grouped(report, report.verdicts[report.verdicts.worse == worse], names[worse], names)
         for worse in (report.study.experiments[0], dense, near)
-    ]
+    ] + [who_does_not_act(report), who_acts_in_part(report)]
 
 
 def graph_prior(report: Report) -> list[str]:
@@ -369,16 +400,13 @@ def graph_prior(report: Report) -> list[str]:
         of_both = pd.concat([claims[claims.worse == first], turned(claims[claims.better == first])])
         if said := grouped(report, of_both, "matching anew alone", names):
             told.append(f"in {stages}, {said}")
+        gained = claims[(claims.better == row("reuse_wider")) & claims.verdict.isin((HOLDS, LEANS))]
+        if len(gained):
+            told.append("what the wider trunk gains may be its width's alone: no row has that width without reuse")
         told.append(report.outcome(row("gate"), row("random"), (f"the gated prior in {stages}", "a random one")))
     ends = ("a prior of the most dependent neighbours in DAGL's stages", "one of the least")
-    width = "no row has the wider trunk without reuse: what it gains may be its width's"
-    wider = any(name.endswith("reuse_wider") for name in report.run_claims().better)
-    return [
-        *told,
-        width if wider else "",
-        report.outcome(f"{none}-most", f"{none}-least", ends),
-        _efficient(report, none),
-    ]
+    told.append(report.outcome(f"{none}-most", f"{none}-least", ends))
+    return [*told, _efficient(report, none), who_does_not_act(report), who_acts_in_part(report)]
 
 
 def _efficient(report: Report, none: str) -> str:
@@ -388,8 +416,8 @@ def _efficient(report: Report, none: str) -> str:
         return ""
     reuse, held, own = (f"{value:.3g} G" for value in adds)
     return (
-        f"all of these hold every score and take {held} multiply-adds, {reuse} where the first graph is reused: DAGL's "
-        f"own form takes {own} and matches twice"
+        f"DAGL's stages without a prior take {held} multiply-adds here, where they hold every score, and {reuse} "
+        f"with the first graph reused; DAGL's own form takes {own} and matches twice"
     )
 
 
@@ -405,7 +433,8 @@ def _control(report: Report, rows: Sequence[str], names: Mapping[str, str]) -> s
         for verdict, words in ((HOLDS, "less than"), (REVERSED, "more than"), (EQUAL, "as much as"))
         if len(compared := claims[claims.verdict == verdict].better)
     ]
-    return f"; a wider trunk without attention{size} gains {text.difference(wide.iloc[0])} dB{''.join(beside)}"
+    shown = f"; a wider trunk without attention{size} differs from it by {text.difference(wide.iloc[0])} dB"
+    return f"{shown}{''.join(beside)}; no claim compares these two"
 
 
 ANSWERS: dict[str, Callable[[Report], list[str]]] = {

@@ -164,10 +164,12 @@ def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
     said = made.report("across_systems").said()
     assert "PANet's pyramid (+0.50 dB" in said and "restores better than the same trunk without attention" in said
     assert "ENLCA (-0.50 dB" in said and "restores worse" in said
-    assert "DAGL's graph (" in said and "shows no resolved difference to the same trunk" in said
+    assert "DAGL's graph (" in said and "shows no resolved difference from the same trunk" in said
     assert "a wider trunk" not in said
     made.row(f"{EDSR}-as_many_parameters", 30.25)
-    wide = "a wider trunk without attention (1 times the trunk's parameters) gains +0.26 (+0.24 to +0.27) dB"
+    wide = (
+        "a wider trunk without attention (1 times the trunk's parameters) differs from it by +0.26 (+0.24 to +0.27) dB"
+    )
     assert wide in made.report("across_systems").said()
     assert "PANet's pyramid on gray denoising, sigma 25 grows from +0." in said and "themselves least" in said
 
@@ -209,7 +211,7 @@ def test_attention_that_began_in_some_seeds_alone_is_named(made_up):
     made.row(NL, 29.0, acts=0.3)
     file = made.params.results("evaluate", NL, "acts.csv")
     pd.read_csv(file).assign(psnr_lost_mean=[0.03, 1.9, 0.09]).to_csv(file, index=False)
-    told = "Attention has begun in some seeds alone in DAGL, single-head non-local (0.03 to 1.90 dB lost without it)."
+    told = "What the strongest module is worth depends on the seed in DAGL, single-head non-local (0.03 to 1.90 dB)."
     assert told in made.report("dagl_ablation").said()
 
 
