@@ -60,11 +60,17 @@ def course(
     steps: int,
     prepare: Callable[[Network], object] = lambda network: None,
     half_crops: float = 0.0,
+    attention_lr: float | None = None,
+    warm_up: float | None = None,
 ) -> pd.DataFrame:
     """What `lib.insights.health.measure` finds before the first step of such a training and whenever the steps have
-    doubled, by the weights of the moment: its columns and step. prepare: changes the network before it is trained.
+    doubled, by the weights of the moment: its columns and step. prepare: changes the network before it is trained;
+    half_crops, attention_lr: of the budget; warm_up: of the schedule, the recipe's where None.
     """
-    run, validation = _prepared(params, name, rate, steps, half_crops=half_crops)
+    run, validation = _prepared(params, name, rate, steps, attention_lr, half_crops)
+    if warm_up is not None:
+        changed = dataclasses.replace(run.recipe.schedule, warm_up=warm_up)
+        run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, schedule=changed))
     network = experiments.network(run, SEED)
     prepare(network)
     moments, calls, tables = {0, *(steps >> k for k in range(1, HALVINGS + 1))}, itertools.count(), []

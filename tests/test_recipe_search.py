@@ -98,3 +98,13 @@ def test_a_network_can_be_changed_before_it_is_watched(params):
         params, "dagl_gray_denoise_25-common_trunk", 1e-3, 2, lambda network: torch.nn.init.zeros_(network.head.weight)
     )
     assert not watched[rows].equals(changed[rows])
+
+
+@pytest.mark.parametrize("changes", [{"attention_lr": 1e-9}, {"warm_up": 0.9}, {"half_crops": 0.5}])
+def test_one_thing_of_the_recipe_can_be_changed(params, changes):
+    of_recipe, changed = (
+        recipe_search.course(params, "dagl_gray_denoise_25-nl", 1e-2, steps=3, **options) for options in ({}, changes)
+    )
+    assert not of_recipe.psnr_lost_zero.equals(changed.psnr_lost_zero)
+    if "attention_lr" in changes:
+        assert changed.psnr_lost_zero.abs().max() < 1e-3 < of_recipe.psnr_lost_zero.abs().max()
