@@ -193,7 +193,7 @@ def test_tables_for_readers():
     assert set(check.judged(found).metric) == {"psnr"} and check.judged(found).agrees.sum() == 2
     text = check.finding(found)
     assert text.startswith("3 of 4 numbers agree")
-    assert "set14 (Y first) differs by up to +0.085 dB; with bridge full range it agrees." in text
+    assert "set14 (Y first) differs by up to +0.085 dB, and agrees with bridge full range." in text
 
 
 def test_what_a_profile_lacks_is_not_run(study):
@@ -238,7 +238,7 @@ def test_public_networks_for_super_resolution_give_published_numbers_back(benchm
     assert (exact.deviation.abs() < exact.metric.map({"psnr": 0.02, "ssim": 5e-4})).all()
     rounded = found[(found.way == "IMDN") & (found.metric == "psnr")]
     assert rounded.deviation.between(-0.1, -0.01).all()
-    assert "with Y not rounded it agrees" in check.finding(found)
+    assert " SSIM, and agrees with Y not rounded." in check.finding(found)
 
 
 @pytest.mark.parametrize(

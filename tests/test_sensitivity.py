@@ -106,6 +106,7 @@ def test_readers_see_every_choice_and_the_range_of_draws():
     text = sensitivity.finding(worth)
     assert "4 of 4 choices are worth more than 0.05 dB, most of all mean, PSNR of the mean error (-2.40 dB)" in text
     assert "spreads it by 0.141 dB" in text
+    assert f"{worth.number.iloc[0]}: no choice is worth 5 dB." in sensitivity.finding(worth, matters=5)
 
 
 def test_gray_conversions_are_compared_where_both_were_run():
@@ -115,3 +116,5 @@ def test_gray_conversions_are_compared_where_both_were_run():
     assert found.difference.round(4).tolist() == [0.0, -0.02]
     assert found.number.unique().tolist() == ["DnCNN, urban100/HR, sigma 25"]
     assert sensitivity.gray_conversion(both.iloc[:1]).empty
+    said = "DnCNN, urban100/HR, sigma 25: channel, gray by MATLAB's rgb2gray, is not worth 0.05 dB."
+    assert sensitivity.finding(pd.concat([sensitivity.worth(measured()), found])).endswith(said)

@@ -357,14 +357,15 @@ def finding(compared: pd.DataFrame) -> str:
     rows = compared[compared.verdict.isin([AGREES, DIFFERS])]
     rows = rows.assign(name=[f"{_title(row)} of {_set(row.images)}" for row in rows.itertuples()])
     sentences = [f"{(rows.verdict == AGREES).sum()} of {len(rows)} numbers agree with their reference."]
-    for (name, way, metric), differing in rows[rows.verdict == DIFFERS].groupby(["name", "way", "metric"], sort=False):
-        worst = differing.loc[differing.deviation.abs().idxmax()]
+    for (name, way), differing in rows[rows.verdict == DIFFERS].groupby(["name", "way"], sort=False):
+        worst = differing.loc[differing.deviation.abs().groupby(differing.metric, sort=False).idxmax()]
         # a way "<way>; <exception>" that agrees explains the difference
-        cures = rows[(rows.name == name) & (rows.metric == metric) & rows.way.str.startswith(f"{way}; ")]
-        cured = len(cures) > 0 and (cures.verdict == AGREES).all()
+        cures = rows[(rows.name == name) & rows.way.str.startswith(f"{way}; ")]
+        cured = set(worst.metric) <= set(cures.metric) and (cures.verdict == AGREES).all()
         sentences.append(
-            f"{name[0].upper()}{name[1:]}{f' ({way})' if way else ''} differs by up to {_deviation(worst)}"
-            f"{'; with ' + cures.way.iloc[0].partition('; ')[2] + ' it agrees' if cured else ''}."
+            f"{name[0].upper()}{name[1:]}{f' ({way})' if way else ''} differs by up to "
+            f"{' and '.join(map(_deviation, worst.itertuples()))}"
+            f"{f', and agrees with {cures.way.iloc[0].removeprefix(way)[2:]}' if cured else ''}."
         )
     not_run = (compared.verdict == NOT_RUN).sum()
     return " ".join(sentences + ([f"{not_run} numbers were not run."] if not_run else []))

@@ -205,10 +205,12 @@ def finding(table: pd.DataFrame, matters: float = 0.05) -> str:
         changed = rows[rows.group != BASE[0]]
         most = changed.loc[changed.difference.abs().idxmax()]
         many = (changed.difference.abs() > matters).sum()
-        sentences.append(
-            f"{number}: {many} of {len(changed)} choices are worth more than {matters} dB, most of all {most.group}, "
-            f"{most.choice} ({most.difference:+.2f} dB)."
-        )
+        if many:
+            said = f"{many} of {len(changed)} choices are worth more than {matters} dB, most of all {most.group}"
+            sentences.append(f"{number}: {said}, {most.choice} ({most.difference:+.2f} dB).")
+        else:
+            said = "no choice is" if len(changed) > 1 else f"{most.group}, {most.choice}, is not"
+            sentences.append(f"{number}: {said} worth {matters} dB.")
         for drawn in changed[changed.low.notna()].itertuples():
             sentences.append(f"Noise drawn anew spreads it by {drawn.spread:.3f} dB (standard deviation).")
     return " ".join(sentences)
