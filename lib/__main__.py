@@ -57,7 +57,7 @@ def _address(text: str) -> str:
     return text
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("check", help="check params.yaml: names, options, types")
@@ -101,56 +101,62 @@ def main(arguments: list[str] | None = None) -> int:
         verbs.choices[name].add_argument("--profile", help="of this profile (default: the one in force)")
     for name, verb in verbs.choices.items():
         verb.epilog = f"example: python -m lib {name} {EXAMPLES.get(name, '')}"
-    given = parser.parse_args(arguments)
-    os.environ.setdefault("LOGNAME", str(os.getuid()))  # PyTorch asks for it, and a container's user may have no name
-    try:
-        _check_folder(Path.cwd())
-        if given.verb in ("keep", "pull", "restore"):
-            from .pipeline import networks, restoring
+    return parser
 
-            if given.verb == "restore":
-                how = given.profile, given.self_ensemble, given.megapixels
-                restoring.restore_files(given.images, given.by, given.into, *how)
-            else:
-                {"keep": networks.keep, "pull": networks.pull}[given.verb](given.experiments, given.profile)
-            return 0
-        if given.verb == "verdicts":
+
+def _run(given: argparse.Namespace) -> int | None:
+    """Do what was asked for; each verb imports what it alone needs. Returns an exit status, None for 0."""
+    match given.verb:
+        case "keep" | "pull":
+            from .pipeline import networks
+
+            getattr(networks, given.verb)(given.experiments, given.profile)
+        case "restore":
+            from .pipeline import restoring
+
+            how = given.profile, given.self_ensemble, given.megapixels
+            restoring.restore_files(given.images, given.by, given.into, *how)
+        case "verdicts":
             from .reports import plan
 
             return plan.show(given.profile, given.seeds)
-        if given.verb == "list":
+        case "list":
             from .pipeline import listing
 
             print(*listing.lines(given.profile, given.study), sep="\n")
-            return 0
-        if given.verb == "new":
+        case "new":
             from .params import entry
 
             print(entry.add(given.experiment, given.other, given.set, given.study, given.title))
-            return 0
-        if given.verb == "search":
+        case "search":
             runner.search(parameters.Params(profile=given.profile))
-            return 0
-        if given.verb in ("repro", "compare"):
+        case "repro" | "compare":
             from .pipeline import repro as pipeline  # needs pandas, which a stage's own process does not
 
-        if given.verb == "repro":
+            if given.verb == "compare":
+                return pipeline.compare(given.revision)
             return pipeline.repro(given.profile, given.study, given.jobs, given.cluster)
-        if given.verb == "compare":
-            return pipeline.compare(given.revision)
-        if given.verb == "schema":
+        case "schema":
             from .params import completion
 
             completion.FILE.write_text(completion.text())
-            return 0
-        params = parameters.Params()
-        if given.verb == "check":
-            parameters.check(params)
+        case "check":
+            parameters.check(params := parameters.Params())
             print(f"params.yaml: {len(params.experiments)} experiments, {len(params.studies)} studies, no fault")
-        elif given.verb == "resolve":
-            resolve.write(params)
-        else:
-            runner.run(params, *((given.stage, given.key) if given.stage else runner.stage_of_dvc()))
+        case "resolve":
+            resolve.write(parameters.Params())
+        case "run":
+            stage, key = (given.stage, given.key) if given.stage else runner.stage_of_dvc()
+            runner.run(parameters.Params(), stage, key)
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    os.environ.setdefault("LOGNAME", str(os.getuid()))  # PyTorch asks for it, and a container's user may have no name
+    try:
+        _check_folder(Path.cwd())
+        return _run(given) or 0
     except (parameters.ParamsError, runner.StageError) as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 1
@@ -162,7 +168,6 @@ def main(arguments: list[str] | None = None) -> int:
             after = "; `python -m lib repro` goes on from what is done" if given.verb == "repro" else ""
             print(f"interrupted{after}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _check_folder(here: Path) -> None:

@@ -26,10 +26,16 @@ TINY = """
 KEPT = ("dagl_gray_denoise_25", "dagl_gray_denoise_25-no_graph_attention", "edsr_gray_denoise_25")
 
 
-class Clone:
-    """A clone of the checkout, with its uncommitted changes, whose params.yaml a test may edit."""
+def environment(**more: str) -> dict[str, str]:
+    """The variables of a command: this Python's programs, one thread, and `more`."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1", **more}
 
-    def __init__(self, folder: Path):
+
+class Clone:
+    """A clone of the checkout, with its uncommitted changes, whose params.yaml has the tiny profile in force."""
+
+    def __init__(self, folder: Path, kept: tuple[str, ...] = KEPT, seeds: str = "[1, 2]"):
         self.folder = folder
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
@@ -39,7 +45,10 @@ class Clone:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, folder / name)
         (folder / "dvc.lock").unlink(missing_ok=True)
-        self.shell("git init -q . && git add -A && git -c user.name=t -c user.email=t@t commit -qm start")
+        text = tiny((folder / "params.yaml").read_text(), kept)
+        (folder / "params.yaml").write_text(text.replace("seeds: [1, 2]\n", f"seeds: {seeds}\n", 1))
+        self.shell("git init -q .")
+        self.commit("start")
 
     @classmethod
     def at(cls, folder: Path) -> Self:
@@ -48,14 +57,18 @@ class Clone:
         clone.folder = folder
         return clone
 
+    def copy(self, folder: Path) -> Self:
+        return self.at(shutil.copytree(self.folder, folder))
+
     def shell(self, command: str, check: bool = True) -> subprocess.CompletedProcess:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
         ended = subprocess.run(
-            command, shell=True, cwd=self.folder, env=environment, capture_output=True, text=True, errors="replace"
+            command, shell=True, cwd=self.folder, env=environment(), capture_output=True, text=True, errors="replace"
         )
         assert not check or ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
         return ended
+
+    def commit(self, message: str) -> None:
+        self.shell(f"git add -A && git -c user.name=t -c user.email=t@t commit -qm {message}")
 
     def repro(self, options: str = "") -> list[str]:
         """Run the study; returns the stages that ran."""
@@ -71,7 +84,7 @@ class Clone:
         return set(json.loads(self.shell("dvc status --json").stdout or "{}"))
 
 
-def tiny(text: str, kept: tuple[str, ...] = KEPT) -> str:
+def tiny(text: str, kept: tuple[str, ...]) -> str:
     """params.yaml with the tiny profile in force and only a few of its experiments and the one study."""
     text = text.replace("profile: quick", "profile: tiny", 1).replace("\nprofiles:\n", f"\nprofiles:{TINY}", 1)
     head = re.sub(r"    recipe_search:\n(?: {6}.*\n)+", "", text.partition("\nbaselines:\n")[0])  # of rows not in here

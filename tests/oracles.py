@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage import data
 from torch import Tensor, nn
 
@@ -23,6 +26,13 @@ def refused(kind: type[Exception], *words: str, match: str | None = None) -> Ite
         yield error
     text = str(error.value)
     assert "\n" not in text and all(word in text for word in words), text
+
+
+def encoded(image: np.ndarray | Image.Image, kind: str = "png", **options) -> bytes:
+    """The file of an image or of its pixels."""
+    file, image = io.BytesIO(), image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def photographs(count: int = 3, side: int = 64, colors: int = 3) -> Tensor:

@@ -68,11 +68,8 @@ def test_a_comparison_ends_when_its_time_is_over(monkeypatch):
     calls = []
     monkeypatch.setattr(measure, "timed", lambda call, seconds: calls.append((call, seconds)) or len(calls))
     found = list(measure.rounds({"a": {"x": 1, "y": 2}, "b": {"x": 3}}, 36.0))
-    assert len(found) == 2 * measure.ROUNDS and found[:3] == [
-        ("a", 0, {"x": 1, "y": 2}),
-        ("b", 0, {"x": 3}),
-        ("a", 1, {"x": 4, "y": 5}),
-    ]
+    assert len(found) == 2 * measure.ROUNDS
+    assert found[:3] == [("a", 0, {"x": 1, "y": 2}), ("b", 0, {"x": 3}), ("a", 1, {"x": 4, "y": 5})]
     assert calls[:3] == [(1, 1.0), (2, 1.0), (3, 2.0)]  # half of its share, as long as the timer's search takes
     assert len(list(measure.rounds({"a": {"x": 1}}, 0.0))) == measure.FEWEST_ROUNDS
 
@@ -132,9 +129,7 @@ def test_curves_and_blocks_are_measured_for_every_bound(monkeypatch):
     monkeypatch.setattr(parts, "in_process", lambda device, *arguments: list(parts.held(device, *arguments)))
     rows = pd.DataFrame(parts.sizes("cpu", ["non-local", "LIR filter"], sides=(16, 24)))
     assert rows.groupby(["case", "form", "quantity"]).size().eq(2).all()
-    assert len(report.against_size(rows).axes) == 4 and all(
-        len(axis.lines) == len(FORMS) for axis in report.against_size(rows).axes
-    )
+    assert [len(axis.lines) for axis in report.against_size(rows).axes] == 4 * [len(FORMS)]
     rows = pd.DataFrame(parts.blocks("cpu", ["DAGL stage"], seconds=0.01, side=20))
     table = report.blocks(rows.assign(value=rows.value.clip(lower=1)))  # here, memory freed before hides some of it
     assert table.index.tolist() == [("DAGL stage", bound) for bound in ("own", "2^19", "2^18", "2^17", "2^16")]
@@ -189,10 +184,8 @@ def test_ratios_are_taken_within_a_round_and_compared_with_targets():
     assert (row["time, definition / ours"], row.quartiles, row["ours (ms)"]) == (4.0, "3.00 to 4.00", 2000.0)
     assert row.missed == "memory 3 < 4" and row["share of peak"] == 0.5
     assert report.modules_finding(table).endswith("Targets missed: DAGL stage, forward: memory 3 < 4.")
-    slow = table.assign(**{"time, definition / ours": 0.5})
-    assert "takes 0.5 to 0.5 times as long as ours. Ours are slower in DAGL stage, forward." in report.modules_finding(
-        slow
-    )
+    slow = report.modules_finding(table.assign(**{"time, definition / ours": 0.5}))
+    assert "takes 0.5 to 0.5 times as long as ours. Ours are slower in DAGL stage, forward." in slow
 
 
 def test_ratios_against_the_bound_of_the_scores():

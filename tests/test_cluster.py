@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from clones import KEPT, Clone, tiny
+from clones import KEPT, Clone, environment
 
 from lib.training import read_checkpoint
 
@@ -23,6 +22,8 @@ TWO_HEADS_ENTRY = (
     "    {title: two heads, model: dagl, task: gray_denoise_25, recipe: common, options: {heads: 2}}\n"
 )
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
 
 class Cluster:
     """A head and two nodes of one core; each node keeps its folders in a place of its own."""
@@ -32,19 +33,17 @@ class Cluster:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.folder, self.running = folder, []
-        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
         self._start("head", "--head", "--port", self.address.partition(":")[2], "--num-cpus=0", "--include-dashboard=0")
         self.nodes = [self._start(name, "--address", self.address, "--num-cpus=1") for name in ("one", "two")]
 
     def _start(self, name: str, *options: str) -> subprocess.Popen:
-        own = {"TMPDIR": str(self.folder / name), "RESTORATION_CACHE": str(self.folder / name / "cache")}
+        own = {"TMPDIR": str(self.folder / name), "RESTORATION_CACHE": str(self.folder / name / "cache"), **TOKEN}
         (self.folder / name).mkdir()
         started = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block", "--disable-usage-stats"]
         started += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--temp-dir=/tmp/ray"]
         log = (self.folder / f"{name}.log").open("w")
-        environment = {**os.environ, **self.environment, **own, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            started, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            started, cwd=self.folder, env=environment(**own), stdout=log, stderr=log, start_new_session=True
         )
         self.running.append(process)
         wanted, until = "--block" if name != "head" else "started", time.monotonic() + 300
@@ -74,18 +73,14 @@ def cluster(tmp_path_factory):
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory) -> Clone:
     """A clone with four experiments, none of them trained, that save a checkpoint at every step."""
-    clone = Clone(tmp_path_factory.mktemp("begun") / "clone")
-    path = clone.folder / "params.yaml"
-    text = tiny(path.read_text()).replace("seeds: [1, 2]", "seeds: [1]").replace("steps: 4", "steps: 100")
-    text = text.replace("\nexperiments:\n", f"\nexperiments:\n{TWO_HEADS_ENTRY}")
-    path.write_text(text.replace(f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - {TWO_HEADS}\n", 1))
+    clone = Clone(tmp_path_factory.mktemp("begun") / "clone", seeds="[1]")
+    clone.edit("params.yaml", "steps: 4", "steps: 100")
+    clone.edit("params.yaml", "\nexperiments:\n", f"\nexperiments:\n{TWO_HEADS_ENTRY}")
+    clone.edit("params.yaml", f"      - {KEPT[0]}\n", f"      - {KEPT[0]}\n      - {TWO_HEADS}\n")
     clone.edit("lib/training.py", "save_every: float = 60.0", "save_every: float = 0.0")
-    clone.shell("dvc repro -q resolve data.dvc && git add -A && git -c user.name=t -c user.email=t@t commit -qm begun")
+    clone.shell("dvc repro -q resolve data.dvc")
+    clone.commit("begun")
     return clone
-
-
-def another(begun: Clone, folder: Path) -> Clone:
-    return Clone.at(shutil.copytree(begun.folder, folder))
 
 
 def bring_up_to_date(rows: list[str], address: str | None) -> str:
@@ -103,12 +98,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_node_costs_nothing_and_results_are_those_of_a_plain_run(begun, cluster, tmp_path):
-    clone, plain = another(begun, tmp_path / "cluster"), another(begun, tmp_path / "plain")
-    environment = {**os.environ, **cluster.environment, "OMP_NUM_THREADS": "1"}
+    clone, plain = begun.copy(tmp_path / "cluster"), begun.copy(tmp_path / "plain")
     output = (tmp_path / "output").open("w+")
     rows = [*KEPT, TWO_HEADS]
     command = [sys.executable, "-c", bring_up_to_date(rows, cluster.address)]
-    running = subprocess.Popen(command, cwd=clone.folder, env=environment, stdout=output, stderr=output)
+    running = subprocess.Popen(command, cwd=clone.folder, env=environment(**TOKEN), stdout=output, stderr=output)
     lost, steps = None, []
     while running.poll() is None:
         for name in [lost] if lost else cluster.works_on("two"):
@@ -125,9 +119,8 @@ def test_a_killed_node_costs_nothing_and_results_are_those_of_a_plain_run(begun,
     output.seek(0)
     said = output.read()
     assert running.returncode == 0, said
-    assert lost and steps == sorted(steps) and steps[-1] > steps[0], (
-        f"{lost} did not go on from its checkpoint: {steps}"
-    )
+    went_on = lost and steps == sorted(steps) and steps[-1] > steps[0]
+    assert went_on, f"{lost} did not go on from its checkpoint: {steps}"
     assert f"{lost}: done" in said.splitlines()
 
     plain.shell(f'python -c "{bring_up_to_date(rows, None)}"')
@@ -141,11 +134,10 @@ def test_a_killed_node_costs_nothing_and_results_are_those_of_a_plain_run(begun,
 
 def test_ctrl_c_leaves_what_is_done_and_the_next_run_does_the_rest(begun, tmp_path):
     """On this machine alone (`--cluster auto`), the whole command."""
-    clone, said = another(begun, tmp_path / "auto"), tmp_path / "output"
+    clone, said = begun.copy(tmp_path / "auto"), tmp_path / "output"
     command = [sys.executable, "-m", "lib", "repro", "--study", "dagl_ablation", "--cluster", "auto", "--jobs", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
     with said.open("w") as output:
-        running = subprocess.Popen(command, cwd=clone.folder, env=environment, stdout=output, stderr=output,
+        running = subprocess.Popen(command, cwd=clone.folder, env=environment(), stdout=output, stderr=output,
                                    start_new_session=True)  # fmt: skip
     while not (done := re.findall(r"^(dagl\S+|edsr\S+): done", said.read_text(), re.MULTILINE)):
         assert running.poll() is None, said.read_text()

@@ -68,9 +68,8 @@ def test_a_paired_degradation_cannot_be_called():
 
 
 def test_what_the_pipeline_asks():
-    assert [build("bicubic", scale=s).scale for s in (2, 3, 4)] == [
-        build("bicubic", scale=s).multiple for s in (2, 3, 4)
-    ]
+    smaller = [build("bicubic", scale=s) for s in (2, 3, 4)]
+    assert [each.scale for each in smaller] == [each.multiple for each in smaller] == [2, 3, 4]
     fresh = {name: build(name, **options).fresh for name, options in EXAMPLES.items()}
     assert [name for name, value in fresh.items() if not value] == ["bicubic"]
     assert not build("jpeg", quality=10).fresh
@@ -171,11 +170,8 @@ def imresize_matrix(size: int, up: int, down: int, border: str) -> np.ndarray:
         x = np.abs(at - centre) / stretch
         near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
         weights = np.where(x <= 1, near, np.where(x <= 2, far, 0))
-        inside = (
-            at.clip(0, size - 1)
-            if border == "replicate"
-            else np.minimum(at % (2 * size), 2 * size - 1 - at % (2 * size))
-        )
+        mirrored = np.minimum(at % (2 * size), 2 * size - 1 - at % (2 * size))
+        inside = at.clip(0, size - 1) if border == "replicate" else mirrored
         np.add.at(matrix[row], inside, weights / weights.sum())
     return matrix
 

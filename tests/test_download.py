@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import io
@@ -13,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
+from oracles import encoded
 from PIL import Image
 
 from lib.images import sets
@@ -32,16 +33,8 @@ WEIGHTS = b"weights of a network"
 
 def tiff(array) -> bytes:
     """A TIFF of (rows, columns), or in planes of (3, rows, columns), as Pillow does not write it."""
-    buffer, planes = io.BytesIO(), array.ndim == 3
-    tifffile.imwrite(
-        buffer, array, photometric="rgb" if planes else "minisblack", planarconfig="separate" if planes else None
-    )
-    return buffer.getvalue()
-
-
-def encoded(array, kind="png", **options) -> bytes:
-    buffer, image = io.BytesIO(), array if isinstance(array, Image.Image) else Image.fromarray(array)
-    image.save(buffer, kind, **options)
+    buffer, planes = io.BytesIO(), {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(buffer, array, **planes if array.ndim == 3 else {"photometric": "minisblack"})
     return buffer.getvalue()
 
 
@@ -50,10 +43,7 @@ def sha256(content: bytes) -> str:
 
 
 def table(path: Path, fields, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(fields), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows, columns=[*fields]).to_csv(path, index=False)
 
 
 class World:
@@ -504,11 +494,9 @@ def test_an_archive_is_fetched_unpacked_and_not_fetched_again(world, site, known
     site.files["/big.zip"] = content
     hashes = {"bytes": len(content), "sha256": sha256(content)} if known else {}
     world.manual = [by_hand(archive=f"{site.url}/big.zip", members="big_HR/", **hashes)]
+    said = [] if known else ["set big/train: no sha256 of big.zip is known; c"]
     for _ in range(2):
-        remarks = world.download("big/train")
-        assert [remark[:47] for remark in remarks] == (
-            [] if known else ["set big/train: no sha256 of big.zip is known; c"]
-        )
+        assert [remark[:47] for remark in world.download("big/train")] == said
     assert np.array_equal(world.image("big/train/q"), GRAY)
     assert site.log == [("/big.zip", 0)]
     assert world.there == ["images/big/train/p.npy", "images/big/train/q.npy"]

@@ -66,30 +66,17 @@ def test_an_experiment_is_written_behind_the_one_it_is_like(file, name, other, o
         (f"{DAGL}-x", DAGL, [], "nope", "unknown study 'nope'"),
         (f"{DAGL}-x", DAGL, ["heads"], None, "--set heads: it must be an option of the network and its value"),
         (f"{DAGL}-x", DAGL, ["heads=["], None, r"--set heads=\[: '\[' is no number, text, list or mapping"),
-        *(
-            (
-                f"{DAGL}-x",
-                DAGL,
-                [f"heads={value}"],
-                None,
-                f"--set heads={value[:9]}.*is no number, text, list or mapping",
-            )
-            for value in ("2020-01-01", "2020-13-45", "!!int x", "!!bool x", "9" * 5000, ".nan")
-        ),
+        *((f"{DAGL}-x", DAGL, [f"heads={value}"], None, f"--set heads={value[:9]}.*is no number, text, list or mapping")
+          for value in ("2020-01-01", "2020-13-45", "!!int x", "!!bool x", "9" * 5000, ".nan")),
         (f"{DAGL}-x", DAGL, ["heads=1", "heads=2"], None, "--set heads=1 heads=2: names an option twice"),
-        (
-            f"{DAGL}-x",
-            DAGL,
-            ["attention=[nl]"],
-            None,
-            "option 'attention' of model 'dagl' is \\['nl'\\]; it must be str",
-        ),
+        (f"{DAGL}-x", DAGL, ["attention=[nl]"], None,
+         "option 'attention' of model 'dagl' is \\['nl'\\]; it must be str"),
         (f"{DAGL}-x", DAGL, ["heads=0"], None, "heads 0 is not above 0"),
         (f"{DAGL}-x", DAGL, ["head=3"], None, "unknown option 'head' of model 'dagl'; known: attention, blocks"),
         ("dagl_x", DAGL, [], None, "'dagl_x'"),
         (f"{DAGL}-a b", DAGL, [], None, "a name is made of"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_is_refused_and_nothing_is_written(file, name, other, options, study, fault):
     before = file.read_text()
     with pytest.raises(ParamsError, match=fault):

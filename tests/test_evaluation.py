@@ -25,9 +25,8 @@ from lib.training import train
 RUN = Params(profile="quick").experiment("edsr_gray_denoise_25")
 
 
-def item(tmp_path, name="a", size=(40, 52), colors=3):
-    rng = np.random.default_rng(len(name))
-    pixels = rng.integers(256, size=(*size, colors) if colors == 3 else size, dtype=np.uint8)
+def item(tmp_path, name="a", size=(40, 52)):
+    pixels = np.random.default_rng(len(name)).integers(256, size=(*size, 3), dtype=np.uint8)
     np.save(tmp_path / f"{name}.npy", pixels)
     return sets.Item("set", name, tmp_path / f"{name}.npy")
 
@@ -58,9 +57,8 @@ def test_measuring_gives_a_row_per_photograph_and_seed(tmp_path):
     assert list(rows.image) == ["a", "a", "b", "b", "c", "c"] and list(rows.seed) == [1, 2] * 3
     assert (rows.psnr == rows.input_psnr).all() and (rows.input_psnr > rows.input_psnr_unclamped).all()
     first = pictures[0]
-    assert rows.psnr[rows.image == first.image].iloc[0] == pytest.approx(
-        Convention("gray").measure(first.degraded[None], first.clean[None])["psnr"], abs=1e-4
-    )
+    expected = Convention("gray").measure(first.degraded[None], first.clean[None])["psnr"]
+    assert rows.psnr[rows.image == first.image].iloc[0] == pytest.approx(expected, abs=1e-4)
     assert len(pictures) == 2 and first.clean.shape == (32, 32)
 
 
@@ -168,11 +166,10 @@ def test_a_mosaic_is_cut_where_its_pattern_begins(tmp_path):
     assert len(phases) > 4 and all(phases)
 
 
-def attentive(**how):
+def attentive():
     run = Params(profile="quick").row("dagl_gray_denoise_25-nl")
-    run = dataclasses.replace(
-        run, seeds=(1, 2), evaluation=dataclasses.replace(run.evaluation, crop=None, tile=24, overlap=6, **how)
-    )
+    how = dataclasses.replace(run.evaluation, crop=None, tile=24, overlap=6)
+    run = dataclasses.replace(run, seeds=(1, 2), evaluation=how)
     networks = {seed: experiments.network(run, seed).eval() for seed in run.seeds}
     for network in networks.values():
         for parameter in network.parameters():
@@ -200,9 +197,8 @@ def test_the_field_curve_goes_from_small_tiles_to_whole_photographs(tmp_path):
     items = [item(tmp_path, name, size=(70, 70)) for name in "ab"]
     curve = evaluation.field_curve(run, networks, items)
     assert [*zip(curve.seed, curve.side, strict=True)] == [(s, side) for s in (1, 2) for side in (32, 64, 70)]
-    whole, _ = evaluation.measure(
-        dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, tile=70)), networks, items
-    )
+    run_whole = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, tile=70))
+    whole, _ = evaluation.measure(run_whole, networks, items)
     assert curve.psnr[2] == pytest.approx(whole.psnr[whole.seed == 1].mean(), abs=2e-4)
     assert len(evaluation.field_curve(run, {1: torch.nn.Identity()}, items)) == 0
 
@@ -220,14 +216,13 @@ def test_trained_weights_come_back(tmp_path):
     for seed in RUN.seeds:
         save_file(made.state_dict(), experiments.weights_file(tmp_path, seed))
     for network in experiments.trained(RUN, tmp_path).values():
-        assert all(
-            torch.equal(a, b) for a, b in zip(made.state_dict().values(), network.state_dict().values(), strict=True)
-        )
+        states = made.state_dict(), network.state_dict()
+        assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
         assert not network.training
 
 
 def test_a_baseline_needs_no_weights(tmp_path):
-    baseline = Params(profile="quick").baseline("input_gray_denoise_25")
+    baseline = Params(profile="quick").row("input_gray_denoise_25")
     (network,) = experiments.trained(baseline, tmp_path).values()
     image = torch.rand(1, 1, 8, 8)
     assert torch.equal(network(image), image)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clones import Clone, tiny
+from clones import Clone, environment
 
 from lib.params import ROOT
 
@@ -71,13 +71,8 @@ MADE = {
 def outcomes(request):
     """Fault -> how each try ended. pytest's cache keeps it while the code stays as it is, so that cases can be run one
     at a time; once every case passed it becomes the page."""
-    code = [
-        *ROOT.glob("lib/**/*.py"),
-        *ROOT.glob("notebooks/*.ipynb"),
-        ROOT / "dvc.yaml",
-        ROOT / "params.yaml",
-        Path(__file__),
-    ]
+    patterns = "lib/**/*.py", "notebooks/*.ipynb", "dvc.yaml", "params.yaml", "tests/test_faults.py"
+    code = [path for pattern in patterns for path in ROOT.glob(pattern)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code))).hexdigest()
     found: dict[str, list[str]] = {}
     yield found
@@ -95,23 +90,12 @@ def outcomes(request):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Path:
     """A clone in which nothing was run."""
-    clone = Clone(tmp_path_factory.mktemp("start"))
-    path = clone.folder / "params.yaml"
-    path.write_text(tiny(path.read_text(), ROWS).replace("seeds: [1, 2]\n", "seeds: [1]\n", 1))
-    clone.shell("git add -A && git -c user.name=t -c user.email=t@t commit -qm tiny")
-    return clone.folder
-
-
-def copy(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target, symlinks=True)
-    return target
+    return Clone(tmp_path_factory.mktemp("start"), ROWS, seeds="[1]").folder
 
 
 def begin(folder: Path, largest: int | None = None) -> subprocess.Popen:
     """Start the study; `largest`: bytes at which every file that is written is full."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
-    environment |= {"RESTORATION_CACHE": str(folder.with_name("images")), "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"RESTORATION_CACHE": str(folder.with_name("images")), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def limit() -> None:
         if largest is not None:
@@ -119,13 +103,7 @@ def begin(folder: Path, largest: int | None = None) -> subprocess.Popen:
 
     out = (folder.with_name(f"{folder.name}.log")).open("w")
     return subprocess.Popen(
-        REPRO,
-        cwd=folder,
-        env=environment,
-        stdout=out,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=limit,
+        REPRO, cwd=folder, env=environment(**own), stdout=out, stderr=out, start_new_session=True, preexec_fn=limit
     )
 
 
@@ -153,7 +131,7 @@ def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str
 @pytest.fixture(scope="module")
 def undisturbed(start, outcomes) -> tuple[Path, float]:
     """A clone in which the study was run once, during which a second run was refused; and the seconds it took."""
-    folder, began = copy(start, start.with_name("undisturbed")), time.monotonic()
+    folder, began = shutil.copytree(start, start.with_name("undisturbed")), time.monotonic()
     first = begin(folder)
     while first.poll() is None and "Running stage" not in said(folder):
         time.sleep(0.05)
@@ -168,7 +146,7 @@ def undisturbed(start, outcomes) -> tuple[Path, float]:
 def test_a_run_that_is_killed_or_interrupted_again_and_again_ends_like_any_other(start, undisturbed, outcomes):
     """Each run goes on from where the one before was stopped; one that comes to its end is compared, and begun anew."""
     (sound, seconds), draw, runs = undisturbed, random.Random(0), 1
-    expected, folder = content(sound), copy(start, start.with_name("stopped_1"))
+    expected, folder = content(sound), shutil.copytree(start, start.with_name("stopped_1"))
     faults = [KILL] * 15 + [KILL_IN_LOCK] * 5 + [CTRL_C] * 5
     draw.shuffle(faults)
     tries: dict[str, list[str]] = {fault: [] for fault in (KILL, KILL_IN_LOCK, CTRL_C)}
@@ -189,7 +167,7 @@ def test_a_run_that_is_killed_or_interrupted_again_and_again_ends_like_any_other
         assert running.returncode == 0, said(folder)
         assert not differences(content(folder), expected)
         runs += 1
-        folder = copy(start, start.with_name(f"stopped_{runs}"))
+        folder = shutil.copytree(start, start.with_name(f"stopped_{runs}"))
     assert run(folder) == 0, said(folder)
     assert not differences(content(folder), expected)
     outcomes.update(tries)
@@ -198,10 +176,9 @@ def test_a_run_that_is_killed_or_interrupted_again_and_again_ends_like_any_other
 def test_a_full_disk_leaves_nothing_half_written(start, undisturbed, outcomes):
     """Every file that is larger than a limit meets it, from pins and tables to notebooks, figures and images."""
     expected = content(undisturbed[0])
-    folder, tries = copy(start, start.with_name("full")), 0
+    folder, tries = shutil.copytree(start, start.with_name("full")), 0
     for largest in (0, 2_000, 10_000, 40_000, 150_000, 1_000_000):
-        if run(folder, largest) != 0:
-            tries += 1
+        tries += run(folder, largest) != 0
     assert tries > 3
     assert run(folder) == 0, said(folder)
     assert not differences(content(folder), expected)

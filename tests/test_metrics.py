@@ -14,9 +14,9 @@ from lib.measuring.metrics import CHANNELS, CONVENTIONS, Convention, ConventionE
 from lib.tasks import degradations
 
 
-def pair(channels: int = 3, height: int = 40, width: int = 33) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    target = torch.rand(channels, height, width, generator=generator)
+    target = torch.rand(channels, 40, 33, generator=generator)
     return target + 0.1 * torch.randn(target.shape, generator=generator), target
 
 
@@ -92,11 +92,10 @@ def test_ssim_is_that_of_the_matlab_script():
     at = np.arange(-5, 6)
     gaussian = np.exp(-(at[:, None] ** 2 + at**2) / (2 * 1.5**2))
     for window, weights in {"gaussian": gaussian, "uniform": np.ones((8, 8))}.items():
-        expected = np.mean([reference_ssim(a, b, weights) for a, b in zip(restored, target, strict=True)])
-        assert ssim(restored, target, window) == pytest.approx(expected, abs=1e-10)
-        assert Convention("y", clamp=False, window=window).measure(restored[:1], target[:1])["ssim"] == pytest.approx(
-            reference_ssim(restored[0], target[0], weights), abs=1e-10
-        )
+        expected = [reference_ssim(a, b, weights) for a, b in zip(restored, target, strict=True)]
+        assert ssim(restored, target, window) == pytest.approx(np.mean(expected), abs=1e-10)
+        of_first = Convention("y", clamp=False, window=window).measure(restored[:1], target[:1])["ssim"]
+        assert of_first == pytest.approx(expected[0], abs=1e-10)
 
 
 def test_a_batch_of_one_an_array_and_half_precision_are_accepted():
@@ -133,16 +132,12 @@ def test_unknown_conventions(options):
 
 def test_every_choice_shows_in_the_description():
     plain = Convention()
-    others = [replace(plain, channel=m) for m in CHANNELS if m != "gray"] + [
-        replace(plain, border=4),
-        replace(plain, quantise=True),
-        replace(plain, clamp=False),
-        replace(plain, window="uniform"),
-    ]
+    changes = [{"channel": m} for m in CHANNELS if m != "gray"]
+    changes += [{"border": 4}, {"quantise": True}, {"clamp": False}, {"window": "uniform"}]
+    others = [replace(plain, **change) for change in changes]
     assert len({p.describe() for p in [plain, *others]}) == 1 + len(others)
-    assert Convention("y", 4, True).describe() == (
-        "Y of BT.601 (16-235), border of 4 px left out, clamped, rounded to 8 bit"
-    )
+    described = "Y of BT.601 (16-235), border of 4 px left out, clamped, rounded to 8 bit"
+    assert Convention("y", 4, True).describe() == described
 
 
 def test_published_conventions():

@@ -13,7 +13,7 @@ import re
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -307,12 +307,8 @@ SMALL = {
 OPEN = {"carn_m": {"scale": 2}}
 
 
-@pytest.fixture(autouse=True)
-def constants_need_not_agree() -> Iterator[None]:
-    """State dicts here hold any numbers, mean shifts included."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*has other constants")
-        yield
+#: State dicts here hold any numbers, mean shifts included.
+pytestmark = pytest.mark.filterwarnings("ignore:.*has other constants")
 
 
 def numbered(system: str, shapes: Shapes) -> dict[str, Tensor]:
@@ -327,7 +323,7 @@ def numbered(system: str, shapes: Shapes) -> dict[str, Tensor]:
     return {name: made[same_tensor(system, name)] for name in shapes}
 
 
-def random(system: str, shapes: Shapes, scale: float = 0.05) -> dict[str, Tensor]:
+def drawn(system: str, shapes: Shapes, scale: float = 0.05) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     state = numbered(system, shapes)
     made = {id(t): scale * torch.randn(t.shape, generator=generator) for t in state.values()}
@@ -413,7 +409,7 @@ def test_heads_of_dagl_are_stacked(ours, parts):
 @pytest.mark.parametrize("case", SMALL)
 def test_a_loaded_network_restores_images(case):
     system, shapes = SMALL[case]
-    state = random(system, shapes)
+    state = drawn(system, shapes)
     before = torch.get_rng_state()
     network = official.load(system, state, **OPEN.get(system, {}))
     assert torch.equal(torch.get_rng_state(), before)
@@ -436,7 +432,7 @@ def one_of_each_kind(shapes: Shapes) -> set[str]:
 @pytest.mark.parametrize("case", SMALL)
 def test_a_tensor_that_is_missing_misshaped_or_too_much_is_named(case, monkeypatch):
     system, shapes = SMALL[case]
-    state, more = random(system, shapes), OPEN.get(system, {})
+    state, more = drawn(system, shapes), OPEN.get(system, {})
     build = functools.cache(models.build)  # the same network is asked for again and again
     monkeypatch.setattr(models, "build", build)
     for name in one_of_each_kind(shapes):
@@ -456,7 +452,7 @@ def test_a_tensor_that_is_missing_misshaped_or_too_much_is_named(case, monkeypat
 @pytest.mark.parametrize("case", ["DAGL", "PANet", "PA-EDSR x2", "IGNN x2"])
 def test_one_tensor_under_several_names_has_one_value(case):
     system, shapes = SMALL[case]
-    state = random(system, shapes)
+    state = drawn(system, shapes)
     counts: dict[str, list[str]] = {}
     for name in shapes:
         counts.setdefault(same_tensor(system, name), []).append(name)
@@ -473,7 +469,7 @@ def test_one_tensor_under_several_names_has_one_value(case):
     [("pa_edsr", pa_edsr(2, 2, 16), 1), ("enlcn", enlcn(2, 2, 16), 1), ("ignn", ignn_network(2, 2, 8), 255)],
 )
 def test_constants_that_differ_are_reported(system, shapes, value_range):
-    state = random(system, shapes)
+    state = drawn(system, shapes)
     for sign, name in ((-1, "sub_mean"), (1, "add_mean")):
         state[f"{name}.weight"] = torch.eye(3).view(3, 3, 1, 1)
         state[f"{name}.bias"] = sign * value_range * torch.tensor(DIV2K_MEAN)
@@ -486,7 +482,7 @@ def test_constants_that_differ_are_reported(system, shapes, value_range):
 
 
 def test_a_fixed_operator_is_known_by_its_values():
-    state = random("lir", lir(False, (1, 1, 1, 1, 1), 16))
+    state = drawn("lir", lir(False, (1, 1, 1, 1, 1), 16))
     kernel = torch.tensor([[-1.0, -1, -1], [-1, 8, -1], [-1, -1, -1]])
     name = "EAA2.0.stage5.0.edges"
     official.translate("lir", state | {name: 1e-3 * kernel.expand(32, 1, 3, 3)})
@@ -496,7 +492,7 @@ def test_a_fixed_operator_is_known_by_its_values():
 
 
 def test_many_problems_are_listed_in_one_line():
-    state = random("dncnn", dncnn(1, 4, 8))
+    state = drawn("dncnn", dncnn(1, 4, 8))
     wrong = {f"extra.{i}": torch.zeros(1) for i in range(9)} | {"model.2.bias": torch.zeros(5)}
     with pytest.raises(OfficialError) as caught:
         official.translate("dncnn", state | wrong)
@@ -506,7 +502,7 @@ def test_many_problems_are_listed_in_one_line():
 
 
 def test_an_unknown_system_and_another_systems_tensors_are_named():
-    state = random("dncnn", dncnn(1, 4, 8))
+    state = drawn("dncnn", dncnn(1, 4, 8))
     with pytest.raises(OfficialError, match="unknown system 'rnan'; known: carn_m, dagl, dncnn"):
         official.load("rnan", state)
     for system in official.systems():
@@ -519,7 +515,7 @@ def test_an_unknown_system_and_another_systems_tensors_are_named():
 
 # Files.
 
-TENSORS = random("dncnn", dncnn(1, 3, 4))
+TENSORS = drawn("dncnn", dncnn(1, 3, 4))
 
 
 def named(prefix: str) -> dict[str, Tensor]:
@@ -546,13 +542,8 @@ class Printing:
 
 
 OTHER = {name: t + 1 for name, t in TENSORS.items()}
-BESIDE = {
-    "epoch": 3,
-    "best": np.float64(38.1),
-    "curve": np.zeros(3),
-    "args": argparse.Namespace(lr=1e-4),
-    "x": Printing(),
-}
+BESIDE = {"epoch": 3, "best": np.float64(38.1), "curve": np.zeros(3), "args": argparse.Namespace(lr=1e-4)}
+BESIDE["x"] = Printing()
 
 
 @pytest.mark.parametrize(
@@ -601,10 +592,10 @@ def test_safetensors_by_any_name(tmp_path, name):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read(dtype):
-    state = {name: t.to(dtype) for name, t in random("imdn", imdn(2, 1, 16)).items()}
+    state = {name: t.to(dtype) for name, t in drawn("imdn", imdn(2, 1, 16)).items()}
     loaded = official.load("imdn", state).state_dict()
     assert torch.equal(loaded["head.weight"], state["fea_conv.weight"].float())
-    state = random("carn_m", carn_m(8)) | {
+    state = drawn("carn_m", carn_m(8)) | {
         f"{sign}_mean.shifter.weight": torch.eye(3).view(3, 3, 1, 1) for sign in ("sub", "add")
     }
     state |= {f"{name}_mean.shifter.bias": sign * torch.tensor(DIV2K_MEAN) for name, sign in (("sub", -1), ("add", 1))}
@@ -739,7 +730,7 @@ def test_what_is_no_checkpoint_is_an_error_of_one_line(tmp_path, capsys, kind):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_none_are_refused(number):
-    state = random("dncnn", dncnn(1, 4, 8))
+    state = drawn("dncnn", dncnn(1, 4, 8))
     state["model.2.bias"][3] = number
     with pytest.raises(OfficialError, match=r"^dncnn: NaN or infinite numbers: model.2.bias; the training failed"):
         official.load("dncnn", state)
@@ -747,15 +738,14 @@ def test_numbers_that_are_none_are_refused(number):
 
 def test_a_file_must_suit_its_task(tmp_path):
     path = tmp_path / "weights.pth"
-    torch.save(random("pa_edsr", SMALL["PA-EDSR x3"][1]), path)
+    torch.save(drawn("pa_edsr", SMALL["PA-EDSR x3"][1]), path)
     assert official.load_file(path, "panet", colors=3, scale=3).scale == 3
     with pytest.raises(OfficialError, match=r"weights.pth: made for scale 3, but the task has scale 2"):
         official.load_file(path, "panet", colors=3, scale=2)
     with pytest.raises(OfficialError, match=r"weights.pth: panet: missing: .*tail.0.weight"):
         official.load_file(path, "panet", colors=3)
-    with pytest.raises(
-        OfficialError, match="no released weights of model 'nlm' x1; known: carn_m x2/3/4, dagl x1, dncnn x1"
-    ):
+    said = "no released weights of model 'nlm' x1; known: carn_m x2/3/4, dagl x1, dncnn x1"
+    with pytest.raises(OfficialError, match=said):
         official.load_file(path, "nlm", colors=3)
 
 
@@ -771,10 +761,7 @@ def test_public_weights_of_carn_m_restore_set5(mirror, scale, published):
         x, y = (torch.from_numpy(np.array(Image.open(f).convert("RGB"))).movedim(2, 0)[None] / 255 for f in pair)
         with torch.no_grad():
             restored = network(x)
-        found.append(
-            Convention("y8", border=scale, quantise=True).measure(
-                restored, y[..., : restored.shape[2], : restored.shape[3]]
-            )["psnr"]
-        )
+        y = y[..., : restored.shape[2], : restored.shape[3]]
+        found.append(Convention("y8", border=scale, quantise=True).measure(restored, y)["psnr"])
     assert len(found) == 5
     assert np.mean(found) == pytest.approx(published, abs=0.1)

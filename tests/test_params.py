@@ -13,18 +13,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from lib.measuring.metrics import CHANNELS, WINDOWS
-from lib.params import (
-    ROOT,
-    Baseline,
-    Experiment,
-    Params,
-    ParamsError,
-    check,
-    completion,
-    fingerprint,
-    missing,
-    table,
-)
+from lib.params import ROOT, Baseline, Experiment, Params, ParamsError, check, completion, fingerprint, missing, table
 from lib.pipeline.resolve import evaluation
 
 TEXT = Path(__file__).with_name("params_example.yaml").read_text()
@@ -69,36 +58,30 @@ def test_an_experiment_is_resolved_for_its_profile(tmp_path):
 
 def test_a_baseline_is_not_trained(tmp_path):
     known = params(tmp_path)
-    row = known.baseline("nlm_gray_denoise_25")
-    assert isinstance(row, Baseline) and row == known.row(row.name) and known.stage(row.name) == "baseline"
+    row = known.row("nlm_gray_denoise_25")
+    assert isinstance(row, Baseline) and known.stage(row.name) == "baseline"
     assert isinstance(known.row("edsr_sr_x2"), Experiment) and known.stage("edsr_sr_x2") == "evaluate"
-    for read, name in ((known.experiment, row.name), (known.baseline, "edsr_sr_x2"), (known.row, "edsr_sr_x3")):
+    for read, name in ((known.experiment, row.name), (known.row, "edsr_sr_x3")):
         with pytest.raises(ParamsError, match=name):
             read(name)
 
 
 def test_a_public_checkpoint_is_a_baseline(tmp_path):
     entry = "dncnn_gray_denoise_25: {title: DnCNN, model: dncnn, task: gray_denoise_25, checkpoint: own/dncnn.pth}"
-    row = params(tmp_path, ("\nbaselines:\n", f"\nbaselines:\n  {entry}\n")).baseline("dncnn_gray_denoise_25")
+    row = params(tmp_path, added("baselines", entry)).row("dncnn_gray_denoise_25")
     assert (row.checkpoint, row.options, row.seeds) == ("own/dncnn.pth", {}, (1,))
     assert missing(row) == "the file own/dncnn.pth is not there"
 
 
 def test_a_listed_checkpoint_is_there_where_the_profile_downloads_it(tmp_path):
     entry = "imdn_sr_x2: {title: IMDN, model: imdn, task: sr_x2, checkpoint: weights/imdn_x2.pth}"
-    added = ("\nbaselines:\n", f"\nbaselines:\n  {entry}\n")
-    row = params(tmp_path, added).baseline("imdn_sr_x2")
+    row = params(tmp_path, added("baselines", entry)).row("imdn_sr_x2")
     assert row.checkpoint == "data/weights/imdn_x2.pth"
     assert missing(row) == "published_numbers.sets of the profile lacks 'weights'"
-    row = params(tmp_path, added, ("sets: [sample/test]", "sets: [sample/test, weights]")).baseline("imdn_sr_x2")
+    weights = ("sets: [sample/test]", "sets: [sample/test, weights]")
+    row = params(tmp_path, added("baselines", entry), weights).row("imdn_sr_x2")
     assert missing(row) is None
     assert (evaluation(row)["checkpoint"] or "").startswith("740b39653592bd3f")
-
-
-def test_adding_an_experiment_is_adding_lines(tmp_path):
-    entry = "dagl_gray_denoise_25-9: {title: a, model: dagl, task: gray_denoise_25, recipe: dagl, options: {heads: 9}}"
-    known = params(tmp_path, ("\nexperiments:\n", f"\nexperiments:\n  {entry}\n"))
-    assert known.experiment("dagl_gray_denoise_25-9").options["heads"] == 9
 
 
 def test_a_size_stands_in_for_the_models_options(tmp_path):
@@ -110,9 +93,8 @@ def test_a_size_stands_in_for_the_models_options(tmp_path):
 
 def test_a_planned_look_is_of_all_tasks(tmp_path):
     own = ("steps: 950,", "steps: 950, seeds: [4, 5],")
-    with pytest.raises(
-        ParamsError, match=r"looks: training\.gray_denoise_25 has 2 seeds of its own and the profile 3; a"
-    ):
+    said = r"looks: training\.gray_denoise_25 has 2 seeds of its own and the profile 3; a"
+    with pytest.raises(ParamsError, match=said):
         params(tmp_path, own, ("seeds: [1, 2, 3]\n", "seeds: [1, 2, 3]\n    looks: true\n"))
 
 
@@ -487,16 +469,13 @@ def test_a_set_of_the_user_that_does_not_suit_a_task_is_refused_by_file(tmp_path
     entry = {"train": ("[bsds500/train]", "[own/x]"), "test": ("[set5/HR]", "[own/x]"),
              "validation": ("[set5/HR]", "[set5/HR]\n    validation: [own/x]")}[side]  # fmt: skip
     task = TEXT[TEXT.index("  sr_x2:\n    title") :].partition("\n  demosaic:")[0]
-    edits = (
-        (task, task.replace(*entry)),
-        ("sets: {train: [sample/train], validation: [], test: [sample/test]}", "sets: {}"),
-    )
-    found = [] if message is None else faults(tmp_path, *edits)
+    of_profile = "sets: {train: [sample/train], validation: [], test: [sample/test]}"
+    edits = (task, task.replace(*entry)), (of_profile, "sets: {}")
     if message is None:
         check(params(tmp_path, *edits))
     else:
-        assert len(found) == 1
-        assert found[0].replace(f"{tmp_path}/", "").startswith(f"tasks.sr_x2.{side}: {message}")
+        [found] = faults(tmp_path, *edits)
+        assert found.replace(f"{tmp_path}/", "").startswith(f"tasks.sr_x2.{side}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -525,9 +504,8 @@ def test_a_link_to_nothing_or_to_a_training_photograph_is_refused(tmp_path, monk
 @pytest.mark.parametrize("section", ["profiles", "delta", "recipes", "tasks", "baselines", "experiments", "studies"])
 def test_a_section_without_content_is_a_fault(tmp_path, section):
     content = re.search(rf"(?ms)^{section}:(.*?)(?=^\w|\Z)", TEXT)[1]
-    assert faults(tmp_path, (f"\n{section}:{content}", f"\n{section}:\n")) == [
-        f"{section} is empty; it must be a mapping"
-    ]
+    [found] = faults(tmp_path, (f"\n{section}:{content}", f"\n{section}:\n"))
+    assert found == f"{section} is empty; it must be a mapping"
 
 
 def test_all_faults_are_found_at_once(tmp_path):

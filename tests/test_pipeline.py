@@ -11,9 +11,10 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from clones import KEPT, Clone, tiny
+from clones import KEPT, Clone
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load
@@ -39,11 +40,9 @@ def begin_training_with(clone: Clone, statement: str) -> None:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     clone = Clone(tmp_path_factory.mktemp("clone"))
-    path = clone.folder / "params.yaml"
-    path.write_text(tiny(path.read_text()))
     ran = clone.repro()
     assert {f"train@{name}" for name in KEPT} <= set(ran) and "report@dagl_ablation" in ran and "summary" in ran
-    clone.shell("git add -A && git -c user.name=t -c user.email=t@t commit -qm results")
+    clone.commit("results")
     return clone
 
 
@@ -63,7 +62,10 @@ def test_one_command_makes_every_result(clone):
     assert (results / "weights" / KEPT[2] / "seed_2.safetensors").exists()
     report = json.loads((results / "report/dagl_ablation/report_dagl_ablation.ipynb").read_text())
     assert any("image/png" in output.get("data", {}) for cell in report["cells"] for output in cell.get("outputs", []))
-    assert "3 of 3" in (results / "report/published_numbers/rows.md").read_text()  # noisy inputs of the sample
+    numbers = pd.read_csv(results / "report/published_numbers/numbers.csv")
+    assert (numbers.verdict == "agrees").sum() == 3 and "differs" not in set(
+        numbers.verdict
+    )  # the sample's noisy inputs
     assert (results / "pins/dvc.lock").read_text() == (clone.folder / "dvc.lock").read_text()
     assert not list((clone.folder / "checkpoints").glob("*"))
 
@@ -94,7 +96,7 @@ def test_kept_networks_come_back_without_training(clone, tmp_path):
     before = {path.name: path.read_bytes() for path in weights.glob("*")}
     clone.shell(f"python -m lib keep {name}")
     assert clone.shell("git status --porcelain").stdout == "?? results/tiny/networks/\n"
-    clone.shell("git add -A && git -c user.name=t -c user.email=t@t commit -qm kept")
+    clone.commit("kept")
     clone.shell(f"git clone -q . {tmp_path / 'fresh'}")
     fresh = Clone.at(tmp_path / "fresh")
     Image.fromarray(photograph).save(fresh.folder / "own.png")
@@ -206,12 +208,12 @@ def test_run_says_which_stage_it_lacks(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: run: lacks the name of the stage, such as `train edsr_gray_denoise_25`\n"
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("seconds", [0.2, 0.5, 1.0])
 def test_ctrl_c_while_programs_load_is_no_traceback(seconds):
     running = subprocess.Popen([sys.executable, "-m", "lib", "check"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     running.send_signal(signal.SIGINT)
-    assert len(running.communicate()[1].splitlines()) <= 1 or seconds < 0.1  # Python itself still starts
+    assert len(running.communicate()[1].splitlines()) <= 1
 
 
 def test_a_name_of_a_row_is_never_run_as_a_command(clone):
@@ -262,10 +264,8 @@ def test_a_new_model_makes_nothing_else_stale(clone):
     )
     clone.edit("params.yaml", "title: DAGL, model", "title: 'DAGL, named otherwise', model")
     clone.shell("dvc repro -q resolve")
-    assert clone.changed() - {"report@dagl_ablation", "tables", "summary"} == {
-        "train@other_gray_denoise_25",
-        "evaluate@other_gray_denoise_25",
-    }
+    own = {"train@other_gray_denoise_25", "evaluate@other_gray_denoise_25"}
+    assert clone.changed() - {"report@dagl_ablation", "tables", "summary"} == own
     values = clone.folder / "results/tiny/parameters/train/other_gray_denoise_25.json"
     before = json.loads(values.read_text())
     clone.edit("lib/models/other/__init__.py", "\nnetwork", "\nfrom ..panet.resize import resize as resize\n\nnetwork")
@@ -374,12 +374,10 @@ def test_seeds_are_planned_up_to_a_number_above_0(capsys, seeds):
 def test_a_failing_notebook_prints_one_line_and_keeps_its_traceback(clone):
     begin_training_with(clone, "raise TrainingError('the loss is nan')")
     ended = clone.shell("python -m lib run train edsr_gray_denoise_25", check=False)
-    errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    assert ended.returncode == 1
-    assert errors == [
-        "error: TrainingError: the loss is nan (traceback in results/tiny/train/edsr_gray_denoise_25/train.ipynb)"
-    ]
-    assert "Traceback" in (clone.folder / "results/tiny/train/edsr_gray_denoise_25/train.ipynb").read_text()
+    [error] = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    notebook = "results/tiny/train/edsr_gray_denoise_25/train.ipynb"
+    assert ended.returncode == 1 and error == f"error: TrainingError: the loss is nan (traceback in {notebook})"
+    assert "Traceback" in (clone.folder / notebook).read_text()
 
 
 @pytest.mark.parametrize("edited", ["lib/tasks/degradations.py", "params.yaml"])

@@ -34,9 +34,9 @@ def test_every_rate_trains_the_same_row(params):
     assert (low.rate, high.rate, low.steps) == (1e-6, 1e-2, 3)
     assert low.psnr == pytest.approx(20.7, abs=0.1)  # clamped noise of sigma 25: nothing is learnt
     assert high.psnr != low.psnr
-    assert low.psnr_lost_mean == pytest.approx(0, abs=1e-4) and low.same_largest <= 1
+    assert low.psnr_lost_mean == pytest.approx(0, abs=1e-4) and low.effective_share > 0.9  # keys weigh nearly alike
     table = recipe_search.summary(pd.concat(found))
-    assert list(table.acts) == ["no", "no"] or high.psnr_lost_mean >= 0.005
+    assert list(table.acts) == ["no", "no"]
     assert len(recipe_search.figure(table).axes) == 1
 
 
@@ -94,9 +94,8 @@ def test_a_trained_trunk_is_under_the_attention_that_starts_from_it(params):
 def test_a_network_can_be_changed_before_it_is_watched(params):
     rows = ["psnr_lost_mean", "effective_keys"]
     watched = recipe_search.course(params, "dagl_gray_denoise_25-common_trunk", 1e-3, steps=2)
-    changed = recipe_search.course(
-        params, "dagl_gray_denoise_25-common_trunk", 1e-3, 2, lambda network: torch.nn.init.zeros_(network.head.weight)
-    )
+    prepare = lambda network: torch.nn.init.zeros_(network.head.weight)  # noqa: E731
+    changed = recipe_search.course(params, "dagl_gray_denoise_25-common_trunk", 1e-3, 2, prepare)
     assert not watched[rows].equals(changed[rows])
 
 

@@ -1,6 +1,5 @@
 """People's own images: read as the study's sets are, restored with what they say of themselves, or refused by name."""
 
-import io
 import re
 import struct
 import zlib
@@ -9,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles import encoded
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from lib.__main__ import main
 from lib.models import build
-from lib.models.blocks import ImageError
 from lib.params import Params
 from lib.pipeline import restoring
 from lib.pipeline.runner import StageError
@@ -31,12 +30,6 @@ def restore(*arguments: str) -> int:
     return main(["restore", *arguments, "--by", BY])
 
 
-def png(image: Image.Image, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", **options)
-    return file.getvalue()
-
-
 def huge() -> bytes:
     """A PNG of 30000 x 30000 pixels, of which there is the header alone."""
     header = struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)
@@ -47,10 +40,10 @@ def huge() -> bytes:
 def long_text() -> bytes:
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "x" * 70_000_000, zip=True)
-    return png(Image.new("L", (8, 8)), pnginfo=text)
+    return encoded(Image.new("L", (8, 8)), pnginfo=text)
 
 
-SOUND = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24), dtype=np.uint8)))
+SOUND = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24), dtype=np.uint8)))
 REFUSED = {
     "text": (lambda: b"no image", "truncated or no image (cannot identify image file"),
     "cut": (lambda: SOUND[: len(SOUND) // 2], "truncated or no image"),
@@ -114,12 +107,12 @@ def test_resolution_profile_and_orientation_are_carried_over():
     exif[0x0112] = 6  # to be turned right
     pixels = np.zeros((8, 16), np.uint8)
     pixels[0, 0] = 255
-    Path("a.png").write_bytes(png(Image.fromarray(pixels), dpi=(300, 300), exif=exif, icc_profile=profile))
+    Path("a.png").write_bytes(encoded(Image.fromarray(pixels), dpi=(300, 300), exif=exif, icc_profile=profile))
     assert restore("a.png", "--into", "out.png") == 0
     with Image.open("out.png") as image:
         assert image.size == (8, 16) and image.getpixel((7, 0)) == 255
         assert image.info["icc_profile"] == profile and round(image.info["dpi"][0]) == 300
-    Path("b.png").write_bytes(png(Image.fromarray(pixels).convert("RGB"), icc_profile=profile))
+    Path("b.png").write_bytes(encoded(Image.fromarray(pixels).convert("RGB"), icc_profile=profile))
     assert restore("b.png", "--into", "out.png") == 0  # gray now: the profile of the colours is not its own
     assert "icc_profile" not in Image.open("out.png").info
 
@@ -142,7 +135,7 @@ def test_damaged_exif_data_is_a_line_and_no_obstacle(capsys):
 
 
 def test_an_opaque_channel_is_left_out_and_a_large_scan_taken_where_that_is_asked_for(capsys):
-    Path("a.png").write_bytes(png(Image.new("RGBA", (1100, 1000), (9, 9, 9, 255))))
+    Path("a.png").write_bytes(encoded(Image.new("RGBA", (1100, 1000), (9, 9, 9, 255))))
     assert restore("a.png", "--into", "out.png", "--megapixels", "1") == 1
     assert "a.png: is larger than 1 megapixels; `--megapixels 2` takes it" in capsys.readouterr().err
     assert restore("a.png", "--into", "out.png", "--megapixels", "1.1") == 0
@@ -162,7 +155,7 @@ def test_opacity_is_kept(mode, by):
         image.putalpha(Image.fromarray(np.arange(240, dtype=np.uint8).repeat(4).reshape(24, 40)))
     exif = Image.Exif()
     exif[0x0112] = 6
-    Path("a.png").write_bytes(png(image, exif=exif))
+    Path("a.png").write_bytes(encoded(image, exif=exif))
     assert main(["restore", "a.png", "--into", "out.png", "--by", by]) == 0
     opacity = ImageOps.exif_transpose(Image.open("a.png")).convert("RGBA").getchannel("A")
     with Image.open("out.png") as restored:
@@ -173,40 +166,16 @@ def test_opacity_is_kept(mode, by):
         assert restored.getchannel("A").tobytes() == expected.tobytes() and len(expected.getcolors()) > 2
 
 
-SMALL = {
-    "dagl": {"colors": 1, "width": 8, "blocks": 2, "heads": 2, "stages": 2, "stage_blocks": 1},
-    "panet": {"colors": 3, "width": 8, "blocks": 2},
-    "enlca": {"scale": 2, "width": 8, "blocks": 2, "every": 2},
-    "ignn": {"scale": 2, "width": 8, "blocks": 2, "embedding": "random"},
-    "lir": {"width": 8, "blocks": [1, 1, 1, 1, 1]},
-    "edsr": {"width": 8, "blocks": 2},
-}
-
-
-@pytest.mark.parametrize("model", SMALL)
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3)])
-def test_smallest_images_are_restored_or_refused_by_the_documented_minimum(model, size):
-    network = build(model, **SMALL[model]).eval()
-    colors = SMALL[model].get("colors", 3)
-    try:
-        with torch.no_grad():
-            restored = network(torch.rand(1, colors, *size))
-    except ImageError as error:
-        assert "\n" not in str(error)
-    else:
-        assert restored.shape[2] == size[0] * SMALL[model].get("scale", 1) and restored.isfinite().all()
-
-
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_opacity_is_not_lost_in_a_file_that_keeps_none(mode, capsys):
-    Path("a.png").write_bytes(png(Image.new(mode, (8, 8))))
+    Path("a.png").write_bytes(encoded(Image.new(mode, (8, 8))))
     assert restore("a.png", "--into", "out.bmp") == 1 and not Path("out.bmp").exists()
     assert capsys.readouterr().err == "error: out.bmp: BMP files keep no opacity, which a.png has; end it in .png\n"
 
 
 def test_a_colour_profile_is_not_lost_in_a_file_that_keeps_none(capsys):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    Path("a.png").write_bytes(png(Image.new("L", (8, 8)), icc_profile=profile))
+    Path("a.png").write_bytes(encoded(Image.new("L", (8, 8)), icc_profile=profile))
     assert restore("a.png", "--into", "out.bmp") == 1 and not Path("out.bmp").exists()
     assert "BMP files keep no colour profile, which a.png has; end it in .png" in capsys.readouterr().err
 

@@ -19,8 +19,8 @@ from lib.tasks import degradations
 FULL_RANGE = 20 * math.log10(255 / 219)
 
 
-def item(folder: Path, channels: int, height: int = 64, width: int = 72) -> sets.Item:
-    rough = torch.rand(1, channels, height // 2, width // 2, generator=torch.Generator().manual_seed(channels))
+def item(folder: Path, channels: int) -> sets.Item:
+    rough = torch.rand(1, channels, 32, 36, generator=torch.Generator().manual_seed(channels))
     pixels = np.moveaxis((degradations.resize(rough, up=2)[0].clamp(0, 1) * 255).byte().numpy(), 0, 2)
     path = folder / f"{channels}.npy"
     np.save(path, pixels[:, :, 0] if channels == 1 else pixels)

@@ -27,12 +27,13 @@ def photographs(*sizes, colors=1):
     return [torch.randint(256, (colors, *size), generator=generator, dtype=torch.uint8) for size in sizes]
 
 
-def crops(images=None, **options):
+def crops(images=None, crop=16):
     noise = degradations.build("gaussian_noise", sigma=25)
-    return Crops(images or photographs((40, 50), (33, 21)), None, noise, options.get("crop", 16))
+    return Crops(images or photographs((40, 50), (33, 21)), None, noise, crop)
 
 
 def network():
+    """Starts as the identity."""
     torch.manual_seed(0)
     return build("edsr", colors=1, width=4, blocks=1, image_skip=True)
 
@@ -42,9 +43,9 @@ def pairs():
     return Validation(clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)), clean)
 
 
-def run(path, steps=None, **options):
-    budget = Budget(steps or BUDGET.steps, BUDGET.batch, BUDGET.crop, BUDGET.lr, BUDGET.ema)
-    return train(network(), crops(), options.pop("recipe", RECIPE), budget, 1, path, clock=time.monotonic, **options)
+def run(path, steps=None, net=None, images=None, recipe=RECIPE, budget=BUDGET, clock=time.monotonic, **options):
+    budget = dataclasses.replace(budget, steps=steps or budget.steps)
+    return train(net or network(), images or crops(), recipe, budget, 1, path, clock=clock, **options)
 
 
 def test_crops_are_flips_and_rotations_of_parts_of_the_images():
@@ -116,8 +117,7 @@ def test_schedules():
 
 def test_it_learns(tmp_path):
     ramp = torch.linspace(40, 200, 64).byte().expand(1, 64, 64).contiguous()
-    budget = Budget(steps=150, batch=4, crop=16, lr=5e-3, ema=0.9)
-    result = train(network(), crops([ramp]), RECIPE, budget, 1, tmp_path / "c.pt", clock=time.monotonic)
+    result = run(tmp_path / "c.pt", 150, images=crops([ramp]), budget=dataclasses.replace(BUDGET, lr=5e-3))
     assert result.log[-1]["psnr"] > result.log[0]["psnr"] + 6
 
 
@@ -133,7 +133,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path):
 
     options = {"say": stop, "save_every": 0.0, "validation": validation}
     with pytest.raises(KeyboardInterrupt):
-        train(network(), crops(), RECIPE, BUDGET, 1, tmp_path / "part.pt", clock=count(0, 2).__next__, **options)
+        run(tmp_path / "part.pt", clock=count(0, 2).__next__, **options)
     assert 0 < read_checkpoint(tmp_path / "part.pt")["step"] < BUDGET.steps
     resumed = run(tmp_path / "part.pt", validation=validation)
     assert resumed.log == whole.log and resumed.curve == whole.curve
@@ -164,7 +164,7 @@ def test_kill_9_loses_nothing(tmp_path):
 
 def test_random_features_are_not_averaged(tmp_path):
     made = build("enlca", colors=1, scale=1, width=8, blocks=1, every=1, redraw=0.3, image_skip=True)
-    trained = train(made, crops(), RECIPE, BUDGET, 1, tmp_path / "checkpoint", clock=time.monotonic)
+    trained = run(tmp_path / "checkpoint", net=made)
     features = {key: value for key, value in made.state_dict().items() if key.endswith("projection_matrix")}
     assert features and all(torch.equal(trained.weights[key], value) for key, value in features.items())
 
@@ -174,7 +174,7 @@ def test_an_infinite_loss_stops_with_its_step(tmp_path):
     with torch.no_grad():
         broken.tail.bias.fill_(math.inf)
     with pytest.raises(TrainingError, match=r"the loss is (inf|nan) by step \d+; lower the profile's lr"):
-        train(broken, crops(), RECIPE, BUDGET, 1, tmp_path / "c.pt", clock=time.monotonic)
+        run(tmp_path / "c.pt", net=broken)
     assert not (tmp_path / "c.pt").exists()
 
 
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path):
     run(tmp_path / "c.pt")
     other = build("edsr", colors=1, width=8, blocks=1)
     with pytest.raises(TrainingError, match=r"c\.pt: not a checkpoint of this network .*delete it to start anew"):
-        train(other, crops(), RECIPE, BUDGET, 1, tmp_path / "c.pt", clock=time.monotonic)
+        run(tmp_path / "c.pt", net=other)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign", *range(0, 100, 20)])
@@ -213,11 +213,8 @@ def test_validation_is_of_the_averaged_weights_and_changes_no_training(tmp_path)
 def test_an_exact_restoration_counts_as_100_db(tmp_path):
     clean = torch.rand(2, 1, 8, 8)
     same = Crops(photographs((8, 8)), photographs((8, 8)), degradations.build("paired"), 4)
-    net = build("edsr", colors=1, width=4, blocks=1, image_skip=True)  # starts as the identity
-    budget = dataclasses.replace(BUDGET, steps=1, crop=4)
-    found = train(
-        net, same, RECIPE, budget, 1, tmp_path / "x.pt", validation=Validation(clean, clean), clock=time.monotonic
-    )
+    budget = dataclasses.replace(BUDGET, crop=4)
+    found = run(tmp_path / "x.pt", 1, images=same, budget=budget, validation=Validation(clean, clean))
     assert found.log[-1]["psnr"] == found.curve[-1]["psnr"] == 100
 
 
@@ -227,14 +224,8 @@ def test_two_processes_that_share_each_batch_end_with_the_same_weights(model, tm
     options = {"edsr": {"attention": "mhnl"}, "enlca": {"common_trunk": True}}[model]
     torch.manual_seed(0)
     net = build(model, colors=1, width=8, blocks=2, image_skip=True, **options)
-    recipe = Recipe("mse", Optimiser("adam"), Cosine("cosine", warm_up=0.1), clip=0.1)
-    found = [
-        train(
-            copy.deepcopy(net), crops(), recipe, BUDGET, 1, tmp_path / f"{processes}.pt",
-            validation=pairs(), clock=time.monotonic, processes=processes,
-        )
-        for processes in (1, 2)
-    ]  # fmt: skip
+    options = {"recipe": dataclasses.replace(RECIPE, clip=0.1), "validation": pairs()}
+    found = [run(tmp_path / f"{n}.pt", net=copy.deepcopy(net), processes=n, **options) for n in (1, 2)]
     for key, value in found[0].weights.items():
         assert (value - found[1].weights[key]).abs().max() <= 1e-5, key
     assert found[1].log[-1]["psnr"] == pytest.approx(found[0].log[-1]["psnr"], abs=1e-3)
@@ -250,8 +241,7 @@ def test_attention_has_a_rate_of_its_own(tmp_path):
     ends = []
     for attention_lr, lr in ((None, 1e-3), (1e-3, 1e-3), (1e-3, 1e-12)):
         budget = dataclasses.replace(BUDGET, lr=lr, attention_lr=attention_lr)
-        path = tmp_path / f"{len(ends)}.pt"
-        ends.append(train(copy.deepcopy(net), crops(), RECIPE, budget, 1, path, clock=time.monotonic).weights)
+        ends.append(run(tmp_path / f"{len(ends)}.pt", net=copy.deepcopy(net), budget=budget).weights)
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
     moved = {key for key, value in net.state_dict().items() if (ends[2][key] - value).abs().max() > 1e-6}
     assert moved and all(key.startswith("body.1.") for key in moved)
@@ -261,9 +251,8 @@ def test_a_run_begins_with_small_crops(tmp_path):
     """As many pixels a step, in crops of half the side."""
     seen, drawn, net = [], crops(), network()
     net.register_forward_pre_hook(lambda net, inputs: seen.append(tuple(inputs[0].shape)) if net.training else None)
-    budget = dataclasses.replace(BUDGET, steps=4, half_crops=0.5)
-    train(net, drawn, RECIPE, budget, 1, tmp_path / "x.pt", clock=time.monotonic)
-    batch, side = budget.batch, drawn.side
+    run(tmp_path / "x.pt", 4, net, drawn, budget=dataclasses.replace(BUDGET, half_crops=0.5))
+    batch, side = BUDGET.batch, drawn.side
     assert seen == [(4 * batch, 1, side // 2, side // 2)] * 2 + [(batch, 1, side, side)] * 2
 
 
@@ -275,10 +264,7 @@ def test_bf16_trains_close_to_float32_and_keeps_float32_weights(tmp_path):
 
 
 def test_without_clipping_a_large_gradient_moves_as_far_as_it_says(tmp_path):
-    free, clipped = (
-        run(tmp_path / str(clip), recipe=Recipe("mse", RECIPE.optimiser, RECIPE.schedule, clip=clip))
-        for clip in (None, 1e-9)
-    )
+    free, clipped = (run(tmp_path / str(clip), recipe=dataclasses.replace(RECIPE, clip=clip)) for clip in (None, 1e-9))
     start = network().state_dict()
     moved = [sum((r.weights[k] - start[k]).abs().sum() for k in start) for r in (free, clipped)]
     assert moved[0] > 2 * moved[1]

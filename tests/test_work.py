@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from clones import KEPT, Clone, tiny
+from clones import KEPT, Clone
 from test_pipeline import begin_training_with
 
 from lib.__main__ import main
@@ -33,9 +33,7 @@ for name, job in jobs.items():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    clone = Clone(tmp_path_factory.mktemp("outer") / "a clone")  # a path with a space
-    path = clone.folder / "params.yaml"
-    path.write_text(tiny(path.read_text()).replace("seeds: [1, 2]", "seeds: [1]"))
+    clone = Clone(tmp_path_factory.mktemp("outer") / "a clone", seeds="[1]")  # a path with a space
     begin_training_with(clone, "if 'edsr' in str(checkpoint): raise TrainingError('the loss is nan')")
     (clone.folder / "engine.py").write_text(ENGINE)
     clone.shell("dvc repro -q resolve data.dvc && dvc remote add -q -d store ../store")
@@ -76,19 +74,17 @@ def test_a_remote_carries_results_and_a_failing_row_stops_no_other(clone):
 
 def test_the_cache_of_a_copied_folder_brings_its_results(clone, tmp_path):
     """What docs/running.md says of a machine without network: nothing runs where the cache came back."""
-    row, there = f"results/tiny/evaluate/{BASELINE}", Clone.at(shutil.copytree(clone.folder, tmp_path / "there"))
+    row, there = f"results/tiny/evaluate/{BASELINE}", clone.copy(tmp_path / "there")
     for one in (clone, there):
         one.edit("lib/measuring/evaluation.py", '"""', '"""A ')
     command = f"dvc repro --single-item baseline@{BASELINE}"
     assert "Running stage" in there.shell(command).stdout
-    shutil.copytree(
-        there.folder / ".dvc/cache", clone.folder / ".dvc/cache", dirs_exist_ok=True, copy_function=copy_new
-    )
+    caches = (one.folder / ".dvc/cache" for one in (there, clone))
+    shutil.copytree(*caches, dirs_exist_ok=True, copy_function=copy_new)
     said = clone.shell(command).stdout
     assert "is cached - skipping run" in said and "Running stage" not in said
-    assert {path.name: path.read_bytes() for path in (clone.folder / row).iterdir()} == {
-        path.name: path.read_bytes() for path in (there.folder / row).iterdir()
-    }
+    here, brought = ({p.name: p.read_bytes() for p in (one.folder / row).iterdir()} for one in (clone, there))
+    assert here == brought
 
 
 def copy_new(source: str, target: str) -> None:
@@ -117,9 +113,8 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
 
 def test_an_address_where_nothing_answers_is_named(monkeypatch):
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)  # with Ray or without
-    with pytest.raises(
-        PipelineError, match=r"--cluster 127\.0\.0\.1:1: .*refused; `ray start --head` starts a cluster"
-    ):
+    said = r"--cluster 127\.0\.0\.1:1: .*refused; `ray start --head` starts a cluster"
+    with pytest.raises(PipelineError, match=said):
         cluster.check("127.0.0.1:1")
 
 

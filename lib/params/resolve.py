@@ -134,7 +134,7 @@ class Params:
 
     def row(self, name: str) -> Experiment | Baseline:
         """The experiment or baseline `name`, resolved; raises ParamsError for an unknown name."""
-        return self.experiment(name) if name in self.contents.experiments else self.baseline(name)
+        return self.experiment(name) if name in self.contents.experiments else self._baseline(name)
 
     def experiment(self, name: str) -> Experiment:
         """The experiment `name`, resolved; raises ParamsError for an unknown name, or one without a budget."""
@@ -157,11 +157,9 @@ class Params:
             precision=settings.precision,
         )
 
-    def baseline(self, name: str) -> Baseline:
-        """The baseline `name`, resolved; raises ParamsError for an unknown name."""
+    def _baseline(self, name: str) -> Baseline:
         entry = self.entry(name)
-        if not isinstance(entry, BaselineEntry):
-            raise ParamsError(f"{self.file}: {name!r} is an experiment, not a baseline")
+        assert isinstance(entry, BaselineEntry)
         return Baseline(**self._common(name, entry), checkpoint=_place(entry.checkpoint))
 
     def resources(self, name: str) -> Resources:

@@ -38,7 +38,9 @@ def answer(report: Report) -> list[str]:
     if report.run_claims().empty:
         return [f"None of the rows that would answer this has been run in profile `{report.params.profile}`."]
     sentences = [*filter(None, ANSWERS.get(report.study.name, in_general)(report))] or in_general(report)
-    sentences.append(_not_run(report))
+    if report.study.name != across_systems.__name__:  # which says it task by task
+        sentences.append(who_does_not_act(report))
+    sentences += [who_acts_in_part(report), _not_run(report)]
     return [f"{text.capital(sentence)}." for sentence in sentences if sentence]
 
 
@@ -81,14 +83,14 @@ def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping
         if rows.empty:
             continue
         called = [(row, names.get(row.better, report.labels[row.better])) for row in rows.itertuples()]
-        shown = [name if verdict == NOT_TESTED else _named(row, name) for row, name in called]
+        shown = [name if verdict == NOT_TESTED else _with_difference(row, name) for row, name in called]
         one = len(shown) == 1
         words = {"s": "s" if one else "", "es": "es" if one else "", "is_": "is" if one else "are"}
         said.append(f"{text.listed(shown)} {clause.format(reference=reference, **words)}")
     return "; ".join(said)
 
 
-def turned(claims: pd.DataFrame) -> pd.DataFrame:
+def sides_exchanged(claims: pd.DataFrame) -> pd.DataFrame:
     """Claims with their two rows exchanged."""
     of_worse = claims.assign(
         better=claims.worse, worse=claims.better, difference=-claims.difference, low=-claims.high, high=-claims.low
@@ -96,7 +98,7 @@ def turned(claims: pd.DataFrame) -> pd.DataFrame:
     return of_worse.assign(verdict=claims.verdict.replace({HOLDS: REVERSED, REVERSED: HOLDS}))
 
 
-def _named(row: Any, name: str) -> str:
+def _with_difference(row: Any, name: str) -> str:
     bounds = text.interval(row.low, row.high)
     return f"{name} ({text.number(row.difference, 2, True)} dB, {bounds})" if bounds else name
 
@@ -226,8 +228,6 @@ def dagl_ablation(report: Report) -> list[str]:
         f"{agreeing}{not_tested}"
         if len(run) and not none_acts else "",
         _kept(report, full),
-        who_does_not_act(report),
-        who_acts_in_part(report),
     ]  # fmt: skip
 
 
@@ -256,10 +256,8 @@ def dagl_structure(report: Report) -> list[str]:
     against = {row.worse: report.labels[row.worse].removeprefix("DAGL, ") for row in full.itertuples()}
     fixed = report.verdicts[report.verdicts.better.isin(names)]
     return [
-        grouped(report, turned(full), "the full network", against),
+        grouped(report, sides_exchanged(full), "the full network", against),
         grouped(report, fixed, "one of 4", names),
-        who_does_not_act(report),
-        who_acts_in_part(report),
     ]
 
 
@@ -274,8 +272,6 @@ def panet_scales(report: Report) -> list[str]:
         grouped(report, scales, "one scale", on),
         grouped(report, alone, "the trunk without attention", on),
         grouped(report, pixels, "a pyramid of single pixels", on),
-        who_does_not_act(report),
-        who_acts_in_part(report),
     ]
 
 
@@ -284,8 +280,8 @@ def enlca_amplification(report: Report) -> list[str]:
     for start, place in ((f"{trunk}_exact", "by softmax, in the common trunk"), ("enlca_sr_x4", "in ENLCN")):
         claims = report.run_claims()
         of_k = claims[(claims.better == start) & claims.worse.str.fullmatch(rf"{start}[-_]k\d+")]
-        names = {row.worse: f"k = {report.options(row.worse)['k']:g}" for row in of_k.itertuples()}
-        if clause := grouped(report, turned(of_k), "k = 6", names):
+        names = {row.worse: f"k = {report.resolved[row.worse].options['k']:g}" for row in of_k.itertuples()}
+        if clause := grouped(report, sides_exchanged(of_k), "k = 6", names):
             said.append(f"{place}, {clause}")
     pairs = {
         (f"{trunk}_exact", f"{trunk}_no_contrastive_loss"): ("the softmax", "the random features in its place"),
@@ -296,18 +292,17 @@ def enlca_amplification(report: Report) -> list[str]:
     }
     run = {*report.run_claims()[["better", "worse"]].itertuples(index=False, name=None)}
     told = (report.outcome(*pair, names) for pair, names in pairs.items() if pair in run)
-    return [*said, *told, who_does_not_act(report), who_acts_in_part(report)]
+    return [*said, *told]
 
 
 def ignn_aggregation(report: Report) -> list[str]:
     graph = report.verdicts[report.verdicts.worse.str.endswith("no_graph")]
     parts = report.verdicts[~report.verdicts.worse.str.endswith("no_graph")]
     on = {row.better: f"IGNN on {report.task_title(row.better)}" for row in graph.itertuples()}
-    said = [grouped(report, graph, "the same network without its graph", on), _each(report, parts)]
-    return [*said, who_does_not_act(report), who_acts_in_part(report)]
+    return [grouped(report, graph, "the same network without its graph", on), _one_by_one(report, parts)]
 
 
-def _each(report: Report, claims: pd.DataFrame) -> str:
+def _one_by_one(report: Report, claims: pd.DataFrame) -> str:
     """A clause for each claim that is resolved; that none is, where none is."""
     run = claims[claims.verdict != NOT_RUN]
     delta = report.params.delta.psnr
@@ -320,7 +315,10 @@ def _each(report: Report, claims: pd.DataFrame) -> str:
         return ""
     left = run[run.verdict.isin((UNRESOLVED, LEANS))]
     still = (run.verdict == NOT_TESTED).sum()
-    open_ = [_named(row, f"{report.labels[row.better]} over {report.labels[row.worse]}") for row in left.itertuples()]
+    open_ = [
+        _with_difference(row, f"{report.labels[row.better]} over {report.labels[row.worse]}")
+        for row in left.itertuples()
+    ]
     said += [f"{_is_or_are(len(open_))} not decided: {text.listed(open_)}"] * bool(open_)
     return "; ".join(said + [f"{_is_or_are(still)} not tested"] * bool(still))
 
@@ -336,14 +334,12 @@ def lir_parts(report: Report) -> list[str]:
     said = [
         f"{without[row.name]} is {text.number(abs(row.difference), 4)} "
         f"{'better' if row.difference > 0 else 'worse'} than LIR ({text.interval(row.low, row.high, 4)})"
-        for row in turned(resolved).assign(name=resolved.worse).itertuples()
+        for row in sides_exchanged(resolved).assign(name=resolved.worse).itertuples()
     ]
     return [
-        grouped(report, turned(run), "LIR", without),
+        grouped(report, sides_exchanged(run), "LIR", without),
         f"by SSIM {text.listed(said)}" if said else "",
         open_claims(report),
-        who_does_not_act(report),
-        who_acts_in_part(report),
     ]
 
 
@@ -368,7 +364,7 @@ def across_systems(report: Report) -> list[str]:
                 best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}"))
     if best is None:
         return ["no module is shown to restore better than the trunk alone", *sentences]
-    return [*sentences, with_similarity(report, *best[1]), who_acts_in_part(report)]
+    return [*sentences, with_similarity(report, *best[1])]
 
 
 def sparse_competitors(report: Report) -> list[str]:
@@ -384,7 +380,7 @@ def sparse_competitors(report: Report) -> list[str]:
     return [
         grouped(report, report.verdicts[report.verdicts.worse == worse], names[worse], names)
         for worse in (report.study.experiments[0], dense, near)
-    ] + [who_does_not_act(report), who_acts_in_part(report)]
+    ]
 
 
 def graph_prior(report: Report) -> list[str]:
@@ -397,7 +393,7 @@ def graph_prior(report: Report) -> list[str]:
             row("reuse_wider"): "the first graph reused in a wider trunk",
         }
         claims = report.run_claims()
-        of_both = pd.concat([claims[claims.worse == first], turned(claims[claims.better == first])])
+        of_both = pd.concat([claims[claims.worse == first], sides_exchanged(claims[claims.better == first])])
         if said := grouped(report, of_both, "matching anew alone", names):
             told.append(f"in {stages}, {said}")
         gained = claims[(claims.better == row("reuse_wider")) & claims.verdict.isin((HOLDS, LEANS))]
@@ -406,7 +402,7 @@ def graph_prior(report: Report) -> list[str]:
         told.append(report.outcome(row("gate"), row("random"), (f"the gated prior in {stages}", "a random one")))
     ends = ("a prior of the most dependent neighbours in DAGL's stages", "one of the least")
     told.append(report.outcome(f"{none}-most", f"{none}-least", ends))
-    return [*told, _efficient(report, none), who_does_not_act(report), who_acts_in_part(report)]
+    return [*told, _efficient(report, none)]
 
 
 def _efficient(report: Report, none: str) -> str:

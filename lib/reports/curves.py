@@ -8,24 +8,16 @@ rows of the study.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from . import statistics
 
+#: Of a row, per seed and step.
 COLUMNS = ["experiment", "seed", "step", "psnr"]
 
 OUTCOMES = GROWING, SETTLED, SHRINKING, OPEN = ("grows", "has settled", "shrinks", "may grow or shrink")
-
-
-def collect(trained: Path, experiments: Sequence[str]) -> pd.DataFrame:
-    """The validation curves of rows that have one: experiment, seed, step, psnr (dB)."""
-    files = {name: trained / name / "validation.csv" for name in experiments}
-    found = [pd.read_csv(file).assign(experiment=name) for name, file in files.items() if file.exists()]
-    found = [table for table in found if len(table)]
-    return pd.concat(found, ignore_index=True)[COLUMNS] if found else pd.DataFrame(columns=COLUMNS)
 
 
 def differences(curves: pd.DataFrame, rows: Sequence[str], reference: str) -> dict[str, pd.DataFrame]:

@@ -46,7 +46,7 @@ def _photograph(seen: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[tuple[
 def dagl_neighbours(report: Report, name: str) -> Shown:
     """The patches that weigh most for three pixels, first head of the first stage."""
     seen = report.seen(name)
-    weights = seen["weights"].astype(float)
+    weights = seen["weights"]
     held = text.listed([plots.holding(of_pixel) for of_pixel in weights])
     drawn = plots.attention(*_photograph(seen), weights)
     return report.show(drawn, "neighbours", f"Neighbours of three pixels by weight: {held} of it.", photographs=True)
@@ -68,7 +68,7 @@ def dagl_edges(report: Report, name: str) -> Shown:
     """Whether patches at edges keep fewer neighbours, as the paper says: rank correlation with the mean gradient around
     each query."""
     seen = report.seen(name)
-    photograph, kept = _photograph(seen)[0], seen["kept"].astype(float)
+    photograph, kept = _photograph(seen)[0], seen["kept"]
     gradient = F.adaptive_avg_pool2d(torch.from_numpy(np.hypot(*np.gradient(photograph)))[None], kept.shape)[0].numpy()
     if kept.std() == 0:
         return Markdown(f"Every patch keeps {kept.flat[0]:.0f} of {photograph.size} candidates.")
@@ -86,12 +86,12 @@ def dagl_places(report: Report) -> Shown:
     """How many places hold nine tenths of the weight of three pixels, for every row that has weights."""
     kept = report.all_seen(report.study.experiments)
     held = {
-        report.labels[name]: (report.modules[name], [plots.places_holding(w) for w in seen["weights"].astype(float)])
+        report.labels[name]: (report.modules[name], [plots.places_holding(w) for w in seen["weights"]])
         for name, seen in kept.items()
         if "weights" in seen
     }
     told = "; ".join(f"{label}: {text.listed([*map(str, places)])}" for label, (_, places) in held.items())
-    drawn = plots.points(held, "places that hold 90 % of the weight", log=True)
+    drawn = plots.points(held, "places that hold 90 % of the weight")
     return report.show(drawn, "places", f"How many places hold 90 % of the weight of three pixels. {told}.")
 
 
@@ -111,7 +111,7 @@ def _shares(report: Report) -> tuple[dict[str, pd.Series], dict[str, pd.Series]]
             scales = [float(scale) for scale in levels]
             pixels = pd.Series([grid.shape[-2] * grid.shape[-1] for grid in levels.values()], scales)
             title = f"{report.labels[name]}, {report.task_title(name)}"
-            shares[title] = pd.Series(seen["mass"].astype(float).mean(0), scales)
+            shares[title] = pd.Series(seen["mass"].mean(0), scales)
             uniform[title] = pixels / pixels.sum()
     return shares, uniform
 
@@ -134,14 +134,14 @@ def panet_ratio(report: Report) -> Shown:
     ratio = {name: {f"{s:g}": text.number(v) for s, v in (shares[name] / uniform[name]).items()} for name in shares}
     if not ratio:
         return Markdown("")
-    return Markdown(text.markdown(pd.DataFrame.from_dict(ratio, orient="index").fillna("").rename_axis("scale")))
+    return Markdown(text.table(ratio, "scale"))
 
 
 @_or_not_run
 def panet_attention(report: Report, name: str) -> Shown:
     """Attention of three pixels at every level."""
     seen = report.seen(name)
-    levels = {scale: grid[0].astype(float) for scale, grid in _levels(seen).items()}
+    levels = {scale: grid[0] for scale, grid in _levels(seen).items()}
     drawn = plots.pyramid(*_photograph(seen), levels)
     return report.show(drawn, "attention", "Pixels that weigh most for three pixels, at every level.", photographs=True)
 
@@ -154,11 +154,11 @@ def panet_holding(report: Report) -> Shown:
         if not (levels := _levels(seen)):
             continue
         flat = [grid[0].reshape(len(seen["points"]), -1) for grid in levels.values()]
-        together = np.concatenate(flat, axis=1).astype(float)
+        together = np.concatenate(flat, axis=1)
         counts = ", ".join(str(plots.places_holding(weights)) for weights in together)
         title = f"{report.labels[name]} ({report.task_title(name)})"
         rows[title] = {"pixels that hold 90 %": counts, "of": together.shape[1]}
-    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")) if rows else "")
+    return Markdown(text.table(rows) if rows else "")
 
 
 # -- ENLCA ----------------------------------------------------------------------------------------------------------
@@ -177,9 +177,9 @@ VARIED = {
 
 def _by(report: Report, start: str, option: str) -> dict[float, str]:
     """The rows that differ from row `start` in one option alone, by its value."""
-    full, found = report.options(start), {}
-    for name in report.by_task[report.task(start)]:
-        options = report.options(name)
+    full, found = report.resolved[start].options, {}
+    for name in report.by_task[report.resolved[start].task.name]:
+        options = report.resolved[name].options
         if report.modules[name] == "enlca" and {
             key for key in {*full, *options} if full.get(key) != options.get(key)
         } <= {option}:
@@ -192,7 +192,7 @@ def enlca_gain(report: Report) -> Shown:
     """Gain on the trunk without attention for every amplification k and every number m of random features."""
     panels = {}
     for title, (option, start) in VARIED.items():
-        trunk, rows = f"edsr_{report.task(start)}", _by(report, start, option)
+        trunk, rows = f"edsr_{report.resolved[start].task.name}", _by(report, start, option)
         found = {x: tables.gains(report.images, name, trunk) for x, name in rows.items()}
         gains = {x: one.set_index(["set", "image"]).gain for x, one in found.items() if not one.empty}
         if len(gains) > 1:
@@ -207,7 +207,7 @@ def enlca_gain(report: Report) -> Shown:
 def enlca_attention(report: Report, kind: str) -> Shown:
     """The pixels that weigh most for three pixels in the middle module. kind: exact or features."""
     seen = report.seen(ENLCA)
-    maps = seen[kind][len(seen["k"]) // 2].astype(float)
+    maps = seen[kind][len(seen["k"]) // 2]
     held = text.listed([plots.holding(of_pixel) for of_pixel in maps])
     drawn = plots.attention(*_photograph(seen), maps)
     return report.show(drawn, f"attention_{kind}", f"Attention of three pixels: {held}.", photographs=True)
@@ -220,7 +220,7 @@ def enlca_entropy(report: Report) -> Shown:
     seen = {k: report.seen(name) for k, name in by_k.items()}
     sharpness = {
         f"module {module + 1}": {
-            kind: {k: kept[f"entropy_{kind}"][module].ravel().astype(float) for k, kept in seen.items()}
+            kind: {k: kept[f"entropy_{kind}"][module].ravel() for k, kept in seen.items()}
             for kind in ("exact", "features")
         }
         for module in range(len(first["k"]))
@@ -239,8 +239,7 @@ def enlca_sharpness(report: Report) -> Shown:
     for k, name in _by(report, ENLCA, "k").items():
         seen = report.seen(name)
         rows[f"k = {k:g}"] = {
-            kind: f"{np.exp(np.median(seen[f'entropy_{kind}'][middle].astype(float))):.0f}"
-            for kind in ("exact", "features")
+            kind: f"{np.exp(np.median(seen[f'entropy_{kind}'][middle])):.0f}" for kind in ("exact", "features")
         }
     pixels = first["entropy_exact"][0].size
     head = f"Pixels that share the weight in the middle module (e to the median entropy), of {pixels}:"
@@ -250,10 +249,7 @@ def enlca_sharpness(report: Report) -> Shown:
 def _errors(seen: Mapping[str, np.ndarray]) -> dict[str, pd.DataFrame]:
     """Relative error of the attention's output per kind of features: a row per k, a column per m."""
     k, m = seen["at_k"][0], seen["at_m"][0]
-    return {
-        title: pd.DataFrame(np.median(seen[f"error_{kind}"].astype(float), axis=0), k, m)
-        for kind, title in KINDS.items()
-    }
+    return {title: pd.DataFrame(np.median(seen[f"error_{kind}"], axis=0), k, m) for kind, title in KINDS.items()}
 
 
 @_or_not_run
@@ -273,10 +269,10 @@ def _variances(seen: Mapping[str, np.ndarray]) -> tuple[int, dict[str, pd.DataFr
     is expected over all draws, and of the output."""
     used = list(seen["at_m"][0]).index(int(seen["m"][0]))
     kernel = {title: seen[f"log_variance_{kind}"] for kind, title in KINDS.items()}
-    output = {title: 2 * np.log(seen[f"error_{kind}"].astype(float)) for kind, title in KINDS.items()}
+    output = {title: 2 * np.log(seen[f"error_{kind}"]) for kind, title in KINDS.items()}
     parts = {"kernel": {**kernel, "over all draws": seen["log_variance_expected"]}, "output": output}
     return int(seen["m"][0]), {
-        part: pd.DataFrame({n: np.median(v.astype(float), axis=0)[:, used] for n, v in found.items()}, seen["at_k"][0])
+        part: pd.DataFrame({n: np.median(v, axis=0)[:, used] for n, v in found.items()}, seen["at_k"][0])
         for part, found in parts.items()
     }
 
@@ -305,7 +301,7 @@ def enlca_growth(report: Report) -> Shown:
             f"from k = {k[-half]}": text.number(found["factor_high"]),
             "R² of the line": text.number(found["r2"]),
         }
-    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("variance of")))
+    return Markdown(text.table(rows, "variance of"))
 
 
 # -- IGNN -----------------------------------------------------------------------------------------------------------
@@ -314,8 +310,8 @@ def enlca_growth(report: Report) -> Shown:
 @_or_not_run
 def ignn_matches(report: Report, name: str) -> Shown:
     """For three patches the larger patches that stand for their neighbours, with edge weights at both resolutions."""
-    seen, scale = report.seen(name), report.scale(name)
-    low, high = seen["weight_lr"].astype(float), seen["weight_hr"].astype(float)
+    seen, scale = report.seen(name), report.resolved[name].task.degradation.scale
+    low, high = seen["weight_lr"], seen["weight_hr"]
     titles = [[f"{a:.2f} / {b:.2f}" for a, b in zip(*pair, strict=True)] for pair in zip(low, high, strict=True)]
     drawn = plots.matches(seen["photograph"], seen["query"], seen["match"], titles, scale, 3 * scale)
     return report.show(drawn, "matches", "Three patches and the larger patches that they match.", photographs=True)
@@ -325,8 +321,8 @@ def ignn_matches(report: Report, name: str) -> Shown:
 def ignn_neighbours(report: Report, name: str) -> Shown:
     """Distances and edge weights of the neighbours by rank."""
     seen = report.seen(name)
-    low, high = seen["weight_lr"].astype(float), seen["weight_hr"].astype(float)
-    panels = {"distance": seen["distance"].astype(float), "weight, small image": low, "weight, large image": high}
+    low, high = seen["weight_lr"], seen["weight_hr"]
+    panels = {"distance": seen["distance"], "weight, small image": low, "weight, large image": high}
     return report.show(plots.by_rank(panels, 1 / low.shape[1]), "neighbours", "Distance and weight by rank.")
 
 
@@ -334,8 +330,8 @@ def ignn_neighbours(report: Report, name: str) -> Shown:
 def ignn_weights(report: Report, name: str) -> Shown:
     """Whether the learned edge weights tell near neighbours from far ones, in a sentence."""
     seen = report.seen(name)
-    distance = seen["distance"].astype(float)
-    both = [seen[key].astype(float) for key in ("weight_lr", "weight_hr")]
+    distance = seen["distance"]
+    both = [seen[key] for key in ("weight_lr", "weight_hr")]
     first, last = (np.mean([weights[:, rank].mean() for weights in both]) for rank in (0, -1))
     further = (distance[:, -1] / distance[:, 0]).mean()
     return Markdown(
@@ -355,7 +351,7 @@ def prior_stages(report: Report, names: list[str]) -> Shown:
     if not kept:
         raise NotRun("None of these rows was run in this profile.")
     maps = {
-        f"{report.labels[name]}: {stage} stage": seen[key].astype(float)
+        f"{report.labels[name]}: {stage} stage": seen[key]
         for name, seen in kept.items()
         for key, stage in (("first", "first"), ("last", "last"))
     }
@@ -369,15 +365,15 @@ def prior_gates(report: Report) -> Shown:
     """What the gates have learned, and how much of their weight both stages give to the same keys."""
     rows = {
         report.labels[name]: {
-            "gate": text.listed([text.number(gate) for gate in seen["gates"].astype(float)]),
-            "weight on the same keys": f"{_shared(seen['first'].astype(float), seen['last'].astype(float)):.0%}",
+            "gate": text.listed([text.number(gate) for gate in seen["gates"]]),
+            "weight on the same keys": f"{_shared(seen['first'], seen['last']):.0%}",
         }
         for name, seen in report.all_seen(report.study.experiments).items()
         if "gates" in seen
     }
     if not rows:
         raise NotRun("None of these rows was run in this profile.")
-    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")))
+    return Markdown(text.table(rows))
 
 
 def _shared(first: np.ndarray, last: np.ndarray) -> float:
@@ -386,10 +382,11 @@ def _shared(first: np.ndarray, last: np.ndarray) -> float:
     return float(np.minimum(first, last).sum((1, 2)).mean())
 
 
-def information_check(report: Report, pairs: int = 500, side: int = 48) -> Shown:
+def information_check(report: Report) -> Shown:
     """The estimate of mutual information on made-up variables whose mutual information is known, in nats: on pairs with
     as many independent samples as a position has, and on the positions of two smooth fields with as many channels."""
-    channels = report.options(report.study.experiments[0]).get("width", 64)
+    pairs, side = 500, 48
+    channels = report.resolved[report.study.experiments[0]].options.get("width", 64)
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, pairs, 1, 9 * channels, generator=generator, dtype=torch.float64)
     fields = torch.randn(2, channels, side, side, generator=generator, dtype=torch.float64)
@@ -407,7 +404,7 @@ def information_check(report: Report, pairs: int = 500, side: int = 48) -> Shown
     for name, (truth, one, other) in made.items():
         found = mutual_information(one, other)
         rows[name] = {"true": f"{truth:.3f}", "estimate, mean": f"{found.mean():.3f}", "spread": f"{found.std():.3f}"}
-    return Markdown(text.markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("made-up variables")))
+    return Markdown(text.table(rows, "made-up variables"))
 
 
 # -- LIR ------------------------------------------------------------------------------------------------------------
@@ -418,10 +415,10 @@ OPERATORS = ["Sobel x", "Sobel y", "Laplace", "edge", "Sobel xy", "Sobel yx", "R
 @_or_not_run
 def lir_filters(report: Report, name: str) -> Shown:
     """The mixtures of all adaptive filters."""
-    seen, blocks = report.seen(name), report.options(name)["blocks"]
+    seen, blocks = report.seen(name), report.resolved[name].options["blocks"]
     places = [(level, block) for level, count in enumerate(blocks, 1) for block in range(1, count + 1)]
     rows = [f"level {level}, block {block}, stage {stage}" for level, block in places for stage in range(2, 6)]
-    drawn = plots.mixtures(seen["alpha"].astype(float), seen["beta"].astype(float), rows, OPERATORS)
+    drawn = plots.mixtures(seen["alpha"], seen["beta"], rows, OPERATORS)
     return report.show(drawn, "filters", "Weights of the fixed operators in every adaptive filter.")
 
 
@@ -429,9 +426,7 @@ def _taken(report: Report, name: str) -> tuple[dict[str, np.ndarray], dict[str, 
     """Photograph, input and restoration of a row, and the true, the subtracted and the whole removed degradation."""
     seen = report.seen(name)
     clean = seen["photograph"] / 255
-    given, restored, subtracted = (
-        np.moveaxis(seen[key][0].astype(float), 0, 2) for key in ("degraded", "restored", "degradation")
-    )
+    given, restored, subtracted = (np.moveaxis(seen[key][0], 0, 2) for key in ("degraded", "restored", "degradation"))
     taken = {"truth": given - clean, "subtracted": subtracted, "taken away": given - restored}
     return {"clean": clean, "input": given, "restored": restored}, taken
 
@@ -463,5 +458,4 @@ def lir_correlations(report: Report, names: list[str]) -> Shown:
     for name in names:
         found = _correlations(_taken(report, name)[1])
         rows[report.task_title(name)] = {k: text.number(v, 3, True) for k, v in found.items() if k != "truth"}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("correlation with the true degradation")
-    return Markdown(text.markdown(table))
+    return Markdown(text.table(rows, "correlation with the true degradation"))

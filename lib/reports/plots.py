@@ -185,14 +185,12 @@ def _dots(axis: Axes, weights: np.ndarray, shown: int, largest_weight: float | N
     )
 
 
-def places_holding(weights: np.ndarray, share: float = 0.9) -> int:
-    """The smallest number of places of a map that hold that share of its weight; 0 of a map without weight."""
-    total = weights.sum()
-    if total <= 0:
+def places_holding(weights: np.ndarray) -> int:
+    """The smallest number of places of a map that hold nine tenths of its weight; 0 of a map without weight."""
+    if (total := weights.sum()) <= 0:
         return 0
-    return int(
-        1 + np.searchsorted(np.cumsum(np.sort(weights, axis=None)[::-1]) / total, share).clip(0, weights.size - 1)
-    )
+    held = np.cumsum(np.sort(weights, axis=None)[::-1]) / total
+    return int(1 + np.searchsorted(held, 0.9).clip(0, weights.size - 1))
 
 
 def holding(weights: np.ndarray) -> str:
@@ -301,15 +299,14 @@ def quality_against_cost(
     return figure
 
 
-def heat(values: np.ndarray, label: str, photograph: np.ndarray | None = None) -> Figure:
+def heat(values: np.ndarray, label: str, photograph: np.ndarray) -> Figure:
     """A map with its colour bar, beside the photograph that it belongs to."""
-    figure, axes = _panels(2 if photograph is not None else 1, WIDTH / 2 + 0.3)
-    if photograph is not None:
-        axes[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
-    drawn = axes[-1].imshow(values, cmap="viridis")
+    figure, axes = _panels(2, WIDTH / 2 + 0.3)
+    axes[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
+    drawn = axes[1].imshow(values, cmap="viridis")
     for axis in axes:
         axis.set_axis_off()
-    figure.colorbar(drawn, ax=axes[-1], label=label, location="bottom", shrink=0.9).locator = MaxNLocator(4)
+    figure.colorbar(drawn, ax=axes[1], label=label, location="bottom", shrink=0.9).locator = MaxNLocator(4)
     return figure
 
 
@@ -378,14 +375,14 @@ def against_similarity(panels: Mapping[str, tuple[str, pd.DataFrame, tuple[float
     return figure
 
 
-def points(values: Mapping[str, tuple[str, Sequence[float]]], label: str, log: bool = False) -> Figure:
+def points(values: Mapping[str, tuple[str, Sequence[float]]], label: str) -> Figure:
     """A few numbers for each label, every one a dot in the colour of its module."""
     figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.32 * len(values)))
     for place, (module, numbers) in enumerate(values.values()):
         axis.plot(numbers, [place] * len(numbers), "o", color=COLORS[module], alpha=0.6)
     axis.set_yticks(range(len(values)), [textwrap.fill(name, 24) for name in values], fontsize=8.5)
     axis.invert_yaxis()
-    axis.set(xlabel=label, xscale="log" if log else "linear")
+    axis.set(xlabel=label, xscale="log")
     return figure
 
 

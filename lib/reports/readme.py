@@ -93,12 +93,12 @@ def _published_numbers(profiles: Sequence[Params]) -> str:
     """What came out of comparing our numbers with published ones, in the largest profile in which it was run."""
     folder = f"report/{PUBLISHED_NUMBERS}"
     for params in reversed(profiles):
-        if (rows := params.results(folder, "rows.md")).exists():
-            table = pd.read_table(rows, sep=r"\s*\|\s*", engine="python", skiprows=[1], dtype=str)
-            agree = table.agree.dropna().str.extract(r"(\d+) of (\d+)").dropna().astype(int).sum()
+        if (numbers := params.results(folder, "numbers.csv")).exists():
+            verdicts = pd.read_csv(numbers).verdict
+            agree, differ = ((verdicts == verdict).sum() for verdict in ("agrees", "differs"))
             link = f"[published numbers](results/{params.profile}/{folder}/report_{PUBLISHED_NUMBERS}.ipynb)"
             checked = f"How we measure is checked against {link} (profile `{params.profile}`)"
-            return f"{checked}: {agree[0]} of {agree[1]} agree."
+            return f"{checked}: {agree} of {agree + differ} agree."
     return ""
 
 

@@ -21,11 +21,8 @@ def components(tables: Iterable[np.ndarray]) -> pd.DataFrame:
     """Variances over seeds, photographs and the rest, of tables of differences (photographs, seeds >= 2)."""
     rows = []
     for table in tables:
-        seeds = table.shape[1]
-        rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-        residual = (rest**2).sum() / ((len(table) - 1) * (seeds - 1))
         found = statistics.summarise(table[None])
-        rows.append([found.seed_variance[0], found.photograph_variance[0], residual])
+        rows.append([found.seed_variance[0], found.photograph_variance[0], statistics.residual_square(table[None])[0]])
     return pd.DataFrame(rows, columns=COMPONENTS)
 
 

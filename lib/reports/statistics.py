@@ -91,8 +91,9 @@ class Estimates:
     error: Array
     freedom: Array
 
-    def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
-        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.error
+    def interval(self) -> tuple[Array, Array]:
+        """Its two ends, at `LEVEL`."""
+        half = stats.t.ppf((1 + LEVEL) / 2, self.freedom) * self.error
         return self.mean - half, self.mean + half
 
     def p_different(self) -> Array:
@@ -142,8 +143,7 @@ def summarise(tables: Array, trained: bool = True) -> Differences:
     by_seed, by_photograph = tables.mean(1), tables.mean(2)
     squares = seeds * by_photograph.var(1, ddof=1)
     if seeds > 1:
-        residual = tables - by_seed[:, None] - by_photograph[:, :, None] + mean[:, None, None]
-        squares = np.maximum(squares - (residual**2).sum((1, 2)) / ((photographs - 1) * (seeds - 1)), 0)
+        squares = np.maximum(squares - residual_square(tables), 0)
     full = np.ones(claims)
     return Differences(
         mean=mean,
@@ -152,6 +152,13 @@ def summarise(tables: Array, trained: bool = True) -> Differences:
         photographs=photographs * full,
         seeds=(seeds if trained else 0) * full,
     )
+
+
+def residual_square(tables: Array) -> Array:
+    """Mean square of what is left in tables D ``(C, I, S)`` without the effects of photographs and of seeds, S > 1."""
+    _, photographs, seeds = tables.shape
+    of_both = tables.mean(1, keepdims=True) + tables.mean(2, keepdims=True) - tables.mean((1, 2), keepdims=True)
+    return ((tables - of_both) ** 2).sum((1, 2)) / ((photographs - 1) * (seeds - 1))
 
 
 def summarise_trend(table: Array, x: Array, trained: bool = True) -> Differences:
@@ -170,8 +177,7 @@ def summarise_trend(table: Array, x: Array, trained: bool = True) -> Differences
     means = table.mean(1)
     off_line = ((means - means.mean() - slopes.mean() * centred) ** 2).sum() / (photographs - 2)
     if seeds > 1:
-        residual = table - table.mean(0) - means[:, None] + table.mean()
-        off_line = max(off_line - (residual**2).sum() / ((photographs - 1) * (seeds - 1)) / seeds, 0.0)
+        off_line = max(off_line - residual_square(table[None])[0] / seeds, 0.0)
     return Differences(
         mean=np.array([slopes.mean()]),
         seed_variance=np.array([slopes.var(ddof=1) if seeds > 1 else np.nan]),

@@ -47,18 +47,16 @@ class Report:
         self.verdicts = pd.read_csv(source / "verdicts.csv", dtype={"reason": str, "source": str})
         self.verdicts = self.verdicts.fillna({"reason": "", "source": ""})
         self.fields = pd.read_csv(source / "field.csv")
-        curve = source / "curve.csv"  # tables of another profile may be older than it
-        self.curves = pd.read_csv(curve) if curve.exists() else pd.DataFrame(columns=curves.COLUMNS)
+        self.curves = pd.read_csv(source / "curve.csv")
         self.not_run = pd.read_csv(source / "not_run.csv", index_col=0)
         fitted = pd.read_csv(source / "prior.csv", index_col=0)
         self.priors = {metric: statistics.Prior(*fitted.loc[metric]) for metric in fitted.index}
-        resolved = {name: self.params.row(name) for name in self.study.experiments}
-        self.labels = {name: row.title for name, row in resolved.items()}
-        self.modules = {name: text.module_of(row) for name, row in resolved.items()}
-        self.by_task = text.by_task({name: row.task.name for name, row in resolved.items()})
-        self.tasks = {resolved[names[0]].task.title: names for names in self.by_task.values()}
+        self.resolved = {name: self.params.row(name) for name in self.study.experiments}
+        self.labels = {name: row.title for name, row in self.resolved.items()}
+        self.modules = {name: text.module_of(row) for name, row in self.resolved.items()}
+        self.by_task = text.by_task({name: row.task.name for name, row in self.resolved.items()})
+        self.tasks = {self.resolved[names[0]].task.title: names for names in self.by_task.values()}
         self.published = tables.published()
-        self._resolved = resolved
 
     # -- what was found ------------------------------------------------------------------------------------------------
 
@@ -85,7 +83,7 @@ class Report:
     def name(self, claim: Any) -> str:
         """A claim for readers: "A over B", and the task where the study has several."""
         names = self.labels[claim.better], self.labels[claim.worse]
-        task = f" ({self._resolved[claim.better].task.title})" if len(self.tasks) > 1 else ""
+        task = f" ({self.resolved[claim.better].task.title})" if len(self.tasks) > 1 else ""
         return f"{names[0]} over {names[1]}{task}"
 
     def claims(self) -> Markdown:
@@ -108,11 +106,10 @@ class Report:
     def _by_claim(self, rows: Mapping[tuple[str, str], Mapping[str, str]]) -> Markdown:
         """Cells of claims (better, worse) as a table for each task."""
         parts = []
-        for task, names in self._by_task():
+        for task, names in self.tasks.items():
             cells = {f"{self.labels[a]} over {self.labels[b]}": row for (a, b), row in rows.items() if a in names}
             if cells:
-                table = pd.DataFrame.from_dict(cells, orient="index").fillna("").rename_axis("claim")
-                parts += [f"**{task}**", text.markdown(_filled(table))]
+                parts += [f"**{task}**", text.table(cells, "claim")]
         return Markdown("\n\n".join(parts))
 
     def _why(self, reason: str) -> str:
@@ -131,11 +128,11 @@ class Report:
         """The options of each task's reference, and those in which the other rows differ from it; titles are links to
         the rows' own notebooks. Tasks that were run, all where none was."""
         parts = []
-        for task, names in [(task, self.tasks[task]) for task, _ in self._run_by_task()] or self._by_task():
-            full = self._resolved[names[0]].options
+        for task, names in [(task, self.tasks[task]) for task, _ in self._run_by_task()] or self.tasks.items():
+            full = self.resolved[names[0]].options
             differing = {
                 self._linked(name): in_words(
-                    {key: value for key, value in self._resolved[name].options.items() if full.get(key) != value}
+                    {key: value for key, value in self.resolved[name].options.items() if full.get(key) != value}
                 )
                 for name in names[1:]
             }
@@ -156,10 +153,10 @@ class Report:
     def table(self) -> Markdown:
         """The main table, a part per task; rows that were not run in a sentence."""
         parts = [
-            f"**{task}**, {self._measured_on(names)}\n\n{text.markdown(self._part(names, self.tasks[task][0]))}"
+            f"**{task}**, {self._measured_on(names)}\n\n{self._part(names, self.tasks[task][0])}"
             for task, names in self._run_by_task()
         ]
-        for task, names in self._by_task():
+        for task, names in self.tasks.items():
             if missing := [name for name in names if not self.rows.photographs[name]]:
                 said = [self.labels[name] + self._why_not_run(name) for name in missing]
                 parts.append(f"*Not run for {task}*: {text.listed(said)}.")
@@ -168,7 +165,7 @@ class Report:
     def _run_by_task(self) -> list[tuple[str, list[str]]]:
         """The tasks with a row of their own that was run, the reference or one with attention, and all that were."""
         found = []
-        for task, names in self._by_task():
+        for task, names in self.tasks.items():
             run = [name for name in names if self.rows.photographs[name]]
             if any(name in self.params.experiments and (name == names[0] or self.attends(name)) for name in run):
                 found.append((task, run))
@@ -177,7 +174,7 @@ class Report:
     def _why_not_run(self, name: str) -> str:
         return f" ({self.not_run.reason[name]})" if name in self.not_run.index else ""
 
-    def _part(self, names: Sequence[str], reference: str) -> pd.DataFrame:
+    def _part(self, names: Sequence[str], reference: str) -> str:
         rows = {}
         for name in names:
             row, cost = self.rows.loc[name], self.costs.reindex([name]).iloc[0]
@@ -192,7 +189,7 @@ class Report:
                 "attention acts": self.acts.get(name, ""),
                 "parameters; multiply-adds; memory": spent if cost.parameters > 0 else "",
             }
-        return _filled(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row"))
+        return text.table(rows)
 
     def _relation(self, name: str, reference: str) -> str:
         """Verdict on a row against its reference, by the claim about the two in either direction; empty without one."""
@@ -205,7 +202,7 @@ class Report:
     def attention(self) -> Markdown:
         """What each attention module does, in every seed, a part per task."""
         parts = []
-        for task, names in self._by_task():
+        for task, names in self.tasks.items():
             rows = {}
             for name in names:
                 modules = [*self.of_modules[self.of_modules.experiment == name].groupby("module", sort=False)]
@@ -216,8 +213,7 @@ class Report:
                         "effective keys, by seed": "; ".join(text.number(value, 0) for value in seeds["keys"].dropna()),
                     }
             if rows:
-                shown = _filled(pd.DataFrame.from_dict(rows, orient="index").rename_axis("row"))
-                parts.append(f"**{task}**\n\n{text.markdown(shown)}")
+                parts.append(f"**{task}**\n\n{text.table(rows)}")
         return Markdown("\n\n".join(parts) or "No row with attention was run in this profile.")
 
     def _measured_on(self, names: Sequence[str]) -> str:
@@ -257,7 +253,7 @@ class Report:
                 self.labels[name]: {head: text.number(means.get((name, of), np.nan)) for of, head in heads.items()}
                 for name in names
             }
-            parts += [f"**{task}**", text.markdown(pd.DataFrame.from_dict(shown, orient="index").rename_axis("row"))]
+            parts += [f"**{task}**", text.table(shown)]
         return Markdown("\n\n".join(parts) or "Nothing has been run.")
 
     def gain_per_set(self) -> Markdown:
@@ -351,9 +347,6 @@ class Report:
         others = [f", {rate:g} for the attention of {text.listed(labels)}" for rate, labels in rates.items()]
         return f"peak rate {budgets[names[0]].lr:g}{''.join(others)}"
 
-    def _by_task(self) -> list[tuple[str, list[str]]]:
-        return [*self.tasks.items()]
-
     # -- figures -------------------------------------------------------------------------------------------------------
 
     def show(self, figure: Figure, name: str, alt: str, photographs: bool = False) -> Image:
@@ -365,7 +358,7 @@ class Report:
     def differences(self) -> Image | Markdown:
         """Per-photograph differences of every trained row to its task's reference."""
         psnr, panels = tables.photographs(self.images), {}
-        for task, names in self._by_task():
+        for task, names in self.tasks.items():
             shown = [n for n in names[1:] if pd.notna(self.rows.difference[n]) and n in self.params.experiments]
             if shown:
                 panels[self._against(task)] = psnr[shown].sub(psnr[names[0]], axis=0).dropna()
@@ -421,7 +414,7 @@ class Report:
             return ""
         name, reference = apart.idxmax(), self.tasks[task][0]
         return (
-            f" The validation photographs are of {text.listed(self._resolved[name].task.validation)}. On the test "
+            f" The validation photographs are of {text.listed(self.resolved[name].task.validation)}. On the test "
             f"photographs {self.labels[name]}, for one, differs by {self.by_set(name, reference)}."
         )
 
@@ -438,14 +431,14 @@ class Report:
 
     def _curves(self) -> dict[str, dict[str, pd.DataFrame]]:
         """For each task with validation curves the differences of its rows to the reference (`curves.differences`)."""
-        found = {task: curves.differences(self.curves, names[1:], names[0]) for task, names in self._by_task()}
+        found = {task: curves.differences(self.curves, names[1:], names[0]) for task, names in self.tasks.items()}
         return {task: tables for task, tables in found.items() if tables}
 
     def cost(self) -> Image:
         """PSNR against multiply-adds and peak memory."""
         drawn = self.rows[["psnr"]].join(self.costs[["multiply_adds", "peak_bytes", "parameters"]]).dropna()
         drawn = drawn[[name in self.params.experiments for name in drawn.index]].astype(float)
-        titles = {name: self._resolved[name].task.title for name in drawn.index}
+        titles = {name: self.resolved[name].task.title for name in drawn.index}
         alt = "PSNR against multiply-adds and peak memory of every trained row; the numbers are in the main table."
         return self.show(plots.quality_against_cost(drawn, self.labels, titles, self.modules), "cost", alt)
 
@@ -469,7 +462,7 @@ class Report:
         several = {name: psnr for name, psnr in means.items() if len(psnr) > 1}
         panels = {
             task: {self.labels[name]: (self.modules[name], several[name]) for name in names if name in several}
-            for task, names in self._by_task()
+            for task, names in self.tasks.items()
         }
         panels = {task: rows for task, rows in panels.items() if rows}
         if not panels:
@@ -484,7 +477,7 @@ class Report:
             files = {name: self.params.results("evaluate", name, "restored.png") for name in names}
             kept = [name for name in names if files[name].exists()]
             rank = {"input": -2, "bicubic": -2}
-            shown = sorted(kept, key=lambda name: rank.get(self._resolved[name].model, name in self.params.experiments))
+            shown = sorted(kept, key=lambda name: rank.get(self.resolved[name].model, name in self.params.experiments))
             clean = [file for name in shown if (file := files[name].with_name("clean.png")).exists()]
             if clean and shown[-1] in self.params.experiments:
                 restored = {self.labels[name]: _photograph(files[name]) for name in shown}
@@ -503,7 +496,7 @@ class Report:
         if not seen:
             return Markdown("None of these rows was run in this profile.")
         one = next(iter(seen.values()))
-        maps = {label: kept["influence"].astype(float) for label, kept in seen.items()}
+        maps = {label: kept["influence"] for label, kept in seen.items()}
         still = [label for label, shown in maps.items() if not shown.any()]
         alt = f"Which pixels move what {text.listed([*maps])} add at three pixels" + (
             f"; no pixel moves what {text.listed(still)} adds." if still else "."
@@ -516,40 +509,23 @@ class Report:
         file = self.params.results("evaluate", name, "mechanism.npz")
         if not file.exists():
             raise NotRun(f"{self.labels[name]} was not run in this profile.")
-        return dict(np.load(file))
+        kept = dict(np.load(file))
+        return {key: values.astype(float) if values.dtype.kind == "f" else values for key, values in kept.items()}
 
     def all_seen(self, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
         """`seen` of the rows that have it."""
-        return {
-            name: self.seen(name) for name in names if self.params.results("evaluate", name, "mechanism.npz").exists()
-        }
-
-    def options(self, name: str) -> dict:
-        """The options of a row's network."""
-        return self._resolved[name].options
+        kept = [name for name in names if self.params.results("evaluate", name, "mechanism.npz").exists()]
+        return {name: self.seen(name) for name in kept}
 
     def attends(self, name: str) -> bool:
         """Whether a row's network has attention: what its evaluation found, its model where there is none."""
         return bool(self.acts.get(name)) if name in self.acts.index else self.modules[name] not in ("none", "other")
 
-    def task(self, name: str) -> str:
-        """The name of a row's task."""
-        return self._resolved[name].task.name
-
     def task_title(self, name: str) -> str:
         """The title of a row's task."""
-        return self._resolved[name].task.title
-
-    def scale(self, name: str) -> int:
-        """How many times a row's task enlarges an image."""
-        return self._resolved[name].task.degradation.scale
+        return self.resolved[name].task.title
 
 
 def _photograph(file: Path) -> np.ndarray:
     with PIL.Image.open(file) as opened:
         return np.asarray(opened) / 255
-
-
-def _filled(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of text without the columns in which every cell is empty."""
-    return table.loc[:, (table != "").any()]

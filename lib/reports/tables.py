@@ -17,6 +17,15 @@ from . import curves, statistics, text
 #: Published numbers, keyed by our rows' names.
 PUBLISHED = Path(__file__).with_name("published.csv")
 
+#: Of a row, per photograph and seed.
+IMAGES = [
+    "experiment", "set", "image", "seed", "psnr", "ssim",
+    "input_psnr", "input_psnr_unclamped", "self_similarity", "field",
+]  # fmt: skip
+
+#: PSNR (dB) of a row with attention against the side of the field, input pixels.
+FIELDS = ["experiment", "seed", "side", "psnr"]
+
 #: Costs of a row, on one 96 x 96 input.
 COSTS = ["parameters", "multiply_adds", "peak_bytes"]
 
@@ -91,27 +100,30 @@ def gather(params: Params) -> pd.DataFrame:
         collect_shown(evaluated, study.experiments).to_csv(folder / "shown.csv", index=False)
         collect_reasons(evaluated, study.experiments).to_csv(folder / "not_run.csv", index=False)
         priors.to_csv(folder / "prior.csv")
-        collect_fields(evaluated, study.experiments).to_csv(folder / "field.csv", index=False)
-        curves.collect(params.results("train"), study.experiments).to_csv(folder / "curve.csv", index=False)
+        of_rows(evaluated, study.experiments, "field.csv", FIELDS).to_csv(folder / "field.csv", index=False)
+        along = of_rows(params.results("train"), study.experiments, "validation.csv", curves.COLUMNS)
+        along.to_csv(folder / "curve.csv", index=False)
         run = images.experiment.nunique()
         missing = len(study.experiments) - run
         counts.append({"study": name, "rows run": run, "rows not run": missing, "images measured": len(images)})
     return pd.DataFrame(counts).set_index("study")
 
 
+def of_rows(folder: Path, names: Iterable[str], file: str, columns: Sequence[str]) -> pd.DataFrame:
+    """The tables in `file` of those rows that have one, below one another: `columns`, of which `experiment` is a row's
+    name."""
+    files = {name: folder / name / file for name in names}
+    tables = [pd.read_csv(path).assign(experiment=name) for name, path in files.items() if path.exists()]
+    tables = [table for table in tables if len(table)]
+    return pd.concat(tables, ignore_index=True)[[*columns]] if tables else pd.DataFrame(columns=columns)
+
+
 def collect(evaluated: Path, experiments: Sequence[str], baselines: Iterable[str]) -> pd.DataFrame:
-    """Per-image numbers of rows that have any: experiment, set, image, seed, psnr, ssim, ...; the seed of a baseline,
-    which nothing trains, is `statistics.UNTRAINED`."""
-    found = [
-        pd.read_csv(evaluated / name / "images.csv").assign(experiment=name)
-        for name in experiments
-        if (evaluated / name / "images.csv").exists()
-    ]
-    if not found:
-        return pd.DataFrame(columns=["experiment", "set", "image", "seed", "psnr", "ssim", "self_similarity"])
-    rows = pd.concat(found, ignore_index=True)
+    """Per-image numbers of rows that have any, `IMAGES`; the seed of a baseline, which nothing trains, is
+    `statistics.UNTRAINED`."""
+    rows = of_rows(evaluated, experiments, "images.csv", IMAGES)
     rows.loc[rows.experiment.isin([*baselines]), "seed"] = statistics.UNTRAINED
-    return rows[["experiment", *rows.columns.drop("experiment")]]
+    return rows
 
 
 def collect_costs(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
@@ -144,24 +156,9 @@ def collect_acts(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
 def collect_modules(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
     """What each attention module of each seed does: experiment, module, seed, lost (dB, with a constant in its place)
     and keys (effective, the mean of its heads; NaN for a module without weights)."""
-    files = {name: evaluated / name / "acts.csv" for name in experiments}
-    tables = {name: pd.read_csv(file) for name, file in files.items() if file.exists()}
-    found = [table.assign(experiment=name) for name, table in tables.items() if len(table)]
-    if not found:
-        return pd.DataFrame(columns=["experiment", "module", "seed", "lost", "keys"])
-    modules = pd.concat(found).groupby(["experiment", "module", "seed"], sort=False)
+    measured = ["experiment", "module", "seed", "psnr_lost_mean", "effective_keys"]
+    modules = of_rows(evaluated, experiments, "acts.csv", measured).groupby(measured[:3], sort=False)
     return modules.agg(lost=("psnr_lost_mean", "first"), keys=("effective_keys", "mean")).round(6).reset_index()
-
-
-def collect_fields(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
-    """PSNR (dB) against the side of the field (input pixels) of rows with attention: experiment, seed, side, psnr."""
-    found = [
-        pd.read_csv(evaluated / name / "field.csv").assign(experiment=name)
-        for name in experiments
-        if (evaluated / name / "field.csv").exists()
-    ]
-    columns = ["experiment", "seed", "side", "psnr"]
-    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
 def collect_reasons(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
@@ -199,10 +196,10 @@ def compare(images: pd.DataFrame, tasks: Mapping[str, str], priors: Mapping[str,
     return table.fillna({"seeds": 0, "photographs": 0}).astype({"seeds": int, "photographs": int})
 
 
-def photographs(images: pd.DataFrame, metric: str = "psnr") -> pd.DataFrame:
-    """Mean over seeds: a row per (set, image), a column per experiment."""
-    values = images.assign(value=statistics.counted(images[metric]) if metric == "psnr" else images[metric])
-    return values.pivot_table(index=["set", "image"], columns="experiment", values="value", aggfunc="mean", sort=False)
+def photographs(images: pd.DataFrame) -> pd.DataFrame:
+    """PSNR (dB), the mean over seeds: a row per (set, image), a column per experiment."""
+    values = images.assign(psnr=statistics.counted(images.psnr))
+    return values.pivot_table(index=["set", "image"], columns="experiment", values="psnr", aggfunc="mean", sort=False)
 
 
 def gains(images: pd.DataFrame, better: str, worse: str) -> pd.DataFrame:
@@ -227,6 +224,6 @@ def by_quartile(found: pd.DataFrame) -> pd.Series:
     return found.groupby(quarter, observed=True).gain.mean()
 
 
-def published(path: Path = PUBLISHED) -> pd.DataFrame:
+def published() -> pd.DataFrame:
     """Published numbers of our rows: set, psnr, ssim, source; indexed by experiment."""
-    return pd.read_csv(path).set_index("experiment")
+    return pd.read_csv(PUBLISHED).set_index("experiment")

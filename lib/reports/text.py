@@ -55,7 +55,7 @@ def verdict(row: Mapping) -> str:
     if said == LEANS:
         said = f"leans {'towards' if row['difference'] > 0 else 'against'} it"
     if pd.isna(needed):
-        return said if row["verdict"] not in (UNRESOLVED,) else f"{said}: one seed"
+        return f"{said}: one seed" if said == UNRESOLVED else said
     return f"{said}; {seeds(needed)}"
 
 
@@ -113,10 +113,13 @@ def module_of(row: Row) -> str:
 
 def by_task(tasks: Mapping[str, str]) -> dict[str, list[str]]:
     """Rows by task, both in their order, from the task of each; the first is what the others are compared with."""
-    found: dict[str, list[str]] = {}
-    for name, task in tasks.items():
-        found.setdefault(task, []).append(name)
-    return found
+    return {task: [name for name in tasks if tasks[name] == task] for task in tasks.values()}
+
+
+def table(rows: Mapping[str, Mapping], name: str = "row") -> str:
+    """Cells by row and column as `markdown`, without the columns in which every cell is empty."""
+    cells = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis(name)
+    return markdown(cells.loc[:, (cells != "").any()])
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -42,27 +42,17 @@ def weights_of(module, x, queries, *others):
     return module.table[:, queries] if isinstance(module, ByWeights) else None
 
 
-def one_key(keys=SIDE**2):
-    return torch.zeros(2, keys, keys).index_fill_(2, torch.tensor([7]), 1.0)
-
-
-def uniform(keys=SIDE**2):
-    return torch.full((1, keys, keys), 1 / keys)
-
-
-def permuted(keys=SIDE**2):
-    return torch.eye(keys)[torch.randperm(keys, generator=torch.Generator().manual_seed(0))][None]
+ONE_KEY = torch.zeros(2, SIDE**2, SIDE**2).index_fill_(2, torch.tensor([7]), 1.0)
+UNIFORM = torch.full((1, SIDE**2, SIDE**2), 1 / SIDE**2)
+PERMUTED = torch.eye(SIDE**2)[torch.randperm(SIDE**2, generator=torch.Generator().manual_seed(0))][None]
 
 
 def measured(module, weights=weights_of, image=None, clean=None):
     """The table of one photograph in the network that is one module; the clean image is what it restores to."""
     network = nn.Sequential(module)
-    image = torch.rand(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) if image is None else image
-    clean = (
-        network(image).detach() + 0.01 * torch.sin(torch.arange(image.numel())).view_as(image)
-        if clean is None
-        else clean
-    )
+    if image is None:
+        image = torch.rand(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+        clean = network(image).detach() + 0.01 * torch.sin(torch.arange(image.numel())).view_as(image)
     psnr = lambda restored: -10 * math.log10((restored - clean).square().mean())  # noqa: E731
     with torch.inference_mode():
         table = health.measure(network, lambda: network(image), psnr, weights)
@@ -72,7 +62,7 @@ def measured(module, weights=weights_of, image=None, clean=None):
 
 @pytest.mark.parametrize(
     ("module", "effective", "same"),
-    [(Constant(), None, None), (ByWeights(one_key()), 1, 1), (ByWeights(uniform()), SIDE**2, 1 / SIDE**2)],
+    [(Constant(), None, None), (ByWeights(ONE_KEY), 1, 1), (ByWeights(UNIFORM), SIDE**2, 1 / SIDE**2)],
 )
 def test_modules_that_add_a_constant_do_not_act(module, effective, same):
     table = measured(module)
@@ -82,17 +72,14 @@ def test_modules_that_add_a_constant_do_not_act(module, effective, same):
     if effective is None:
         assert table["head"].isna().all() and table.effective_keys.isna().all()
     else:
-        assert table.effective_keys.tolist() == pytest.approx([effective] * len(module.table), rel=1e-4)
-        assert table.effective_share.tolist() == pytest.approx([effective / SIDE**2] * len(module.table), rel=1e-4)
-    if same:
-        heads = len(module.table)
-        assert table["head"].tolist() == [*range(heads)] and table.same_largest.tolist() == pytest.approx(
-            [same] * heads
-        )
+        assert table["head"].tolist() == [*range(len(module.table))]
+        assert table.effective_keys.to_numpy() == pytest.approx(effective, rel=1e-4)
+        assert table.effective_share.to_numpy() == pytest.approx(effective / SIDE**2, rel=1e-4)
+        assert table.same_largest.to_numpy() == pytest.approx(same)
 
 
 def test_a_module_that_looks_elsewhere_for_each_pixel_acts():
-    table = measured(ByWeights(permuted()))
+    table = measured(ByWeights(PERMUTED))
     assert table.variation[0] > 0.9 and table.psnr_lost_mean[0] > 1 and table.psnr_lost_zero[0] > 1
     assert table.effective_keys[0] == pytest.approx(1) and table.same_largest[0] == pytest.approx(1 / SIDE**2)
     assert health.acts(table).tolist() == [True] and health.describe(table) == "yes" and health.tested(table)
@@ -127,7 +114,7 @@ def test_keys_of_equal_weight_share_a_query():
 
 
 def test_one_collapsed_head_leaves_a_module_acting():
-    table = measured(ByWeights(torch.cat([one_key()[:1], permuted()])))
+    table = measured(ByWeights(torch.cat([ONE_KEY[:1], PERMUTED])))
     assert table.same_largest.tolist() == pytest.approx([1, 1 / SIDE**2]) and health.acts(table).all()
 
 

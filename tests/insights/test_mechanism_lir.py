@@ -1,4 +1,5 @@
 import torch
+from oracles import randomised
 
 from lib.insights import mechanism
 from lib.models import build
@@ -7,9 +8,7 @@ SMALL = {"width": 8, "blocks": (1, 1, 1, 1, 1)}
 
 
 def test_degradation_is_what_the_network_subtracts():
-    network = build("lir", **SMALL)
-    for tensor in network.parameters():
-        tensor.data.normal_(0, 0.1)
+    network = randomised(build("lir", **SMALL))
     image = torch.rand(1, 3, 45, 33)
     shown = mechanism(network, image, [(0, 0)])
     assert shown["degradation"].shape == image.shape

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import randomised
+from oracles import output_and_gradients, randomised
 from torch import Tensor, nn
 
 from lib.models import build
-from lib.models.blocks import DIV2K_MEAN, Attention, Network, NonLocal, ResBlock, Trunk, Upsampler, conv
+from lib.models.blocks import DIV2K_MEAN, Network, NonLocal, ResBlock, Trunk, Upsampler, conv
 
 
 def count(module: nn.Module) -> int:
@@ -65,28 +65,26 @@ def test_upsampler_multiplies_the_size():
         Upsampler(4, 5)
 
 
-def full_score_matrix(module: NonLocal, x: Tensor) -> Tensor:
+class FullScoreMatrix(NonLocal):
     """The definition of the non-local module."""
-    layers = (module.query, module.key, module.value)
-    q, k, v = (layer(x).flatten(2).unflatten(1, (module.heads, -1)) for layer in layers)  # (B, heads, channels, HW)
-    mixed = v @ torch.softmax(q.mT @ k, 3).mT
-    return x + module.out(mixed.flatten(1, 2).unflatten(2, x.shape[2:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = (self.query, self.key, self.value)
+        q, k, v = (layer(x).flatten(2).unflatten(1, (self.heads, -1)) for layer in layers)  # (B, heads, channels, HW)
+        mixed = v @ torch.softmax(q.mT @ k, 3).mT
+        return x + self.out(mixed.flatten(1, 2).unflatten(2, x.shape[2:]))
 
 
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("size", [(16, 12), (7, 13), (1, 1)])
 def test_non_local_equals_the_full_score_matrix(heads, size):
-    module = randomised(NonLocal(6, inner=8, heads=heads), 0.5)
+    module, defined = (kind(6, inner=8, heads=heads) for kind in (NonLocal, FullScoreMatrix))
+    defined.load_state_dict(randomised(module, 0.5).state_dict())
     x, direction = torch.randn(2, 2, 6, *size).unbind(0)
-    found = []
-    for function in (module, lambda x: full_score_matrix(module, x)):
-        module.zero_grad()
-        y = function(leaf := x.clone().requires_grad_())
-        (y * direction).sum().backward()
-        found.append([y.detach(), leaf.grad] + [p.grad.clone() for p in module.parameters()])
-    scale = max(gradient.norm() for gradient in found[1][2:])
-    assert (found[0][0] - found[1][0]).norm() <= 1e-5 * found[1][0].norm()
-    for a, b in zip(found[0][1:], found[1][1:], strict=True):
+    (y, *found), (exact, *expected) = (output_and_gradients(form, x, direction) for form in (module, defined))
+    assert (y - exact).norm() <= 1e-5 * exact.norm()
+    scale = max(gradient.norm() for gradient in expected[1:])
+    for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6 * scale
 
 
@@ -149,8 +147,3 @@ def test_attention_modules_start_from_their_seed_and_their_place():
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(*first) and not torch.equal(first[0], other[0])
-
-
-def test_attention_adds_to_its_input():
-    x = torch.rand(1, 4, 3, 3)
-    assert isinstance(NonLocal(4), Attention) and Attention().identity(x) is x

@@ -104,6 +104,19 @@ def test_any_size_is_taken(case):
             assert network(torch.rand(1, colors, height, width)).shape == (1, colors, height * scale, width * scale)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_smallest_images_are_restored_or_refused_in_one_line(case, size):
+    network, colors, scale = made(case)
+    try:
+        with torch.no_grad():
+            restored = network(torch.rand(1, colors, *size))
+    except blocks.ImageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert restored.shape == (1, colors, size[0] * scale, size[1] * scale) and restored.isfinite().all()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_batch_is_its_images_one_by_one(case):
     network, colors, scale = made(case)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.reports import curves
+from lib.reports import curves, tables
 
 
 def made(psnr_by_step: dict[int, float], name: str, scatter: float = 0.0) -> pd.DataFrame:
@@ -53,5 +53,6 @@ def test_rows_without_a_curve_are_left_out(tmp_path):
     for name, content in {"a": "step,psnr,seed\n500,28.5,1\n", "empty": "step,psnr,seed\n"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "validation.csv").write_text(content)
-    assert curves.collect(tmp_path, ["a", "empty", "absent"]).to_numpy().tolist() == [["a", 1, 500, 28.5]]
-    assert curves.collect(tmp_path, ["absent"]).columns.tolist() == curves.COLUMNS
+    one = tables.of_rows(tmp_path, ["a", "empty", "absent"], "validation.csv", curves.COLUMNS)
+    assert one.to_numpy().tolist() == [["a", 1, 500, 28.5]]
+    assert tables.of_rows(tmp_path, ["absent"], "validation.csv", curves.COLUMNS).columns.tolist() == curves.COLUMNS

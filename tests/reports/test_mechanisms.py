@@ -11,8 +11,7 @@ def keep(made, name, **maps) -> None:
     np.savez(made.params.results("evaluate", name, "mechanism.npz"), **maps)
 
 
-def test_neighbours_are_compared_with_the_gradient_around_their_own_patch(made_up):
-    made = made_up()
+def test_neighbours_are_compared_with_the_gradient_around_their_own_patch(made):
     made.row(DAGL, 30.0)
     photograph, kept = np.zeros((48, 48), np.uint8), np.full((16, 16), 900)
     photograph[:, 24:] = np.random.default_rng(0).integers(0, 256, (48, 24))
@@ -23,8 +22,7 @@ def test_neighbours_are_compared_with_the_gradient_around_their_own_patch(made_u
     assert "it keeps more (rank correlation +0.9" in mechanisms.dagl_edges(made.report("dagl_ablation"), DAGL).data
 
 
-def test_the_gain_of_every_amplification_is_shown_where_rows_were_run(made_up):
-    made = made_up("cpu")
+def test_the_gain_of_every_amplification_is_shown_where_rows_were_run(made):
     made.row("edsr_gray_denoise_25", 29.0)
     for name in (EXACT, f"{EXACT}_k1"):
         assert "were not run" in mechanisms.enlca_gain(made.report("enlca_amplification")).data

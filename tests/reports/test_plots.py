@@ -84,9 +84,8 @@ def test_differences_are_dots_where_photographs_are_few_and_shapes_where_they_ar
         plots.differences({"t": table}, bounds, labels, {"panet_t": "panet"}).axes[0] for table in (few, many)
     )
     assert len(left.lines[1].get_xdata()) == 5 and not left.collections
-    assert len(right.collections) == 1 and right.collections[0].get_facecolor()[0, :3] == pytest.approx(
-        plots.COLORS["panet"]
-    )
+    [shape] = right.collections
+    assert shape.get_facecolor()[0, :3] == pytest.approx(plots.COLORS["panet"])
     for axis in (left, right):
         assert axis.lines[-2].get_xdata().tolist() == [0.25, 0.75] and axis.lines[-1].get_xdata() == [0.5]
         assert [label.get_text() for label in axis.get_yticklabels()] == ["PANet"]
@@ -109,10 +108,8 @@ def test_a_map_without_weight_is_named_so():
     assert plots.places_holding(np.zeros((8, 8))) == 0 and plots.holding(np.zeros((8, 8))) == "no weight anywhere"
     assert plots.places_holding(np.ones((2, 5))) == 9 and plots.holding(np.eye(1)) == "1 holds 90 %"
     drawn = plots.influences(np.zeros((8, 8)), [(1, 1)], {"still": np.zeros((1, 8, 8)), "one": np.eye(8)[None]})
-    assert [axis.get_title("left") for axis in drawn.axes[:2]] == [
-        "still\nno influence",
-        "one\n8 pixels hold 90 %",
-    ]
+    titles = [axis.get_title("left") for axis in drawn.axes[:2]]
+    assert titles == ["still\nno influence", "one\n8 pixels hold 90 %"]
 
 
 def test_gains_have_a_panel_each_and_a_line_where_there_is_a_trend():
@@ -173,17 +170,10 @@ def test_names_of_rows_do_not_overlap_however_long():
 
 
 def test_cost_has_one_look_per_title_in_all_panels():
-    rows = pd.DataFrame(
-        {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "peak_bytes": 2**21, "parameters": [1, 2, 4]},
-        ["edsr_a", "panet_a", "panet_b"],
-    )
     labels = {"edsr_a": "EDSR", "panet_a": "PANet", "panet_b": "PANet"}
-    drawn = plots.quality_against_cost(
-        rows,
-        labels,
-        {"edsr_a": "a", "panet_a": "a", "panet_b": "b"},
-        dict.fromkeys(labels, "panet") | {"edsr_a": "none"},
-    )
+    numbers = {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "peak_bytes": 2**21, "parameters": [1, 2, 4]}
+    tasks, modules = {name: name[-1] for name in labels}, dict.fromkeys(labels, "panet") | {"edsr_a": "none"}
+    drawn = plots.quality_against_cost(pd.DataFrame(numbers, [*labels]), labels, tasks, modules)
     (first, second), (of_memory, _), (third,), _ = (axis.collections for axis in drawn.axes)
     assert first.get_offsets()[0].tolist() == [1, 30] and of_memory.get_offsets()[0].tolist() == [2, 30]
     assert (second.get_facecolor() == third.get_facecolor()).all() and second.get_sizes()[0] < third.get_sizes()[0]
@@ -193,10 +183,8 @@ def test_cost_has_one_look_per_title_in_all_panels():
 
 def test_quartiles_are_those_of_the_values():
     values = {1: np.arange(101), 6: np.arange(101) / 2}
-    axis = plots.quartiles({"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0), "enlca").axes[
-        0
-    ]
-    [container] = axis.containers
+    drawn = plots.quartiles({"module 1": {"exact": values}}, "k", "entropy (nats)", ("all alike", 120.0), "enlca")
+    [container] = (axis := drawn.axes[0]).containers
     middle, _, [bars] = container.lines
     np.testing.assert_allclose(middle.get_ydata(), [50, 25])
     np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[25, 75], [12.5, 37.5]])

@@ -29,19 +29,19 @@ CPU = pd.read_csv(Path(__file__).with_name("cpu_claims.csv"))
 DELTAS, NO_PRIOR = {"psnr": 0.05, "ssim": 0.001}, {"psnr": Prior(), "ssim": Prior()}
 
 
-def rows(tables: dict[str, np.ndarray], seeds=None, ssim=0.9) -> pd.DataFrame:
+def rows(tables: dict[str, np.ndarray], seeds=None) -> pd.DataFrame:
     """Rows of images.csv: per experiment a table (photographs, seeds) of PSNR."""
     return pd.DataFrame(
-        {"experiment": name, "set": "s", "image": f"p{i}", "seed": seed, "psnr": value, "ssim": ssim}
+        {"experiment": name, "set": "s", "image": f"p{i}", "seed": seed, "psnr": value, "ssim": 0.9}
         for name, table in tables.items()
         for i, line in enumerate(np.asarray(table, float))
         for seed, value in zip((seeds or {}).get(name, range(1, len(line) + 1)), line, strict=True)
     )
 
 
-def differences(mean, variance=0.01, of_photographs=0.0, photographs=100, seeds=3) -> Differences:
+def differences(mean, variance=0.01, of_photographs=0.0, seeds=3) -> Differences:
     return Differences(*map(np.array, np.broadcast_arrays(*map(np.atleast_1d, map(np.asarray, (
-        np.asarray(mean, float), variance, of_photographs, float(photographs), float(seeds)
+        np.asarray(mean, float), variance, of_photographs, 100.0, float(seeds)
     ))))))  # fmt: skip
 
 

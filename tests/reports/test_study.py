@@ -23,16 +23,14 @@ NL = f"{DAGL}-nl"
         (30.0, "DAGL's graph and plain non-local attention with one head in its place restore equally well"),
     ],
 )
-def test_the_answer_follows_the_numbers(made_up, nl, said):
-    made = made_up()
+def test_the_answer_follows_the_numbers(made, nl, said):
     made.row(DAGL, 30.0, noise=0.002)
     made.row(NL, nl, noise=0.002)
     answer = made.report("dagl_ablation").answer().data
     assert said in answer and "have not been compared yet" in answer
 
 
-def test_the_answer_counts_what_is_resolved_as_published(made_up):
-    made = made_up()
+def test_the_answer_counts_what_is_resolved_as_published(made):
     for name, psnr in ((DAGL, 30.0), (NL, 29.0), (f"{DAGL}-mhnl", 31.0), (EDSR, 30.5)):
         made.row(name, psnr)
     said = made.report("dagl_ablation").said()
@@ -40,8 +38,7 @@ def test_the_answer_counts_what_is_resolved_as_published(made_up):
     assert f"{table_5} 3 are resolved here, 2 in the paper's direction. 8 of 12 claims were not run." in said
 
 
-def test_the_answer_says_that_nothing_is_resolved_and_what_is_not_tested(made_up):
-    made = made_up()
+def test_the_answer_says_that_nothing_is_resolved_and_what_is_not_tested(made):
     made.row(DAGL, 30.0, acts=0.3)
     made.row(NL, 30.0, acts=0.3)
     made.row(f"{DAGL}-mhnl", 30.0, acts=0.0)
@@ -49,19 +46,15 @@ def test_the_answer_says_that_nothing_is_resolved_and_what_is_not_tested(made_up
     assert "Of the 3 differences between rows of the paper's Table 5, none is resolved here; 2 are not tested." in said
 
 
-def test_limits_say_what_verdicts_of_fewer_seeds_had_spent(made_up, monkeypatch):
-    made = made_up()
+def test_limits_say_what_verdicts_of_fewer_seeds_had_spent(made, monkeypatch):
     made.row(DAGL, 30.0)
     made.row(NL, 29.0)
     monkeypatch.setattr(made.params, "settings", replace(made.params.settings, spent_before=0.05))
-    assert (
-        "a chance of 10% at most, 5% of it spent by verdicts of fewer seeds"
-        in made.report("dagl_ablation").limits().data
-    )
+    told = "a chance of 10% at most, 5% of it spent by verdicts of fewer seeds"
+    assert told in made.report("dagl_ablation").limits().data
 
 
-def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made_up):
-    made = made_up()
+def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made):
     made.row(DAGL, 30.0, acts=0.0)
     made.row(NL, 29.0, acts=0.3)
     made.row(EDSR, 29.0, seeds=(1,))
@@ -74,15 +67,13 @@ def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made_up):
     assert "| DAGL | reference |  | 31.15 | no |" in report.table().data
 
 
-def test_what_each_module_does_is_shown_in_every_seed(made_up):
-    made = made_up()
+def test_what_each_module_does_is_shown_in_every_seed(made):
     made.row(DAGL, 30.0, acts=0.3)
-    made.row(EDSR, 29.0, acts=0.0)
-    file, of_trunk = (made.params.results("evaluate", name, "acts.csv") for name in (DAGL, EDSR))
+    made.row(EDSR, 29.0, acts=())
+    file = made.params.results("evaluate", DAGL, "acts.csv")
     acts = pd.read_csv(file).assign(effective_keys=[1000, 2, 16])
     other = acts.assign(module="b", head=np.nan, psnr_lost_mean=[-0.004, 0.1, 0.2], effective_keys=np.nan)
     pd.concat([acts, acts.assign(head=1, effective_keys=[2000, 4, 16]), other]).to_csv(file, index=False)
-    pd.read_csv(of_trunk).head(0).to_csv(of_trunk, index=False)
     shown = made.report("dagl_ablation").attention().data
     assert "| DAGL, module 1 of 2 | 0.30; 0.30; 0.30 | 1,500; 3; 16 |" in shown
     assert "| DAGL, module 2 of 2 | 0.00; 0.10; 0.20 |  |" in shown and "EDSR" not in shown
@@ -90,26 +81,20 @@ def test_what_each_module_does_is_shown_in_every_seed(made_up):
     assert made.report("dagl_ablation").attention().data == "No row with attention was run in this profile."
 
 
-def test_the_field_is_drawn_where_it_was_recorded(made_up):
-    made = made_up()
+def test_the_field_is_drawn_where_it_was_recorded(made):
     made.row(DAGL, 30.0)
     assert "did not record" in made.report("dagl_ablation").field().data
     made.field(DAGL, {24: 30.0, 48: 30.2})
     assert made.report("dagl_ablation").field().data[:4] == b"\x89PNG"
 
 
-def test_differences_along_the_training_are_drawn_and_told(made_up):
-    made = made_up()
+def test_differences_along_the_training_are_drawn_and_told(made):
     for name in (EDSR, DAGL, NL, f"{DAGL}-mhnl"):
         made.row(name, 30.0)
     report = made.report("dagl_ablation")
     assert "no validation curve" in report.along_training().data and report.still_moving().data == ""
-    for name, gains in {
-        DAGL: (0, 0, 0),
-        NL: (0.4, 0.2, 0.3),
-        EDSR: (0.3, 0.5, 0.25),
-        f"{DAGL}-mhnl": (0, 0, 0),
-    }.items():
+    gains_of = {DAGL: (0, 0, 0), NL: (0.4, 0.2, 0.3), EDSR: (0.3, 0.5, 0.25), f"{DAGL}-mhnl": (0, 0, 0)}
+    for name, gains in gains_of.items():
         made.curve(name, {250: 28 + gains[0], 500: 29 + gains[1], 1000: 30 + gains[2]})
     report = made.report("dagl_ablation")
     assert report.along_training().data[:4] == b"\x89PNG"
@@ -117,13 +102,11 @@ def test_differences_along_the_training_are_drawn_and_told(made_up):
     assert "the difference to DAGL grows for DAGL, single-head non-local (+0.20 to +0.30 dB)" in said
     assert "it has settled for DAGL, multi-head non-local (+0.00 to +0.00 dB)" in said
     assert "it shrinks for EDSR trunk (+0.50 to +0.25 dB)" in said
-    assert (
-        "bsds500/validation. On the test photographs DAGL, single-head non-local, for one, differs by +0.00 dB" in said
-    )
+    tested = "bsds500/validation. On the test photographs DAGL, single-head non-local, for one, differs by +0.00 dB"
+    assert tested in said
 
 
-def test_one_photograph_is_shown_as_every_row_restores_it(made_up):
-    made = made_up()
+def test_one_photograph_is_shown_as_every_row_restores_it(made):
     made.row(EDSR, 30.0)
     assert "No photograph" in made.report("dagl_ablation").strip().data
     clean = np.random.default_rng(0).integers(0, 256, (96, 96), dtype=np.uint8)
@@ -137,8 +120,8 @@ def test_one_photograph_is_shown_as_every_row_restores_it(made_up):
     assert shown.data[:2] == b"\xff\xd8" and "degraded input, DAGL and EDSR trunk" in shown.alt
 
 
-def test_the_smoke_run_draws_no_conclusions(made_up):
-    made = made_up("quick")
+@pytest.mark.parametrize("made", ["quick"], indirect=True)
+def test_the_smoke_run_draws_no_conclusions(made):
     made.row(DAGL, 30.0)
     made.row(NL, 29.0)
     report = made.report("dagl_ablation")
@@ -146,8 +129,7 @@ def test_the_smoke_run_draws_no_conclusions(made_up):
     assert "which draws no conclusions" in report.limits().data
 
 
-def test_limits_name_the_rate_of_attention_that_has_its_own(made_up):
-    made = made_up("cpu")
+def test_limits_name_the_rate_of_attention_that_has_its_own(made):
     for name, acts in ((DAGL, 0.3), (f"{DAGL}-no_threshold", 0.3), (NL, 0.3), (EDSR, None)):
         made.row(name, 30.0, acts=acts)
     limits = made.report("dagl_ablation").limits().data
@@ -155,8 +137,7 @@ def test_limits_name_the_rate_of_attention_that_has_its_own(made_up):
     assert "single-head" not in limits.partition("0.0004")[2].partition(";")[0]
 
 
-def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
-    made = made_up()
+def test_the_best_module_is_told_with_the_trend_of_its_gain(made):
     made.row(EDSR, 30.0)
     made.row("panet_gray_denoise_25-common_trunk", 30.5, similarity=1.0)
     made.row("enlca_gray_denoise_25-common_trunk", 29.5)
@@ -174,8 +155,7 @@ def test_the_best_module_is_told_with_the_trend_of_its_gain(made_up):
     assert "PANet's pyramid on gray denoising, sigma 25 grows from +0." in said and "themselves least" in said
 
 
-def test_a_difference_that_the_field_decides_is_told(made_up):
-    made = made_up()
+def test_a_difference_that_the_field_decides_is_told(made):
     for name, psnr, sides in ((DAGL, 30.1, {32: 30.0, 96: 30.1}), (NL, 30.0, {32: 30.1, 96: 30.0})):
         made.row(name, psnr, noise=0.002)
         made.field(name, sides)
@@ -185,28 +165,17 @@ def test_a_difference_that_the_field_decides_is_told(made_up):
     assert "in a field of" not in made.report("dagl_ablation").said()
 
 
-def _has_no_attention(made, name):
-    """The evaluation of a trunk measures no module."""
-    file = made.params.results("evaluate", name, "acts.csv")
-    pd.read_csv(file).head(0).to_csv(file, index=False)
-
-
-def test_costs_are_those_of_compared_rows_beside_the_trunk(made_up):
-    made = made_up()
-    for name, adds in ((DAGL, 12e9), (NL, 2e9), (EDSR, 1e9)):
-        made.row(name, 30.0, acts=0.3)
+def test_costs_are_those_of_compared_rows_beside_the_trunk(made):
+    for name, adds, acts in ((DAGL, 12e9, 0.3), (NL, 2e9, 0.3), (EDSR, 1e9, ())):
+        made.row(name, 30.0, acts=acts)
         cost = made.params.results("evaluate", name, "cost.json")
         cost.write_text(json.dumps(json.loads(cost.read_text()) | {"multiply_adds": adds, "peak_bytes": 2 * adds}))
-    _has_no_attention(made, EDSR)
     told = "**At what cost.** On gray denoising, sigma 25, times the multiply-adds and the memory of EDSR trunk: "
-    assert (
-        f"{told}DAGL (12 and 12); DAGL, single-head non-local (2.0 and 2.0)."
-        in made.report("dagl_ablation").answer().data
-    )
+    told += "DAGL (12 and 12); DAGL, single-head non-local (2.0 and 2.0)."
+    assert told in made.report("dagl_ablation").answer().data
 
 
-def test_attention_that_began_in_some_seeds_alone_is_named(made_up):
-    made = made_up()
+def test_attention_that_began_in_some_seeds_alone_is_named(made):
     made.row(DAGL, 30.0, acts=0.3)
     made.row(NL, 29.0, acts=0.3)
     file = made.params.results("evaluate", NL, "acts.csv")
@@ -215,16 +184,12 @@ def test_attention_that_began_in_some_seeds_alone_is_named(made_up):
     assert told in made.report("dagl_ablation").said()
 
 
-def test_a_task_of_which_nothing_was_trained_is_one_line(made_up):
-    made = made_up()
-    made.row("edsr_sr_x2", 30.0, acts=0.3)
-    _has_no_attention(made, "edsr_sr_x2")
+def test_a_task_of_which_nothing_was_trained_is_one_line(made):
+    made.row("edsr_sr_x2", 30.0, acts=())
     made.row("bicubic_sr_x2", 28.0, seeds=(1,))
     report = made.report("enlca_amplification")
-    assert (
-        "30." not in report.table().data
-        and "Not run for super-resolution x2*: ENLCN and ENLCN, no" in report.table().data
-    )
+    table = report.table().data
+    assert "30." not in table and "Not run for super-resolution x2*: ENLCN and ENLCN, no" in table
     assert "super-resolution x2" not in report.limits().data and "|" not in report.per_set().data
 
 
@@ -237,8 +202,7 @@ def test_an_open_difference_that_ssim_decides_is_told():
 
 
 @pytest.mark.parametrize("study", sorted(answers.ANSWERS))
-def test_every_study_has_an_answer_when_all_its_rows_are_run(made_up, study):
-    made = made_up()
+def test_every_study_has_an_answer_when_all_its_rows_are_run(made, study):
     for place, name in enumerate(made.params.study(study).experiments):
         made.row(name, 30.0 + place / 10, seeds=(1, 2, 3) if name in made.params.experiments else (1,))
     said = made.report(study).said()
@@ -246,8 +210,7 @@ def test_every_study_has_an_answer_when_all_its_rows_are_run(made_up, study):
     assert not any(name in said for name in made.params.study(study).experiments if "_" in name)
 
 
-def test_tables_have_at_most_six_columns_and_titles_for_names(made_up):
-    made = made_up()
+def test_tables_have_at_most_six_columns_and_titles_for_names(made):
     made.row("bicubic_sr_x2", 28.0, seeds=(1,))
     made.row("edsr_sr_x2", 30.0)
     made.row("edsr_sr_x2-nl", 30.2)
@@ -261,8 +224,7 @@ def test_tables_have_at_most_six_columns_and_titles_for_names(made_up):
     assert "| EDSR trunk, non-local | better |" in report.table().data
 
 
-def test_the_readme_shows_counts_answer_figure_and_table(made_up):
-    made = made_up()
+def test_the_readme_shows_counts_answer_figure_and_table(made):
     made.row(DAGL, 30.0)
     made.row(NL, 29.0)
     report = made.report("dagl_ablation")
@@ -277,11 +239,9 @@ def test_the_readme_shows_counts_answer_figure_and_table(made_up):
     last = made.report("across_systems")
     assert f"### {last.study.title} (profile `cpu`)\n\n{last.said()}" in shown
     assert "(results/cpu/report/across_systems/differences.png)" in shown and "published numbers" not in shown
-    rows = made.params.results("report/published_numbers", "rows.md")
-    rows.parent.mkdir(parents=True)
-    rows.write_text(
-        "| check | agree | deviation |\n| --- | --- | --- |\n| a | 3 of 4 | 0.1 |\n| b |  |  |\n| c | 2 of 2 | 0 |\n"
-    )
+    numbers = made.params.results("report/published_numbers", "numbers.csv")
+    numbers.parent.mkdir(parents=True)
+    numbers.write_text("\n".join(["verdict", *["agrees"] * 5, "differs", "no reference", "not run"]))
     assert "(profile `cpu`): 5 of 6 agree." in readme.results([made.params])
     assert "Fewer than 10 claims" in readme.trust(made.params)
     assert "### " + report.study.title in readme.verdicts(made.params).data
