@@ -263,9 +263,10 @@ def dagl_structure(report: Report) -> list[str]:
 
 def panet_scales(report: Report) -> list[str]:
     scales = report.verdicts[report.verdicts.worse.str.endswith("scales_1")]
-    on = {row.better: f"on {report.task_title(row.better)} the pyramid" for row in scales.itertuples()}
+    tasks = {row.better: report.task_title(row.better).partition(",")[0] for row in scales.itertuples()}
+    on = {row: f"the pyramid on {task}" for row, task in tasks.items()}
     trunk = "panet_gray_denoise_25-common_trunk"
-    on[trunk] = "in the common trunk, on gray denoising, the pyramid"
+    on[trunk] = "the pyramid in the common trunk on gray denoising"
     pixels = report.verdicts[report.verdicts.worse.str.endswith("pixel_wise")]
     alone = report.verdicts[report.verdicts.worse.str.startswith("edsr_")]
     return [
