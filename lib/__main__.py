@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # while imports last, Ctrl-C ends this without a traceback
+if __name__ == "__main__":  # until `main` has read its arguments, Ctrl-C ends this without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from . import params as parameters
@@ -151,10 +151,24 @@ def _run(given: argparse.Namespace) -> int | None:
     return None
 
 
+#: Verbs that write nothing: Ctrl-C ends them at once.
+READING = ("check", "compare", "list", "verdicts")
+
+#: Signals that were received. An import that one interrupts may end in another error: NumPy's recurse.
+_INTERRUPTS: list[int] = []
+
+
+def _interrupt(number: int, frame: object) -> None:
+    _INTERRUPTS.append(number)
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     os.environ.setdefault("LOGNAME", str(os.getuid()))  # PyTorch asks for it, and a container's user may have no name
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL and given.verb not in READING:
+            signal.signal(signal.SIGINT, _interrupt)
         _check_folder(Path.cwd())
         return _run(given) or 0
     except (parameters.ParamsError, runner.StageError) as error:
@@ -163,7 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or _INTERRUPTS):
+            raise
         if given.verb != "run":  # a stage's process is interrupted together with the one that says so
             after = "; `python -m lib repro` goes on from what is done" if given.verb == "repro" else ""
             print(f"interrupted{after}", file=sys.stderr)
@@ -179,5 +195,4 @@ def _check_folder(here: Path) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())
