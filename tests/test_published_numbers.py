@@ -17,7 +17,8 @@ from lib.images.download import download
 from lib.measuring.inference import restore
 from lib.measuring.metrics import CONVENTIONS, Convention, psnr, published
 from lib.params import ROOT
-from lib.published_numbers import check
+from lib.published_numbers import KEY, absent, check, numbers
+from lib.reports import published_numbers as report
 from lib.tasks.degradations import resize
 
 HR, LOW = "set5/HR", "set5/LR_x2"
@@ -54,9 +55,9 @@ class Study:
         with (self.folder / registry.manifest_of(reference)).open("w", newline="") as file:
             csv.writer(file).writerows([sets.COLUMNS, *rows])
 
-    def measure(self, *numbers: tuple) -> pd.DataFrame:
+    def measure(self, *wanted: tuple) -> pd.DataFrame:
         """Images measured for numbers (check, images, setting, way, metric)."""
-        table = pd.DataFrame(numbers, columns=check.KEY)
+        table = pd.DataFrame(wanted, columns=KEY)
         return check.measure(table, self.folder, workers=1)
 
 
@@ -66,9 +67,9 @@ def study(tmp_path):
 
 
 def test_every_number_can_be_measured_and_says_where_it_is_from():
-    table = check.numbers()
-    assert not table.duplicated(check.KEY).any()
-    assert set(table.check) == set(check.CHECKS) == set(check._MEASURES)
+    table = numbers()
+    assert not table.duplicated(KEY).any()
+    assert set(table.check) == set(report.CHECKS) == set(check._MEASURES)
     registry.check_references({reference for images in table["images"] for reference in images.split()})
     assert set(table.metric) <= {"psnr", "ssim", "identical"}
     assert (table.source != "").equals(table.value.notna())
@@ -95,8 +96,8 @@ def test_bicubic_rows_in_their_two_procedures(study):
     study.add(HR, a=image)
     low = np.zeros((20, 20, 3), np.uint8)
     study.add(LOW, a=low)
-    numbers = [("bicubic", HR, "x2", way, "psnr") for way in ("8-bit images", "Y first")]
-    ours, y_first = study.measure(*numbers).value
+    wanted = [("bicubic", HR, "x2", way, "psnr") for way in ("8-bit images", "Y first")]
+    ours, y_first = study.measure(*wanted).value
     (given,) = study.measure(("bicubic", f"{HR} {LOW}", "x2", "8-bit images", "psnr")).value
     clean = as_tensor(image[:, :40])
     y = torch.from_numpy(Convention("y8").planes(clean))[None]
@@ -133,8 +134,8 @@ def test_lir_draws_noise_for_the_whole_image_and_cuts_it_afterwards(study):
 
 def test_panet_stores_noisy_images(study):
     study.add("cbsd68", a=picture(64, 64, 3, seed=5))
-    numbers = [("own_noise", "cbsd68", "50", f"{paper} color_denoise", "psnr") for paper in ("panet", "lir")]
-    stored, drawn = study.measure(*numbers).value
+    wanted = [("own_noise", "cbsd68", "50", f"{paper} color_denoise", "psnr") for paper in ("panet", "lir")]
+    stored, drawn = study.measure(*wanted).value
     assert stored > drawn + 0.3  # clipped values are not as far off
 
 
@@ -159,19 +160,27 @@ def compared() -> pd.DataFrame:
         ("pairs", "rain100l", "y8", "", "psnr", 26.90, 0.02, "b"),
         ("lr_files", "set5/HR set5/LR_x2", "x2", "mirror, both", "identical", 2, 0, "c"),
     ]
-    table = pd.DataFrame(rows, columns=list(check.numbers().columns))
+    table = pd.DataFrame(rows, columns=list(numbers().columns))
     values = [(30.32, 30.33), (30.235, 30.235), (20.3,), (29.0,), (), (26.90 + 0.02,), (1.0, 1.0)]
     images = [
         {**row, "image": str(n), "value": value}
-        for row, several in zip(table[check.KEY].to_dict("records"), values, strict=True)
+        for row, several in zip(table[KEY].to_dict("records"), values, strict=True)
         for n, value in enumerate(several)
     ]
-    return check.compare(table, pd.DataFrame(images), ["set14/HR", "set12", "rain100l", "set5/HR", "set5/LR_x2"])
+    return report.compare(table, pd.DataFrame(images), ["set14/HR", "set12", "rain100l", "set5/HR", "set5/LR_x2"])
 
 
 def test_verdicts():
     found = compared()
-    expected = check.DIFFERS, check.AGREES, check.REPORTED, check.REPORTED, check.NOT_RUN, check.AGREES, check.AGREES
+    expected = (
+        report.DIFFERS,
+        report.AGREES,
+        report.REPORTED,
+        report.REPORTED,
+        report.NOT_RUN,
+        report.AGREES,
+        report.AGREES,
+    )
     assert (*found.verdict,) == expected
     assert found.deviation[0] == pytest.approx(0.085) and found.photographs[0] == 2
     assert found.measured[6] == 2  # identical images are counted
@@ -180,26 +189,26 @@ def test_verdicts():
 
 def test_tables_for_readers():
     found = compared()
-    rows = check.summary(found)
+    rows = report.summary(found)
     assert rows.loc["bicubic enlargement", "agree"] == "1 of 2"
     assert rows.loc["bicubic enlargement", "largest deviation"] == "+0.085 dB"
     assert rows.loc["input of pairs", "not run"] == "1, not in this profile: cc15"
     assert rows.loc["non-local means beside BM3D", ["agree", "largest deviation"]].tolist() == ["", ""]
-    assert check.by_setting(found[found.check == "bicubic"], 2).loc[("Y first", "set14"), "x2"] == "30.32 (30.24)"
-    assert list(check.in_full(found).verdict) == [v for v in found.verdict if v != check.NOT_RUN]
-    assert set(check.judged(found).metric) == {"psnr"} and check.judged(found).agrees.sum() == 2
-    text = check.finding(found)
+    assert report.by_setting(found[found.check == "bicubic"], 2).loc[("Y first", "set14"), "x2"] == "30.32 (30.24)"
+    assert list(report.in_full(found).verdict) == [v for v in found.verdict if v != report.NOT_RUN]
+    assert set(report.judged(found).metric) == {"psnr"} and report.judged(found).agrees.sum() == 2
+    text = report.finding(found)
     assert text.startswith("3 of 4 numbers agree")
     assert "set14 (Y first) differs by up to +0.085 dB, and agrees with bridge full range." in text
 
 
 def test_what_a_profile_lacks_is_not_run(study):
     study.add("set12", a=picture(32, 32, 1, seed=6))
-    table = check.numbers()
-    found = check.compare(table, check.measure(table[table.check == "dncnn"], study.folder, workers=1), ["set12"])
-    assert set(found.verdict) == {check.NOT_RUN}
+    table = numbers()
+    found = report.compare(table, check.measure(table[table.check == "dncnn"], study.folder, workers=1), ["set12"])
+    assert set(found.verdict) == {report.NOT_RUN}
     assert found.why[found.check == "dncnn"].iloc[0] == "not in this profile: weights"
-    assert check.absent("bm3d", "set12", []) == "not in this profile: set12"
+    assert absent("bm3d", "set12", []) == "not in this profile: set12"
 
 
 # --- on the published images --------------------------------------------------------------------------------------
@@ -227,19 +236,19 @@ def benchmark(mirror, tmp_path_factory) -> Path:
 
 def test_public_networks_for_super_resolution_give_published_numbers_back(benchmark):
     """IMDN within 0.02 dB with Y not rounded, up to 0.09 dB below with it rounded."""
-    table = check.numbers()
+    table = numbers()
     table = table[(table.check == "super_resolution") & table["images"].str.contains("set5")]
-    found = check.compare(table, check.measure(table, benchmark, workers=1), [*PUBLISHED.split(), "weights"])
+    found = report.compare(table, check.measure(table, benchmark, workers=1), [*PUBLISHED.split(), "weights"])
     exact = found[found.way == "IMDN; Y not rounded"]
-    assert len(exact) == 4 and set(exact.verdict) == {check.AGREES}
+    assert len(exact) == 4 and set(exact.verdict) == {report.AGREES}
     assert (exact.deviation.abs() < exact.metric.map({"psnr": 0.02, "ssim": 5e-4})).all()
     rounded = found[(found.way == "IMDN") & (found.metric == "psnr")]
     assert rounded.deviation.between(-0.1, -0.01).all()
-    assert " SSIM, and agrees with Y not rounded." in check.finding(found)
+    assert " SSIM, and agrees with Y not rounded." in report.finding(found)
 
 
 @pytest.mark.parametrize(
-    ("measured", "numbers"),
+    ("measured", "many"),
     [
         ("(?:bicubic|lr_files) set5/HR", 21),
         ("set14/HR .*replicate, both", 3),
@@ -251,18 +260,18 @@ def test_public_networks_for_super_resolution_give_published_numbers_back(benchm
         ("mcmaster.*psnr", 1),
     ],
 )
-def test_benchmarks_agree_with_the_literature(benchmark, measured, numbers):
-    table = check.numbers()
-    table = table[table[check.KEY].agg(" ".join, axis=1).str.contains(measured)]
-    found = check.compare(table, check.measure(table, benchmark, workers=1), PUBLISHED.split())
-    assert len(found) == numbers and set(found.verdict) <= {check.AGREES, check.REPORTED}
-    agree = found[found.verdict == check.AGREES]
+def test_benchmarks_agree_with_the_literature(benchmark, measured, many):
+    table = numbers()
+    table = table[table[KEY].agg(" ".join, axis=1).str.contains(measured)]
+    found = report.compare(table, check.measure(table, benchmark, workers=1), PUBLISHED.split())
+    assert len(found) == many and set(found.verdict) <= {report.AGREES, report.REPORTED}
+    agree = found[found.verdict == report.AGREES]
     assert (agree.deviation.abs() < agree.metric.map({"psnr": 5e-3, "ssim": 5e-5, "identical": 1e-9})).all()
 
 
 def test_dncnn_restores_as_in_the_committed_report(benchmark):
-    committed = pd.read_csv(ROOT / "results/gpu/report/published_numbers/images.csv", dtype={"image": str})
-    table = check.numbers().query("check == 'dncnn' and images == 'set12 weights'")
+    committed = numbers(ROOT / "results/gpu/published_numbers/images.csv")
+    table = numbers().query("check == 'dncnn' and images == 'set12 weights'")
     found = check.measure(table, benchmark, workers=1)
     rows = committed.query("check == 'dncnn' and images == 'set12 weights'").set_index("image")
     assert list(found.image) == ["01", "02"]
@@ -271,5 +280,5 @@ def test_dncnn_restores_as_in_the_committed_report(benchmark):
 
 def test_a_conventions_name_says_self_ensemble_and_tiles():
     dagl = "gray, whole image, clamped, not rounded, self-ensemble x8, tiles of less than 10,000 pixels"
-    assert check.describe(published("dagl", "gray_denoise")) == dagl
-    assert check.describe(published("lir", "derain")).endswith("rounded to 8 bit, no self-ensemble, no tiles")
+    assert report.describe(published("dagl", "gray_denoise")) == dagl
+    assert report.describe(published("lir", "derain")).endswith("rounded to 8 bit, no self-ensemble, no tiles")

@@ -13,7 +13,8 @@ import torch
 
 from lib.images import sets
 from lib.measuring.metrics import Convention
-from lib.published_numbers import sensitivity
+from lib.published_numbers import BASE, DRAWN, sensitivity
+from lib.reports import choices
 from lib.tasks import degradations
 
 FULL_RANGE = 20 * math.log10(255 / 219)
@@ -30,7 +31,7 @@ def item(folder: Path, channels: int) -> sets.Item:
 def table(rows: list[dict]) -> pd.Series:
     """Differences of PSNR to the base, by choice."""
     frame = pd.DataFrame(rows)
-    base = frame.psnr[frame.choice == sensitivity.BASE[1]].item()
+    base = frame.psnr[frame.choice == BASE[1]].item()
     return frame.groupby("choice").psnr.mean() - base
 
 
@@ -42,7 +43,7 @@ def test_choices_of_enlargement(tmp_path):
     assert 0 < abs(change["input rounded once, not twice"]) < 0.05
     assert change["uniform, 8 x 8"] == 0
     by_choice = pd.DataFrame(rows).set_index("choice").ssim
-    assert by_choice["uniform, 8 x 8"] != by_choice[sensitivity.BASE[1]]
+    assert by_choice["uniform, 8 x 8"] != by_choice[BASE[1]]
 
 
 def test_choices_of_denoising(tmp_path):
@@ -53,7 +54,7 @@ def test_choices_of_denoising(tmp_path):
     assert change["output not rounded"] > 0
     assert change["tiles of 100 pixels, overlap 12"] == 0  # one tile
     assert change["self-ensemble x8"] != 0
-    draws = [row["psnr"] for row in gray if row["choice"] == sensitivity.DRAWN[1]]
+    draws = [row["psnr"] for row in gray if row["choice"] == DRAWN[1]]
     assert len(set(draws)) == 3
     assert "gray by MATLAB's rgb2gray" not in change
     assert "gray by MATLAB's rgb2gray" in table(sensitivity.denoising(item(tmp_path, 3), None, crop=32, draws=1))
@@ -77,20 +78,20 @@ def rows(choice: tuple[str, str], draw: float = math.nan, ssim: float = 0.9, **p
 
 def measured() -> pd.DataFrame:
     return pd.DataFrame(
-        rows(sensitivity.BASE, a=30.0, b=20.0)
+        rows(BASE, a=30.0, b=20.0)
         + rows(("border", "8 pixels left out"), ssim=0.92, a=30.5, b=20.1)
         + rows(("channel", "gray by MATLAB's rgb2gray"), b=19.0)
-        + rows(sensitivity.DRAWN, draw=0, a=30.2, b=20.2)
-        + rows(sensitivity.DRAWN, draw=1, a=29.9, b=20.1)
+        + rows(DRAWN, draw=0, a=30.2, b=20.2)
+        + rows(DRAWN, draw=1, a=29.9, b=20.1)
     )
 
 
 def test_what_choices_are_worth():
-    worth = sensitivity.worth(measured()).set_index("choice")
+    worth = choices.worth(measured()).set_index("choice")
     assert worth.difference["8 pixels left out"] == pytest.approx(0.3)
     assert worth.ssim_difference["8 pixels left out"] == pytest.approx(0.02)
     assert worth.difference["gray by MATLAB's rgb2gray"] == pytest.approx(-0.5)  # photograph a stays as it is
-    drawn = worth.loc[sensitivity.DRAWN[1]]
+    drawn = worth.loc[DRAWN[1]]
     assert (drawn.low, drawn.high) == (pytest.approx(0.0), pytest.approx(0.2))
     assert drawn.spread == pytest.approx(0.2 / 2**0.5)
     assert worth.low.notna().sum() == 1
@@ -99,22 +100,22 @@ def test_what_choices_are_worth():
 
 
 def test_readers_see_every_choice_and_the_range_of_draws():
-    worth = sensitivity.worth(measured())
-    shown = sensitivity.for_readers(worth).set_index("choice")
+    worth = choices.worth(measured())
+    shown = choices.for_readers(worth).set_index("choice")
     assert shown.loc["as published", ["PSNR (dB)", "difference (dB)"]].tolist() == ["25.00", "+0.000"]
     assert shown.loc["drawn anew", "difference (dB)"] == "+0.100 (+0.000 to +0.200)"
-    text = sensitivity.finding(worth)
+    text = choices.finding(worth)
     assert "4 of 4 choices are worth more than 0.05 dB, most of all mean, PSNR of the mean error (-2.40 dB)" in text
     assert "spreads it by 0.141 dB" in text
-    assert f"{worth.number.iloc[0]}: no choice is worth 5 dB." in sensitivity.finding(worth, matters=5)
+    assert f"{worth.number.iloc[0]}: no choice is worth 5 dB." in choices.finding(worth, matters=5)
 
 
 def test_gray_conversions_are_compared_where_both_were_run():
     number = partial(dict, check="dncnn", images="urban100/HR weights")
     both = pd.DataFrame([number(way="opencv", measured=29.97), number(way="matlab", measured=29.95)])
-    found = sensitivity.gray_conversion(both)
+    found = choices.gray_conversion(both)
     assert found.difference.round(4).tolist() == [0.0, -0.02]
     assert found.number.unique().tolist() == ["DnCNN, urban100/HR, sigma 25"]
-    assert sensitivity.gray_conversion(both.iloc[:1]).empty
+    assert choices.gray_conversion(both.iloc[:1]).empty
     said = "DnCNN, urban100/HR, sigma 25: channel, gray by MATLAB's rgb2gray, is not worth 0.05 dB."
-    assert sensitivity.finding(pd.concat([sensitivity.worth(measured()), found])).endswith(said)
+    assert choices.finding(pd.concat([choices.worth(measured()), found])).endswith(said)

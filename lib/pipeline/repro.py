@@ -20,7 +20,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from ..params import ROOT, Params, check
 from . import files
-from .runner import PUBLISHED_NUMBERS, StageError
+from .runner import PUBLISHED_NUMBERS, REPORT_PUBLISHED_NUMBERS, StageError
 
 #: A profile's pins, each with its main key: the lock of its stages and the hash of its images. The root holds those of
 #: the profile in force.
@@ -159,7 +159,7 @@ def run_locally(names: Sequence[str], params: Params, jobs: int | None) -> int:
 def _study(params: Params, name: str, jobs: int | None, cluster: str | None) -> int:
     """Evaluate the study's experiments, then refresh the tables from what exists, its report and the summary."""
     if name == PUBLISHED_NUMBERS:
-        return dvc("repro", PUBLISHED_NUMBERS)
+        return dvc("repro", REPORT_PUBLISHED_NUMBERS)
     status = _rows_or_say(params.study(name).experiments, params, jobs, cluster)
     for stage in ("tables", f"report@{name}", "summary"):
         status = status or dvc("repro", "--single-item", stage)

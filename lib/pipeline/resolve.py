@@ -83,7 +83,7 @@ def values(params: Params, stage: str, key: str | None = None) -> dict[str, Any]
         return study(params, key)
     if stage == "download":
         return download(params)
-    if stage == "published_numbers":
+    if stage in ("published_numbers", "report_published_numbers"):
         return asdict(params.published_numbers)
     return {name: study(params, name) for name in params.studies}
 
@@ -92,6 +92,8 @@ def file_of(params: Params, stage: str, key: str | None = None) -> Path:
     """The file that holds `values`."""
     if stage in ("tables", "summary"):
         stage = "studies"
+    elif stage == "report_published_numbers":
+        stage = "published_numbers"
     return params.results("parameters", *([stage, f"{key}.json"] if key else [f"{stage}.json"]))
 
 

@@ -24,8 +24,10 @@ from ..params.faults import unknown
 from . import files, resolve
 from .files import digest
 
-#: The study that compares our conventions with the literature: a stage of its own, with a report like the others.
+#: The study that compares our conventions with the literature: two stages of its own, one that measures and one that
+#: reports, beside the reports of the others.
 PUBLISHED_NUMBERS = "published_numbers"
+REPORT_PUBLISHED_NUMBERS = f"report_{PUBLISHED_NUMBERS}"
 
 #: stage -> name of the notebook's one parameter, or None
 PARAMETER = {
@@ -36,6 +38,7 @@ PARAMETER = {
     "report": None,
     "summary": None,
     PUBLISHED_NUMBERS: None,
+    REPORT_PUBLISHED_NUMBERS: None,
 }
 
 #: The notebooks behind a profile's recipe, which belong to no stage.
@@ -54,8 +57,7 @@ class StageError(RuntimeError):
 
 def notebook_of(stage: str, key: str | None) -> Path:
     """The notebook behind a stage: one per kind, and one report per study."""
-    study = key if stage == "report" else PUBLISHED_NUMBERS if stage == PUBLISHED_NUMBERS else None
-    return ROOT / "notebooks" / (f"report_{study}.ipynb" if study else f"{stage}.ipynb")
+    return ROOT / "notebooks" / (f"report_{key}.ipynb" if stage == "report" else f"{stage}.ipynb")
 
 
 def run(params: Params, stage: str, key: str | None = None) -> Path:
@@ -67,8 +69,7 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     """
     _check_key(params, stage, key)
     source = notebook_of(stage, key)
-    folder = ("report", PUBLISHED_NUMBERS) if stage == PUBLISHED_NUMBERS else (stage, *([key] if key else []))
-    target = params.results(*folder, source.name)
+    target = params.results(*_folder(stage, key), source.name)
     if not source.exists():
         raise StageError(f"{source.relative_to(ROOT)} does not exist; a study needs a report notebook of that name")
     given = resolve.given(params, stage, key)
@@ -84,6 +85,13 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
         _make_readable(params.results("weights", str(key)))
     _record(params, stage, key, time.monotonic() - began)
     return target
+
+
+def _folder(stage: str, key: str | None) -> tuple[str, ...]:
+    """Where a stage writes, below results/<profile>."""
+    if stage == REPORT_PUBLISHED_NUMBERS:
+        return "report", PUBLISHED_NUMBERS
+    return (stage, key) if key else (stage,)
 
 
 def stage_of_dvc() -> tuple[str, str | None]:
