@@ -86,8 +86,10 @@ def measured() -> pd.DataFrame:
     )
 
 
-def test_what_choices_are_worth():
-    worth = choices.worth(measured()).set_index("choice")
+def test_what_choices_are_worth(tmp_path):
+    measured().to_csv(tmp_path / "choices.csv", index=False)
+    worth = choices.worth(choices.measured(tmp_path / "choices.csv")).set_index("choice")
+    assert worth.difference[BASE[1]] == 0
     assert worth.difference["8 pixels left out"] == pytest.approx(0.3)
     assert worth.ssim_difference["8 pixels left out"] == pytest.approx(0.02)
     assert worth.difference["gray by MATLAB's rgb2gray"] == pytest.approx(-0.5)  # photograph a stays as it is

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import dropwhile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML, YAMLError
 
 from ..params import ROOT, Params, check
-from . import files
+from . import files, resolve
 from .runner import PUBLISHED_NUMBERS, REPORT_PUBLISHED_NUMBERS, StageError
 
 #: A profile's pins, each with its main key: the lock of its stages and the hash of its images. The root holds those of
@@ -53,7 +54,8 @@ def repro(profile: str | None, study: str | None, jobs: int | None = None, clust
     the rows (see `cluster`). Raises ParamsError before anything runs when params.yaml says something unknown.
     """
     params = Params(profile=profile)
-    check(params)
+    if not resolve.unchanged(params):  # where code changed since, the stage `resolve` checks it again
+        check(params)
     if cluster:
         from . import cluster as machines
 
@@ -90,9 +92,11 @@ def alone() -> Iterator[None]:
 
 
 def _everything(params: Params, jobs: int | None, cluster: str | None) -> int:
-    if status := dvc("repro", "--quiet", "resolve", "data.dvc"):
-        return status
     outdated = _outdated()
+    if outdated & {"resolve", "download", "data.dvc"}:  # they may change what is asked of the others
+        if status := dvc("repro", "--quiet", "resolve", "data.dvc"):
+            return status
+        outdated = _outdated()
     if not outdated:
         print("Everything is up to date.")
         return 0
@@ -224,16 +228,24 @@ def check_pins(profile: str, folder: Path = ROOT) -> None:
 
 def _whole(path: Path) -> bool:
     try:
-        content = YAML(typ="safe").load(path)
-        needed = content[PINS[path.name]]
-        stages = [content] if path.name == "data.dvc" else needed.values()
+        return _is_pin(path.name, path.read_text())
+    except (OSError, UnicodeError):
+        return False
+
+
+@cache  # a lock takes half a second to parse, and is looked at before a run and after it
+def _is_pin(name: str, text: str) -> bool:
+    try:
+        content = YAML(typ="safe").load(text)
+        needed = content[PINS[name]]
+        stages = [content] if name == "data.dvc" else needed.values()
         entries = [entry for stage in stages for part in ("deps", "outs") for entry in stage.get(part, [])]
         known = all(
             {"path", "md5"} <= entry.keys() <= ENTRY and isinstance(entry["path"], str) and HASH.fullmatch(entry["md5"])
             for entry in entries
         )
         return bool(needed) and known and all({*stage} <= {"cmd", "deps", "params", "outs", "md5"} for stage in stages)
-    except (OSError, YAMLError, UnicodeError, TypeError, KeyError, AttributeError):
+    except (YAMLError, TypeError, KeyError, AttributeError):
         return False
 
 

@@ -104,15 +104,22 @@ def text(params: Params, stage: str, key: str | None = None) -> str:
 
 def given(params: Params, stage: str, key: str | None = None) -> dict[str, Any]:
     """The values in the file of a stage; raises ParamsError where params.yaml says something else by now."""
-    file, source = file_of(params, stage, key), params.results("parameters", SOURCE)
+    file = file_of(params, stage, key)
     found = file.read_text() if file.exists() else ""
-    unchanged = source.exists() and source.read_text() == f"{_file('params.yaml')}\n"
-    if not found or (not unchanged and found != text(params, stage, key)):  # to resolve a row imports torch: seconds
+    if not found or (
+        not unchanged(params) and found != text(params, stage, key)
+    ):  # to resolve a row imports torch: seconds
         raise ParamsError(
             f"{params.file}: says something else than {file.relative_to(ROOT)}, which {stage} {key or ''} is given;"
             " `dvc repro resolve` writes it anew"
         )
     return json.loads(found)
+
+
+def unchanged(params: Params) -> bool:
+    """Whether params.yaml is, byte for byte, what `write` last checked for this profile."""
+    source = params.results("parameters", SOURCE)
+    return source.exists() and source.read_text() == f"{_file('params.yaml')}\n"
 
 
 def write(params: Params) -> None:

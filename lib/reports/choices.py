@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from ..published_numbers import BASE
 from .text import number as text
+
+
+def measured(path: Path) -> pd.DataFrame:
+    """What `vary` measured, from its file."""
+    return pd.read_csv(path, dtype={"image": str}).fillna({"group": BASE[0]})
 
 
 def worth(rows: pd.DataFrame) -> pd.DataFrame:
