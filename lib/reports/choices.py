@@ -53,7 +53,8 @@ def gray_conversion(compared: pd.DataFrame) -> pd.DataFrame:
             for (group, choice), way in ((BASE, "opencv"), (("channel", "gray by MATLAB's rgb2gray"), "matlab")):
                 found.append({"number": number, "group": group, "choice": choice, "psnr": by_way[way],
                               "difference": by_way[way] - by_way["opencv"]})  # fmt: skip
-    return pd.DataFrame(found, columns=["number", "group", "choice", "psnr", "difference"])
+    table = pd.DataFrame(found, columns=["number", "group", "choice", "psnr", "difference"])
+    return table.astype({"psnr": float, "difference": float})
 
 
 def for_readers(table: pd.DataFrame) -> pd.DataFrame:
