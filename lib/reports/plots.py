@@ -611,7 +611,7 @@ def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
     colors = {group: f"C{number}" for number, group in enumerate(dict.fromkeys(choices.group))}
     figure, axes = plt.subplots(
         len(parts), 2, figsize=(WIDTH, 1.2 + 0.31 * len(choices)), sharex="col", sharey="row", squeeze=False,
-        height_ratios=[len(rows) + 1 for rows in parts], width_ratios=[2.2, 1.3],
+        height_ratios=[len(rows) + 1 for rows in parts], width_ratios=[1.9, 1.6],
     )  # fmt: skip
     for (left, right), rows in zip(axes, parts, strict=True):
         left.hlines(rows.index, rows.low, rows.high, color="0.2", linewidth=2, zorder=3)
@@ -633,9 +633,9 @@ def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
     left, right = axes[-1]
     reach, ssim_reach = choices.difference.abs().max(), choices.ssim_difference.abs().max()
     left.set_xscale("symlog", linthresh=linear)
-    left.set(xlim=(-80 * reach, 80 * reach), xlabel=f"difference of PSNR (dB), logarithmic beyond {linear:g}")
-    left.set_xticks([-1, -linear, 0, linear, 1])
+    left.set(xlim=(-1e4 * reach, 1e4 * reach), xlabel=f"PSNR (dB), logarithmic beyond {linear:g}")  # room for numbers
+    left.set_xticks([-1, 0, 1])
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    right.set(xlim=(-2.6 * ssim_reach, 2.6 * ssim_reach), xlabel="difference of SSIM")
+    right.set(xlim=(-3.2 * ssim_reach, 3.2 * ssim_reach), xlabel="SSIM")
     right.xaxis.set_major_locator(MaxNLocator(3))
     return figure
