@@ -225,7 +225,7 @@ def figure_of_courses(courses: Mapping[str, pd.DataFrame]) -> Figure:
         "same_largest": ("queries with the same largest key", health.LARGEST_SHARE),
         "psnr_lost_mean": ("dB lost with its mean in its place", health.SMALLEST_LOSS),
     }
-    drawn, axes = plt.subplots(1, len(shown), figsize=(12, 3.4))
+    drawn, axes = plt.subplots(1, len(shown), figsize=(12, 3.4 + 0.2 * len(courses) / 3), layout="constrained")
     for axis, (column, (label, limit)) in zip(axes, shown.items(), strict=True):
         for title, table in courses.items():
             rows = table.groupby("step").first().reset_index()
@@ -233,6 +233,7 @@ def figure_of_courses(courses: Mapping[str, pd.DataFrame]) -> Figure:
         if limit is not None:
             axis.axhline(limit, color="0.6", lw=0.8, ls="--")
         axis.set(xscale="symlog", xlabel="step", title=label)
+        axis.set_xlim(left=0)
     axes[0].set_yscale("log")
-    axes[0].legend(frameon=False, fontsize=8)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return drawn
