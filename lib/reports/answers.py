@@ -6,6 +6,7 @@ An answer changes with the numbers and names no claim by its key. A study withou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -171,9 +172,17 @@ def with_field(report: Report, better: str, worse: str) -> str:
 
 
 def who_does_not_act(report: Report) -> str:
-    """Which rows' attention does not act; nothing where all do or no evaluation recorded it."""
-    still = [report.labels[row] for row in _measured(report) if not report.tested[row]]
-    return f"attention does not act in {text.listed(still)}" if still else ""
+    """Which rows' attention does not act, by task; nothing where all do or no evaluation recorded it."""
+    still: dict[str, list[str]] = {}
+    all_rows = Counter(report.task_title(row) for row in _measured(report))
+    for row in _measured(report):
+        if not report.tested[row]:
+            still.setdefault(report.task_title(row), []).append(report.labels[row])
+    where = [
+        f"in {'any row' if 1 < len(rows) == all_rows[task] else text.listed(rows)}{_task(report, task)}"
+        for task, rows in still.items()
+    ]
+    return f"attention does not act {'; '.join(where)}" if where else ""
 
 
 def who_acts_in_part(report: Report) -> str:
@@ -200,8 +209,12 @@ def _measured(report: Report) -> dict[str, str]:
 
 def _on_task(report: Report, name: str) -> str:
     """A row's title, with its task where several of the study were run."""
+    return report.labels[name] + _task(report, report.task_title(name))
+
+
+def _task(report: Report, title: str) -> str:
     several = len({report.task_title(better) for better in report.run_claims().better}) > 1
-    return report.labels[name] + (f" on {report.task_title(name)}" if several else "")
+    return f" on {title}" if several else ""
 
 
 def dagl_ablation(report: Report) -> list[str]:
