@@ -1,6 +1,7 @@
 """`make site`: the pages of the site, from the executed notebooks and docs/, built by Sphinx.
 
-Reports come from the largest profile in which their study was run, with the notebooks of the rows that they link to.
+Reports come from the largest profile in which their study was run, with the notebooks of the rows that they link to;
+attention that does not act has its line in the report.
 Nothing is executed.
 """
 
@@ -19,6 +20,7 @@ from sphinx.cmd.build import build_main
 
 from lib.params import ROOT, Params
 from lib.reports import readme
+from lib.reports.study import Report
 
 HERE = Path(__file__).parent
 OUT = ROOT / "build" / "site"
@@ -78,12 +80,15 @@ class Site:
         return next((path for path in reversed(found) if path.exists()), None)
 
     def _rows(self, report: Path) -> list[Path]:
-        """The notebooks of trained rows that a report links to; those of a smoke run would double the site."""
+        """The notebooks of trained rows that a report links to, but for attention that does not act; those of a smoke
+        run would double the site."""
         if report.parts[-4] == self.profiles[0].profile:
             return []
+        of_profile = next(params for params in self.profiles if params.profile == report.parts[-4])
+        tested = Report(report.parent.name, of_profile).tested if report.parent.name in of_profile.studies else {}
         links = re.findall(r"\]\((\.\./\.\./evaluate/[^)]+)\)", report.read_text())
         found = [path for link in dict.fromkeys(links) if (path := (report.parent / link).resolve()).exists()]
-        return [path for path in found if path.parent.name in self.profiles[0].experiments]
+        return [path for path in found if tested.get(path.parent.name) and path.parent.name in of_profile.experiments]
 
     def _linked(self, words: str, source: Path, page: str) -> str:
         """Markdown whose links between files of the project lead to their pages; a link to a file without a page is
@@ -217,7 +222,7 @@ def main() -> int:
 
 def _shrink(html: Path) -> None:
     """Make the pictures WebP, photographs with losses: two thirds of the size. One file for equal ones; no indentation,
-    no styles of pandas, no source maps of style sheets."""
+    no styles of pandas, no icons that a page does not use, no source maps of style sheets."""
     for path in html.rglob("*.css.map"):
         path.unlink()
     renamed, seen = {}, {}
@@ -232,6 +237,8 @@ def _shrink(html: Path) -> None:
     for page in html.rglob("*.html"):
         text = re.sub(r'(?<=_images/)[^"]+', lambda found: renamed[found[0]], page.read_text())
         text = re.sub(r"<style scoped>.*?</style>", "", text, flags=re.DOTALL)
+        for icon in re.finditer(r'<symbol id="([\w-]+)".*?</symbol>\s*', text, re.DOTALL):
+            text = text if f"#{icon[1]}" in text else text.replace(icon[0], "")
         parts = re.split(r"(<pre\b.*?</pre>)", text, flags=re.DOTALL)  # where spaces are shown
         parts[::2] = [re.sub(r"\s*\n\s*", "\n", part) for part in parts[::2]]
         page.write_text("".join(parts))
