@@ -106,9 +106,8 @@ def given(params: Params, stage: str, key: str | None = None) -> dict[str, Any]:
     """The values in the file of a stage; raises ParamsError where params.yaml says something else by now."""
     file = file_of(params, stage, key)
     found = file.read_text() if file.exists() else ""
-    if not found or (
-        not unchanged(params) and found != text(params, stage, key)
-    ):  # to resolve a row imports torch: seconds
+    # `text` comes last: to resolve a row imports torch, which takes seconds
+    if not found or (not unchanged(params) and found != text(params, stage, key)):
         raise ParamsError(
             f"{params.file}: says something else than {file.relative_to(ROOT)}, which {stage} {key or ''} is given;"
             " `dvc repro resolve` writes it anew"

@@ -196,7 +196,8 @@ def enlca_gain(report: Report) -> Shown:
         found = {x: tables.gains(report.images, name, trunk) for x, name in rows.items()}
         gains = {x: one.set_index(["set", "image"]).gain for x, one in found.items() if not one.empty}
         if len(gains) > 1:
-            panels[title] = pd.DataFrame(gains)
+            acts = any(report.tested[rows[x]] for x in gains)
+            panels[title + ("" if acts else " (does not act)")] = pd.DataFrame(gains)
     if not panels:
         raise NotRun("These rows were not run with the same seeds in this profile.")
     alt = "Gain on the trunk without attention against k and against m; the claims have the numbers."

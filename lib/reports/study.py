@@ -365,10 +365,15 @@ class Report:
         if not panels:
             return Markdown("No two rows can be compared yet.")
         alt = "Differences of PSNR on single photographs, row by row; the numbers are in the table below."
-        return self.show(plots.differences(panels, self.rows, self.labels, self.modules), "differences", alt)
+        titles = {name: self._marked(name) for name in self.labels}
+        return self.show(plots.differences(panels, self.rows, titles, self.modules), "differences", alt)
 
     def _against(self, task: str) -> str:
-        return f"{task}: difference to {self.labels[self.tasks[task][0]]}"
+        return f"{task}: difference to {self._marked(self.tasks[task][0])}"
+
+    def _marked(self, name: str) -> str:
+        """A row's title where it stands beside others: a difference of attention that does not act is none of it."""
+        return self.labels[name] + ("" if self.tested.get(name, True) else " (does not act)")
 
     def along_training(self) -> Image | Markdown:
         """Differences to the reference on the validation photographs against training steps, with the range of the
@@ -377,7 +382,7 @@ class Report:
         for task, found in self._curves().items():
             bands = {name: table.agg(["mean", "min", "max"], axis=1) for name, table in found.items()}
             panels[self._against(task)] = {
-                self.labels[name]: (self.modules[name], band.rename(columns={"min": "low", "max": "high"}))
+                self._marked(name): (self.modules[name], band.rename(columns={"min": "low", "max": "high"}))
                 for name, band in bands.items()
             }
         if not panels:

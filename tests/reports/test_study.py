@@ -54,13 +54,20 @@ def test_limits_say_what_verdicts_of_fewer_seeds_had_spent(made, monkeypatch):
     assert told in made.report("dagl_ablation").limits().data
 
 
-def test_attention_that_does_not_act_is_named_by_task(made):
+def test_attention_that_does_not_act_is_named_by_task_and_marked_in_the_figure(made, monkeypatch):
     made.row(EDSR, 29.0)
     made.row(f"{EDSR}-nl", 29.1, acts=0.3)
     for name, acts in (("edsr_sr_x2", None), ("edsr_sr_x2-nl", 0.0), ("panet_sr_x2-common_trunk", 0.0)):
         made.row(name, 30.0, acts=acts)
-    said = answers.who_does_not_act(made.report("across_systems"))
-    assert said == "attention does not act in any row on super-resolution x2"
+    report = made.report("across_systems")
+    assert answers.who_does_not_act(report) == "attention does not act in any row on super-resolution x2"
+    monkeypatch.setattr(report, "show", lambda figure, *_: figure)
+    marked = [
+        " (does not act)" in label.get_text().replace("\n", " ")
+        for axis in report.differences().axes
+        for label in axis.get_yticklabels()
+    ]
+    assert marked == [False, True, True]
 
 
 def test_why_claims_are_not_tested_or_not_run_is_said_in_titles(made):
