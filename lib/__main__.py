@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("schema", help="write params.schema.json, by which editors complete params.yaml")
     verbs.add_parser("resolve", help="check it and write what each stage is given (called by DVC)")
     verb = verbs.add_parser("run", help="execute one stage's notebook (called by DVC)")
-    verb.add_argument("stage", nargs="?", choices=runner.PARAMETER, help="default: the one in which DVC calls this")
+    verb.add_argument("stage", nargs="?", choices=runner.STAGES, help="default: the one in which DVC calls this")
     verb.add_argument("key", nargs="?", help="experiment or study")
     verb = verbs.add_parser("repro", help="bring every result of a profile up to date (make repro)")
     verb.add_argument("--study", help="only this study and what it needs")
@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("new", help="write an experiment like another one into params.yaml")
     verb.add_argument("experiment", help="its name, <model>_<task>-<difference>")
     verb.add_argument("--from", dest="other", required=True, metavar="OTHER", help="the experiment it is like")
-    verb.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", help="in what it differs")
+    verb.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="in what it differs"
+    )
     verb.add_argument("--study", help="the study that lists it")
     verb.add_argument("--title", help="its name in tables and figures")
     verb = verbs.add_parser("keep", help="have git hold trained networks, in place of those it held")
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("pull", help="bring the networks that git holds, so that nothing has to be trained")
     verb.add_argument("experiments", nargs="*", help="only these")
     verb = verbs.add_parser("restore", help="restore image files by a trained network or a baseline")
-    verb.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    verb.add_argument("images", nargs="+", type=_path, metavar="IMAGE", help="files, folders or patterns")
     verb.add_argument("--by", required=True, metavar="EXPERIMENT")
     verb.add_argument("--into", type=_path, required=True, metavar="FILE.png", help="or a folder, for several")
     verb.add_argument("--megapixels", type=_positive, default=100, help="of the largest image that is taken (100)")
@@ -173,6 +175,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(given) or 0
     except (parameters.ParamsError, runner.StageError) as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)

@@ -301,7 +301,8 @@ def test_what_a_notebook_imports_is_what_its_stage_depends_on(stage, unused):
 
 def test_adding_an_experiment_runs_it_alone(clone):
     new = f"{KEPT[2]}-nl"
-    clone.shell(f"python -m lib new {new} --from {KEPT[2]} --set attention=nl --study dagl_ablation")
+    how = "--set attention=nl --set image_skip=true"
+    clone.shell(f"python -m lib new {new} --from {KEPT[2]} {how} --study dagl_ablation")
     assert f"  not run     {new}" in clone.shell("python -m lib list dagl_ablation").stdout
     expected = [f"train@{new}", f"evaluate@{new}", "tables", "report@dagl_ablation", "summary"]
     assert sorted(clone.repro()) == sorted(expected)
@@ -358,11 +359,15 @@ def test_a_lock_with_marks_of_a_merge_is_named(clone):
         ("run tables x", "run tables x: it takes no name; leave 'x' out"),
         ("compare nosuch", "compare: git knows no revision 'nosuch'"),
         ("compare ", "compare: git knows no revision ''"),
+        ("repro --profile cpu --study nosuch", "unknown study 'nosuch' in params.yaml; known: "),
+        ("verdicts --seeds 2", "verdicts: 2 seeds are fewer than the first planned look has, 3"),
     ],
 )
 def test_what_a_verb_does_not_know_is_named(capsys, arguments, message):
+    before = (ROOT / "params.yaml").read_bytes()
     assert main(arguments.split(" ")) == 1
     assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert (ROOT / "params.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize("seeds", ["0", "-1", "x"])
@@ -473,3 +478,6 @@ def test_results_of_another_machine_are_compared_in_db(clone):
     shown = clone.shell("python -m lib compare").stdout
     assert "edsr_gray_denoise_25: mean +0.0312 dB, largest 0.5000 dB" in shown
     assert "dagl_gray_denoise_25: mean +0.0000 dB" in shown
+    path.unlink()
+    ended = clone.shell("python -m lib compare", check=False)
+    assert ended.returncode == 1 and "edsr_gray_denoise_25: in HEAD alone" in ended.stdout

@@ -41,24 +41,14 @@ def write_lock(data: dict[str, Any], stream: TextIO) -> None:
     text = io.StringIO()
     yaml.dump(data, text)
     stream.writelines(
-        _wrapped(line) if len(line) > WIDTH and ": " in line else line for line in text.getvalue().splitlines(True)
+        _wrapped(line) if len(line) > WIDTH + 1 and ": " in line else line for line in text.getvalue().splitlines(True)
     )
 
 
 def _wrapped(line: str) -> str:
-    """A line "key: words" as the parser in Python breaks it: before a word that would reach beyond the width."""
+    """A line "key: word" as the parser in Python breaks it: before a word that would reach beyond the width."""
     key, _, value = line.partition(": ")
-    indent = " " * (len(key) - len(key.lstrip(" -")) + 2)
-    lines = [f"{key}: "]
-    for word in value.rstrip("\n").split(" "):
-        if not lines[-1].endswith(": ") and len(lines[-1]) < WIDTH:
-            lines[-1] += " "
-        elif not lines[-1].endswith(": "):
-            lines.append(indent)
-        if len(lines[-1]) + len(word) > WIDTH and len(lines[-1]) > len(indent):
-            lines.append(indent)
-        lines[-1] += word
-    return "\n".join(lines) + "\n"
+    return f"{key}: \n{' ' * (len(key) - len(key.lstrip(' -')) + 2)}{value}"
 
 
 @contextmanager

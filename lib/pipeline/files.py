@@ -2,29 +2,21 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to be filled, which then takes the place of `path`, or goes where filling it fails."""
+def write(path: Path, content: str) -> None:
+    """Put `content` in the place of a file, whole or not at all."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        yield aside
-        with aside.open("rb") as file:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-
-
-def write(path: Path, content: str) -> None:
-    """Put `content` in the place of a file, whole or not at all."""
-    with whole(path) as aside:
-        aside.write_text(content, encoding="utf-8")
 
 
 def digest(path: Path) -> str:

@@ -8,6 +8,7 @@ are used only if they are those that the profile's dvc.lock states.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -131,7 +132,12 @@ def _lock(params: Params) -> dict[str, dict]:
     folder = ROOT if params.profile == Params().profile else params.results("pins")
     pipeline.check_pins(params.profile, folder)
     path = folder / "dvc.lock"
-    return YAML(typ="safe").load(path)["stages"] if path.exists() else {}
+    return _stages(path.read_text()) if path.exists() else {}
+
+
+@functools.cache  # a lock takes a second to parse
+def _stages(lock: str) -> dict[str, dict]:
+    return YAML(typ="safe").load(lock)["stages"]
 
 
 def _stated(params: Params, name: str) -> str | None:

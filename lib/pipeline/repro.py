@@ -56,6 +56,8 @@ def repro(profile: str | None, study: str | None, jobs: int | None = None, clust
     params = Params(profile=profile)
     if not resolve.unchanged(params):  # where code changed since, the stage `resolve` checks it again
         check(params)
+    if study and study != PUBLISHED_NUMBERS:
+        params.study(study)  # unknown ones are refused before anything is switched
     if cluster:
         from . import cluster as machines
 
@@ -303,6 +305,12 @@ def compare(revision: str = "HEAD") -> int:
     if subprocess.run(["git", "rev-parse", "--quiet", "--verify", f"{revision}^{{commit}}"], cwd=ROOT,
                       capture_output=True).returncode:  # fmt: skip
         raise PipelineError(f"compare: git knows no revision {revision!r}")
+    measured = params.results("evaluate").relative_to(ROOT).as_posix()
+    known = subprocess.run(["git", "ls-tree", "-r", "--name-only", revision, measured], cwd=ROOT, capture_output=True,
+                           text=True, check=True).stdout.split()  # fmt: skip
+    for name in (name for name in known if name.endswith("/images.csv") and not (ROOT / name).exists()):
+        print(f"{Path(name).parent.name}: in {revision} alone")
+        different = 1
     for path in sorted(params.results("evaluate").glob("*/images.csv")):
         name = path.relative_to(ROOT).as_posix()
         shown = subprocess.run(["git", "show", f"{revision}:{name}"], cwd=ROOT, capture_output=True, text=True)

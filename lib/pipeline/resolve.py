@@ -133,11 +133,11 @@ def write(params: Params) -> None:
     ]
     shutil.rmtree(params.results("parameters"), ignore_errors=True)
     params.results("parameters").mkdir(parents=True)
-    params.results("parameters", SOURCE).write_text(f"{_file('params.yaml')}\n")
     for stage, key in wanted:
         path = file_of(params, stage, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text(params, stage, key))
+    params.results("parameters", SOURCE).write_text(f"{_file('params.yaml')}\n")  # last: it says that all is there
 
 
 def _images(run: Row) -> dict[str, Any]:

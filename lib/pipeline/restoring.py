@@ -6,6 +6,7 @@ upright; anything else is refused by name. Only opacity is taken here: it is kep
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import warnings
@@ -37,14 +38,14 @@ from .files import digest
 from .runner import StageError
 
 #: Endings of the files that a restored image is written to.
-LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
+LOSSLESS = (".png", ".tif", ".tiff")
 
 #: Pixels per inch that no image has: more cannot be written.
 DENSEST = 1e8
 
 
 def restore_files(
-    images: Sequence[str], by: str, into: Path, profile: str | None, self_ensemble: bool, megapixels: float
+    images: Sequence[Path], by: str, into: Path, profile: str | None, self_ensemble: bool, megapixels: float
 ) -> None:
     """Restore image files by the network (its first seed) or baseline `by` and write them, rounded to 8 bits.
 
@@ -56,6 +57,8 @@ def restore_files(
     """
     params, targets = Params(profile=profile), _targets(images, into)
     run, network = load(params, by)
+    if into not in targets.values():
+        into.mkdir(parents=True, exist_ok=True)
     how, failed = replace(run.evaluation, tile=tile_side(run, network), self_ensemble=self_ensemble), []
     for image, target in targets.items():
         try:
@@ -89,10 +92,10 @@ def load(params: Params, by: str) -> tuple[Row, nn.Module]:
     return run, network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _targets(images: Sequence[str], into: Path) -> dict[Path, Path]:
+def _targets(images: Sequence[Path], into: Path) -> dict[Path, Path]:
     """The images with the file that each is restored to."""
     found = list(dict.fromkeys(_named(images)))
-    single = len(found) == 1 and not into.is_dir() and not Path(images[0]).is_dir()
+    single = len(found) == 1 and not into.is_dir() and not images[0].is_dir()
     if single and into.suffix.lower() not in LOSSLESS:
         raise StageError(f"{into}: end it in {', '.join(LOSSLESS)}, or name a folder that exists")
     if single and not into.parent.is_dir():
@@ -100,27 +103,25 @@ def _targets(images: Sequence[str], into: Path) -> dict[Path, Path]:
     if not single and (into.suffix.lower() in LOSSLESS or into.is_file()):
         raise StageError(f"{into}: names a file for {len(found)} images; name a folder")
     targets = {image: into if single else into / f"{image.stem}.png" for image in found}
+    given, taken = {image.resolve() for image in found}, dict[Path, Path]()
     for image, target in targets.items():
-        if target.resolve() in {image.resolve() for image in found}:
+        if target.resolve() in given:
             raise StageError(f"{target}: is an image that is to be restored; name another file or folder")
-        if twice := [other for other in found if other != image and targets[other] == target]:
-            raise StageError(f"{twice[0]} and {image}: both would become {target}; restore them into two folders")
-    if not single:
-        into.mkdir(parents=True, exist_ok=True)
+        if (other := taken.setdefault(target, image)) != image:
+            raise StageError(f"{other} and {image}: both would become {target}; restore them into two folders")
     return targets
 
 
-def _named(images: Sequence[str]) -> Iterator[Path]:
-    for name in images:
-        path = Path(name)
+def _named(images: Sequence[Path]) -> Iterator[Path]:
+    for path in images:
         matching = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
         within = [path] if path.is_file() else path.iterdir() if path.is_dir() else matching
         try:
             files = sorted(file for file in within if file == path or _is_image(file))
         except ValueError as error:  # of a pattern
-            raise StageError(f"{name}: {error}") from None
+            raise StageError(f"{path}: {error}") from None
         if not files:
-            raise StageError(f"{name}: {'the folder has no images' if path.is_dir() else 'No such file or directory'}")
+            raise StageError(f"{path}: {'the folder has no images' if path.is_dir() else 'No such file or directory'}")
         yield from files
 
 
@@ -133,24 +134,14 @@ def _restore_file(
     image: Path, target: Path, network: nn.Module, task: Task, how: Evaluation, megapixels: float
 ) -> None:
     given, opacity, described = read(image, task, megapixels)
-    if opacity and target.suffix.lower() == ".bmp":
-        raise StageError(f"{target}: BMP files keep no opacity, which {image} has; end it in .png")
-    if "icc_profile" in described and target.suffix.lower() == ".bmp":
-        raise StageError(f"{target}: BMP files keep no colour profile, which {image} has; end it in .png")
-    tiles = [0, 0]
-
-    def counted(x: Tensor) -> Tensor:
-        tiles[1] += 1
-        return x
+    parts = itertools.count(1)
 
     def shown(x: Tensor) -> Tensor:
-        tiles[0] += 1
-        progress.show(f"{image.name}: part {tiles[0]} of {tiles[1]}")
+        progress.show(f"{image.name}: part {next(parts)}")
         return in_phase(network, x)
 
     try:
-        for apply in (counted, shown):
-            output = restore(apply, given, how.tile, how.overlap, how.self_ensemble, task.degradation.period)  # type: ignore[arg-type]
+        output = restore(shown, given, how.tile, how.overlap, how.self_ensemble, task.degradation.period)  # type: ignore[arg-type]
     except (ImageError, torch.OutOfMemoryError) as error:
         raise StageError(f"{image}: {str(error).splitlines()[0]}") from None
     planes = output[0].clamp(0, 1).mul(255).round().byte().cpu()
@@ -160,7 +151,9 @@ def _restore_file(
     try:
         form = Image.registered_extensions()[target.suffix.lower()]
         write_whole(target, partial(restored.save, format=form, **described))
-    except (TrainingError, OSError, ValueError) as error:
+    except TrainingError as error:  # which names the file
+        raise StageError(str(error)) from None
+    except (OSError, ValueError) as error:
         raise StageError(f"{target}: {error}") from None
 
 

@@ -29,17 +29,9 @@ from .files import digest
 PUBLISHED_NUMBERS = "published_numbers"
 REPORT_PUBLISHED_NUMBERS = f"report_{PUBLISHED_NUMBERS}"
 
-#: stage -> name of the notebook's one parameter, or None
-PARAMETER = {
-    "download": None,
-    "train": "experiment",
-    "evaluate": "experiment",
-    "tables": None,
-    "report": None,
-    "summary": None,
-    PUBLISHED_NUMBERS: None,
-    REPORT_PUBLISHED_NUMBERS: None,
-}
+STAGES = (
+    "download", "train", "evaluate", "tables", "report", "summary", PUBLISHED_NUMBERS, REPORT_PUBLISHED_NUMBERS
+)  # fmt: skip
 
 #: The notebooks behind a profile's recipe, which belong to no stage.
 SEARCHES = ("recipe_search", "attention_in_training", "attention_begins", "precision")
@@ -77,7 +69,7 @@ def run(params: Params, stage: str, key: str | None = None) -> Path:
     if reason := given.get("missing"):
         return _not_run(params, stage, str(key), reason)
     before, began = code_digest(params, stage, key), time.monotonic()
-    execute(source, target, {parameter: key} if key and (parameter := PARAMETER[stage]) else {})
+    execute(source, target, {"experiment": key} if key and stage in ("train", "evaluate") else {})
     now = Params(profile=params.profile)
     if code_digest(now, stage, key) != before or resolve.given(now, stage, key) != given:
         raise StageError(f"{stage} {key or ''}: its code or values changed while it ran; run it again")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..params import Params
+from ..params import Params, ParamsError
 from . import statistics, tables, text
 
 
@@ -25,6 +25,8 @@ class Step:
 def show(profile: str | None, seeds: int | None) -> int:
     """Print the claims of every study with their verdicts; with `seeds`, the steps of `steps` too."""
     params = Params(profile=profile)
+    if seeds and not _looks(seeds):
+        raise ParamsError(f"verdicts: {seeds} seeds are fewer than the first planned look has, {min(statistics.LOOKS)}")
     gathered = tables.read(params)
     for study in params.studies.values():
         print(f"{study.title} ({study.name}, profile {params.profile})")
