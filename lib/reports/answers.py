@@ -7,12 +7,13 @@ An answer changes with the numbers and names no claim by its key. A study withou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from ..measuring.evaluation import CURVE_PHOTOGRAPHS
 from . import statistics, tables, text
 from .statistics import EQUAL, HOLDS, LEANS, NOT_RUN, NOT_TESTED, REVERSED, UNRESOLVED
 
@@ -27,6 +28,9 @@ SMOKE = (
 #: dB; where the modules of a seed lose less than this without attention, and those of another ten times as much or
 #: more, seeds differ in whether attention has begun.
 HARDLY = 0.1
+
+#: Ends the name of a row at the rate at which a trunk alone learns fastest.
+FASTER = "rate_4"
 
 #: Rows whose cost an answer tells without choosing.
 MOST_COSTS = 8
@@ -72,10 +76,10 @@ def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping
         HOLDS: "restore{s} better than {reference}",
         REVERSED: "restore{s} worse than {reference}",
         EQUAL: "restore{s} as well as {reference}",
-        (LEANS, 1): "seem{s} to restore better, though not surely",
-        (LEANS, -1): "seem{s} to restore worse, though not surely",
+        (LEANS, 1): "seem{s} to restore better than {reference}, though not surely",
+        (LEANS, -1): "seem{s} to restore worse than {reference}, though not surely",
         UNRESOLVED: "show{s} no resolved difference from {reference}",
-        NOT_TESTED: "do{es} not act and {is_} not tested",
+        NOT_TESTED: "{is_} not tested, for attention that does not act",
     }
     said = []
     for case, clause in clauses.items():
@@ -84,9 +88,12 @@ def grouped(report: Report, claims: pd.DataFrame, reference: str, names: Mapping
         if rows.empty:
             continue
         called = [(row, names.get(row.better, report.labels[row.better])) for row in rows.itertuples()]
-        shown = [name if verdict == NOT_TESTED else _with_difference(row, name) for row, name in called]
+        shown = [
+            name if verdict == NOT_TESTED else _with_difference(row, name, _mostly_idle(report, row.better))
+            for row, name in called
+        ]
         one = len(shown) == 1
-        words = {"s": "s" if one else "", "es": "es" if one else "", "is_": "is" if one else "are"}
+        words = {"s": "s" if one else "", "is_": "is" if one else "are"}
         said.append(f"{text.listed(shown)} {clause.format(reference=reference, **words)}")
     return "; ".join(said)
 
@@ -99,9 +106,15 @@ def sides_exchanged(claims: pd.DataFrame) -> pd.DataFrame:
     return of_worse.assign(verdict=claims.verdict.replace({HOLDS: REVERSED, REVERSED: HOLDS}))
 
 
-def _with_difference(row: Any, name: str) -> str:
+def _with_difference(row: Any, name: str, more: str = "") -> str:
     bounds = text.interval(row.low, row.high)
-    return f"{name} ({text.number(row.difference, 2, True)} dB, {bounds})" if bounds else name
+    return f"{name} ({text.number(row.difference, 2, True)} dB, {bounds}{more})" if bounds else name
+
+
+def _mostly_idle(report: Report, row: str) -> str:
+    """How many of a row's modules act, where it is half of them at most but the row is tested."""
+    acting, of, modules = str(report.acts.get(row, "")).partition(" of ")
+    return f"; {acting} of {modules} modules act" if of and 2 * int(acting) <= int(modules) else ""
 
 
 def at_what_cost(report: Report) -> str:
@@ -165,9 +178,31 @@ def with_field(report: Report, better: str, worse: str) -> str:
     least, most = gain.index[0], gain.index[-1]
     if abs(gain[most] - gain[least]) <= max(abs(gain[least]), report.params.delta.psnr):
         return ""
+    mine, other = (text.number(psnr[row][most] - psnr[row][least], 2, True) for row in (better, worse))
     return (
-        f"on a few photographs this difference goes from {text.number(gain[least], 2, True)} dB in a field of "
-        f"{least:.0f} x {least:.0f} pixels to {text.number(gain[most], 2, True)} in one of {most:.0f} x {most:.0f}"
+        f"on {CURVE_PHOTOGRAPHS} photographs this goes from {text.number(gain[least], 2, True)} dB in a field "
+        f"of {least:.0f} x {least:.0f} pixels to {text.number(gain[most], 2, True)} in one of {most:.0f} x {most:.0f}; "
+        f"{report.labels[better]} itself changes by {mine} dB there, the other by {other}"
+    )
+
+
+def from_how_far(report: Report) -> str:
+    """How much the rows whose attention acts gain from the smallest to the largest field that was measured."""
+    fields = report.fields[report.fields.experiment.map(report.tested).eq(True)]
+    psnr = fields.pivot_table(index="side", columns="experiment", values="psnr").dropna()
+    if len(psnr) < 2:
+        return ""
+    near, far = (f"{side:.0f} x {side:.0f}" for side in (psnr.index[0], psnr.index[-1]))
+    changes = (psnr.iloc[-1] - psnr.iloc[0]).sort_values()
+    ends = " to ".join(dict.fromkeys(text.number(change, 2, True) for change in changes.iloc[[0, -1]]))
+    best = report.labels[str(changes.index[-1])]
+    says = (
+        f"{best} gains most from afar" if changes.iloc[-1] > report.params.delta.psnr
+        else "what attention gains here comes from nearby"
+    )  # fmt: skip
+    return (
+        f"{says}: where it sees {far} pixels in place of {near}, rows whose attention acts change by {ends} dB on "
+        f"{CURVE_PHOTOGRAPHS} photographs"
     )
 
 
@@ -226,7 +261,8 @@ def dagl_ablation(report: Report) -> list[str]:
     same = (resolved.difference > 0) == (resolved.published > 0)
     untested = run.verdict == NOT_TESTED
     none_acts = len(run) > 0 and untested.all()
-    agreeing = f", {same.sum()} in the paper's direction" if len(resolved) else ""
+    of_these = "" if len(same) == 1 and same.all() else "all " if same.all() else f"{same.sum()} of these "
+    agreeing = f", {of_these}in the paper's direction" if len(resolved) else ""
     not_tested = f"; {_is_or_are(untested.sum())} not tested" if untested.any() else ""
     return [
         f"whether Table 5's order holds cannot be said after {report.params.experiment(full).budget.steps:,} steps: in "
@@ -234,9 +270,8 @@ def dagl_ablation(report: Report) -> list[str]:
         report.outcome(full, f"{full}-nl", ("DAGL's graph", "plain non-local attention with one head in its place")),
         with_field(report, full, f"{full}-nl"),
         report.outcome(full, trunk, ("DAGL", "the EDSR trunk without attention")),
-        f"by set DAGL differs from the trunk by {report.by_set(full, trunk)}" if trunk in {*report.run_claims().worse}
-        else "",
-        report.outcome(full, wide, ("DAGL", f"a wider EDSR trunk{_parameters(report, wide, full)}")),
+        f"this difference is {report.by_set(full, trunk)}" if trunk in {*report.run_claims().worse} else "",
+        report.outcome(full, wide, ("DAGL", f"a wider EDSR trunk{_parameters(report, wide, full, 'DAGL')}")),
         f"of the {len(run)} differences between rows of the paper's Table 5, {_is_or_are(len(resolved))} resolved here"
         f"{agreeing}{not_tested}"
         if len(run) and not none_acts else "",
@@ -244,10 +279,10 @@ def dagl_ablation(report: Report) -> list[str]:
     ]  # fmt: skip
 
 
-def _parameters(report: Report, name: str, other: str) -> str:
-    """How many of another row's parameters a row has, in brackets."""
+def _parameters(report: Report, name: str, other: str, called: str) -> str:
+    """How many times another row's parameters a row has, in brackets."""
     counts = report.costs.parameters.reindex([name, other])
-    return f" ({counts.iloc[0] / counts.iloc[1]:.2g} times its parameters)" if counts.notna().all() else ""
+    return f" ({counts.iloc[0] / counts.iloc[1]:.2g} times {called}'s parameters)" if counts.notna().all() else ""
 
 
 def _kept(report: Report, name: str) -> str:
@@ -255,7 +290,10 @@ def _kept(report: Report, name: str) -> str:
     seen = report.all_seen([name]).get(name, {})
     if "kept" not in seen or not (share := seen["kept"].mean() / seen["photograph"].size) > 0.5:
         return ""
-    return f"on one photograph the threshold of its graph removes {1 - share:.1%} of all neighbours: its weights choose"
+    return (
+        f"on one photograph the threshold of its graph removes {1 - share:.1%} of all neighbours, so that its weights "
+        "choose, and against fixed neighbours nearly all are compared with few"
+    )
 
 
 def _is_or_are(count: int) -> str:
@@ -360,25 +398,29 @@ def lir_parts(report: Report) -> list[str]:
 def across_systems(report: Report) -> list[str]:
     sentences = []
     short = {
-        "nl": "plain non-local attention", "dagl": "DAGL's graph", "panet": "PANet's pyramid", "enlca": "ENLCA",
-        "ignn": "IGNN's graph",
+        "nl": "plain non-local attention", "dagl": "DAGL's graph", "enlca": "ENLCA", "ignn": "IGNN's graph",
+        "panet": "PANet's matching of blocks over a pyramid",
     }  # fmt: skip
     best: tuple[float, tuple] | None = None
     for task, rows in report.tasks.items():
-        claims = report.verdicts[report.verdicts.worse == rows[0]]
-        names = {
-            row.better: short.get(report.modules[row.better], report.labels[row.better])
-            + " without its contrastive loss" * row.better.endswith("_no_contrastive_loss")
-            for row in claims.itertuples()
-        }
-        if said := grouped(report, claims, "the same trunk without attention", names):
-            sentences.append(f"on {task}, {said}" + _control(report, rows, names))
-        for row in claims[claims.verdict == HOLDS].itertuples():
-            if best is None or row.difference > best[0]:
-                best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}"))
+        for trunk in [rows[0], *(row for row in rows if row == f"{rows[0]}-{FASTER}")]:
+            claims = report.verdicts[report.verdicts.worse == trunk]
+            names = {
+                row.better: short.get(report.modules[row.better], report.labels[row.better])
+                + " without its contrastive loss" * ("_no_contrastive_loss" in row.better)
+                for row in claims.itertuples()
+            }
+            where = f"on {task}" if trunk == rows[0] else _at_its_rate(report, trunk, rows[0])
+            if said := grouped(report, claims, "the trunk alone", names):
+                sentences.append(f"{where}, {said}{_control(report, trunk, rows[0], names)}")
+            for row in claims[claims.verdict == HOLDS].itertuples():
+                if best is None or row.difference > best[0]:
+                    best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}"))
     if best is None:
         return ["no module is shown to restore better than the trunk alone", *sentences]
-    return [*sentences, with_similarity(report, *best[1])]
+    better, worse, gain = best[1]
+    says = [f"{gain} is {report.by_set(better, worse)}", with_similarity(report, better, worse, "it")]
+    return [*sentences, "; ".join(filter(None, says)), from_how_far(report)]
 
 
 def sparse_competitors(report: Report) -> list[str]:
@@ -404,15 +446,16 @@ def graph_prior(report: Report) -> list[str]:
         names = {
             row("gate"): "matching anew with a gated prior",
             row("reuse"): "the first stage's graph reused",
-            row("reuse_wider"): "the first graph reused in a wider trunk",
+            row("reuse_wider"): f"the first graph of {stages} reused in a wider trunk",
         }
         claims = report.run_claims()
         of_both = pd.concat([claims[claims.worse == first], sides_exchanged(claims[claims.better == first])])
-        if said := grouped(report, of_both, "matching anew alone", names):
+        is_wider = of_both.better == row("reuse_wider")
+        if said := grouped(report, of_both[~is_wider], "matching anew alone", names):
             told.append(f"in {stages}, {said}")
-        gained = claims[(claims.better == row("reuse_wider")) & claims.verdict.isin((HOLDS, LEANS))]
-        if len(gained):
-            told.append("what the wider trunk gains may be its width's alone: no row has that width without reuse")
+        if said := grouped(report, of_both[is_wider], "matching anew alone", names):
+            gains = of_both[is_wider].verdict.isin((HOLDS, LEANS)).any()
+            told.append(said + ": its width alone may be why" * bool(gains))
         told.append(report.outcome(row("gate"), row("random"), (f"the gated prior in {stages}", "a random one")))
     ends = ("a prior of the most dependent neighbours in DAGL's stages", "one of the least")
     told.append(report.outcome(f"{none}-most", f"{none}-least", ends))
@@ -431,33 +474,31 @@ def _efficient(report: Report, none: str) -> str:
     )
 
 
-def _control(report: Report, rows: Sequence[str], names: Mapping[str, str]) -> str:
-    """What more channels in place of attention gain, and how the modules compare with that."""
-    wide = report.rows.loc[[name for name in rows if name.endswith("-as_many_parameters")]]
-    if wide.empty or pd.isna(wide.difference.iloc[0]):
+def _at_its_rate(report: Report, trunk: str, slower: str) -> str:
+    """At which rate a trunk was trained, and what it gains by that."""
+    times = report.params.experiment(trunk).budget.lr / report.params.experiment(slower).budget.lr
+    return f"at {times:g} times the rate, which gains the trunk alone {report.difference(trunk, slower)} dB"
+
+
+def _control(report: Report, trunk: str, first: str, names: Mapping[str, str]) -> str:
+    """What more channels in place of attention gain on a trunk, and how the modules compare with that."""
+    wide = f"{first}-as_many_parameters{trunk.removeprefix(first).replace('-', '_')}"
+    if not (gain := report.difference(wide, trunk)):
         return ""
-    size = _parameters(report, wide.index[0], rows[0]).replace("its", "the trunk's")
-    claims = report.verdicts[report.verdicts.worse == wide.index[0]]
+    size = _parameters(report, wide, trunk, "the trunk")
+    claims = report.verdicts[report.verdicts.worse == wide]
     beside = [
         f", {words} {text.listed([names.get(row, report.labels[row]) for row in compared])}"
         for verdict, words in ((HOLDS, "less than"), (REVERSED, "more than"), (EQUAL, "as much as"))
         if len(compared := claims[claims.verdict == verdict].better)
     ]
-    shown = f"; a wider trunk without attention{size} differs from it by {text.difference(wide.iloc[0])} dB"
-    return f"{shown}{''.join(beside)}; no claim compares these two"
+    return f"; a wider trunk without attention{size} differs from it by {gain} dB{''.join(beside)}"
 
 
 ANSWERS: dict[str, Callable[[Report], list[str]]] = {
     function.__name__: function
     for function in (
-        dagl_ablation,
-        dagl_structure,
-        panet_scales,
-        enlca_amplification,
-        ignn_aggregation,
-        lir_parts,
-        sparse_competitors,
-        graph_prior,
-        across_systems,
+        dagl_ablation, dagl_structure, panet_scales, enlca_amplification, ignn_aggregation, lir_parts,
+        sparse_competitors, graph_prior, across_systems,
     )
-}
+}  # fmt: skip

@@ -17,7 +17,9 @@ from . import statistics
 #: Of a row, per seed and step.
 COLUMNS = ["experiment", "seed", "step", "psnr"]
 
-OUTCOMES = GROWING, SETTLED, SHRINKING, OPEN = ("grows", "has settled", "shrinks", "may grow or shrink")
+OUTCOMES = GROWING, TURNED, SETTLED, SHRINKING, OPEN = (
+    "grows", "changes sign", "has settled", "shrinks", "may grow or shrink"
+)  # fmt: skip
 
 
 def differences(curves: pd.DataFrame, rows: Sequence[str], reference: str) -> dict[str, pd.DataFrame]:
@@ -34,8 +36,8 @@ def differences(curves: pd.DataFrame, rows: Sequence[str], reference: str) -> di
 def outcomes(found: Mapping[str, pd.DataFrame], delta: float) -> pd.DataFrame:
     """What each difference did from half of the steps to all of them: half, end (dB, means over seeds), outcome.
 
-    The change's interval leaves out zero: it grows or, where the difference came nearer to zero, shrinks; the interval
-    lies within delta: it has settled; else it is open.
+    The change's interval lies within delta: it has settled; the interval leaves out zero: it grows, shrinks (comes
+    nearer to zero) or changes sign; else it is open.
     """
     if not found:
         return pd.DataFrame(columns=["half", "end", "outcome"])
@@ -55,7 +57,8 @@ def outcomes(found: Mapping[str, pd.DataFrame], delta: float) -> pd.DataFrame:
             "end": {n: end.mean() for n, end in ends.items()},
         }
     )
-    nearer = table.end.abs() < table.half.abs()
-    cases = [(low > 0) | (high < 0), (low > -delta) & (high < delta)]
-    table["outcome"] = np.select(cases, [np.where(nearer, SHRINKING, GROWING), SETTLED], OPEN)
+    settled, moved = (low > -delta) & (high < delta), (low > 0) | (high < 0)
+    turned, nearer = table.end * table.half < 0, table.end.abs() < table.half.abs()
+    cases = [settled, moved & turned, moved & nearer, moved]
+    table["outcome"] = np.select(cases, [SETTLED, TURNED, SHRINKING, GROWING], OPEN)
     return table.sort_values("outcome", key=lambda found: found.map(OUTCOMES.index), kind="stable")

@@ -5,14 +5,18 @@ Photographs are arrays (H, W[, 3]) in [0, 1]; points are (row, column).
 
 from __future__ import annotations
 
+import io
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
+from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -35,7 +39,7 @@ COLORS = {
     "ignn": _COLORBLIND[4],
     "lir": _COLORBLIND[5],
     "nlsa": _COLORBLIND[6],
-    "sparse": _COLORBLIND[8],
+    "sparse": _COLORBLIND[9],
 }
 
 #: With fewer photographs every one is a dot; a violin would invent a shape.
@@ -43,6 +47,9 @@ FEW = 20
 
 #: The rows of one module are told apart by these, in their order.
 MARKERS = "osD^vP*X<>"
+
+#: Ends the label of a row whose attention does not act; such rows have open marks in place of it where marks are drawn.
+IDLE = " (does not act)"
 
 #: Of 1; white in the maps of `strip`.
 LARGEST_ERROR = 0.15
@@ -59,6 +66,23 @@ def style() -> None:
     figures.style(dpi=150, font_scale=0.82)
 
 
+def show(figure: Figure, save: Path | None = None, alt: str | None = None) -> Image:
+    """A figure without photographs as PNG for the notebook and, with `save`, as a file too; alt says what it shows.
+
+    Of 256 colours, by an octree: a third of the bytes, and shades that a legend tells apart stay apart.
+    """
+    drawn, data = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    plt.close(figure)
+    with PIL.Image.open(drawn) as opened:
+        few = opened.convert("RGB").quantize(256, PIL.Image.Quantize.FASTOCTREE, dither=PIL.Image.Dither.NONE)
+    few.save(data, format="png", optimize=True)
+    if save:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.with_suffix(".png").write_bytes(data.getvalue())
+    return Image(data.getvalue(), format="png", alt=alt)
+
+
 def _panels(count: int, height: float, most: int = 2, **options) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels of a height in inches, at most so many side by side."""
     columns = min(most, count)
@@ -71,28 +95,32 @@ def _panels(count: int, height: float, most: int = 2, **options) -> tuple[Figure
 
 def _looks(modules: Mapping[str, str]) -> dict[str, dict]:
     """Colour and marker of each label: a shade of its module's colour; a label looks the same in every panel of a
-    figure."""
-    labels: dict[str, list[str]] = {}
+    figure, but for its mark, which is open where it is `IDLE`."""
+    labels: dict[str, dict[str, None]] = {}  # in their order, once
     for label, module in modules.items():
-        labels.setdefault(module, []).append(label)
+        labels.setdefault(module, {})[label.removesuffix(IDLE)] = None
     looks = {
         label: {"color": shade, "marker": MARKERS[number % len(MARKERS)]}
         for module, group in labels.items()
         for number, (label, shade) in enumerate(zip(group, _shades(COLORS[module], len(group)), strict=True))
     }
-    return {label: looks[label] for label in modules}
+    is_open = {"markerfacecolor": "white", "markeredgewidth": 1.5}
+    return {name: looks[name.removesuffix(IDLE)] | (is_open if name.endswith(IDLE) else {}) for name in modules}
 
 
 def _shades(color: tuple[float, float, float], count: int) -> list:
     """A colour for one, shades of it from dark to light for several."""
-    dark, light = (sns.blend_palette([color, end], 9)[4] for end in ("black", "white"))
+    dark, light = (sns.blend_palette([color, end], 9)[part] for end, part in (("black", 3), ("white", 4)))
     return [color] if count == 1 else [*sns.blend_palette([dark, color, light], count)]
 
 
 def _legend(figure: Figure, looks: Mapping[str, dict]) -> None:
     """One legend under all panels; the figure grows by the lines that it takes beyond two."""
-    labels = [textwrap.fill(label, HALF) for label in looks]
-    marks = [plt.Line2D([], [], markersize=6, label=t, **look) for t, look in zip(labels, looks.values(), strict=True)]
+    shown = {label.removesuffix(IDLE): look | {"markerfacecolor": look["color"]} for label, look in looks.items()}
+    if idle := [look for label, look in looks.items() if label.endswith(IDLE)]:
+        shown["open: does not act"] = idle[0] | {"color": "0.4", "marker": "o"}
+    labels = [textwrap.fill(label, HALF) for label in shown]
+    marks = [plt.Line2D([], [], markersize=6, label=t, **look) for t, look in zip(labels, shown.values(), strict=True)]
     columns = min(2, len(marks))
     figure.legend(
         handles=marks, loc="outside lower center", ncols=columns, frameon=False, handlelength=1.3, columnspacing=1.0
@@ -285,8 +313,8 @@ def quality_against_cost(
         axes, itertools.product(by_task.items(), spent), strict=True
     ):
         for name, row in found.iterrows():
-            area = 30 + 150 * row.parameters / rows.parameters.max()
-            axis.scatter(row[cost] / unit, row.psnr, s=area, alpha=0.8, **looks[labels[name]])
+            size = (30 + 150 * row.parameters / rows.parameters.max()) ** 0.5
+            axis.plot(row[cost] / unit, row.psnr, markersize=size, alpha=0.8, linestyle="", **looks[labels[name]])
         axis.set(title=title, xlabel=label, ylabel="PSNR (dB)", xscale="log")
         middle = (found.psnr.max() + found.psnr.min()) / 2
         axis.set_ylim(middle - reach, middle + reach)
@@ -301,7 +329,7 @@ def quality_against_cost(
 
 def heat(values: np.ndarray, label: str, photograph: np.ndarray) -> Figure:
     """A map with its colour bar, beside the photograph that it belongs to."""
-    figure, axes = _panels(2, WIDTH / 2 + 0.3)
+    figure, axes = _panels(2, WIDTH / 2 + 0.6)
     axes[0].imshow(photograph, cmap="gray", vmin=0, vmax=1)
     drawn = axes[1].imshow(values, cmap="viridis")
     for axis in axes:
@@ -321,17 +349,16 @@ def fields(panels: Mapping[str, Mapping[str, tuple[str, pd.Series]]]) -> Figure:
     looks = _looks({label: module for rows in panels.values() for label, (module, _) in rows.items()})
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color="0.4", linewidth=1)
-        for label, (_, psnr) in rows.items():
-            change = psnr - psnr.iloc[0]
-            axis.plot(change.index, change, markersize=5, **looks[label])
         changes = pd.DataFrame({label: psnr - psnr.iloc[0] for label, (_, psnr) in rows.items()})
+        for label, change in changes.items():
+            axis.plot(change.dropna(), markersize=5, **looks[str(label)])
         for side, lost in changes.min(axis=1)[lambda lowest: lowest < -MOST_LOSS].items():
             axis.text(side, -MOST_LOSS, f"↓ {lost:.1f}", ha="center", va="bottom", fontsize=8)
-        least, most = axis.get_ylim()
-        axis.set_ylim(max(min(least, -LEAST_RANGE), -MOST_LOSS), max(most, LEAST_RANGE))
         sides = sorted({side for _, psnr in rows.values() for side in psnr.index})
         axis.set_xticks(sides, [f"{side:g}" for side in sides])
         axis.set_title(title, loc="left", fontsize=9)
+    least, most = axes[0].get_ylim()  # of all panels
+    axes[0].set_ylim(max(min(least, -LEAST_RANGE), -MOST_LOSS), max(most, LEAST_RANGE))
     _label(axes, "side of the field (input pixels)", "change of PSNR (dB)")
     _legend(figure, looks)
     return figure
@@ -550,7 +577,7 @@ def by_rank(panels: Mapping[str, np.ndarray], uniform: float) -> Figure:
             axis.axhline(uniform, color="0.4", linestyle="--", linewidth=1)
         axis.set(xticks=ranks, ylim=(0, 1.15 * values.max()))
         axis.set_title(textwrap.fill(title, 18), fontsize=9)
-    _label(axes, "rank of the neighbour", "")
+    _label(axes, "rank", "")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -559,6 +586,7 @@ def mixtures(alpha: np.ndarray, beta: np.ndarray, rows: Sequence[str], operators
     """Learned numbers of adaptive filters, a row each: what `alpha` (N, operators) and `beta` (N,) are, and by colour
     how far they have moved from where they start, 1 and 0."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 1.2 + 0.27 * len(rows)), width_ratios=[len(operators), 1])
+    alpha, beta = alpha.round(2) + 0.0, beta.round(2) + 0.0  # no -0.00
     reach = max(np.abs(alpha - 1).max(), np.abs(beta).max())
     how = {"annot": True, "fmt": ".2f", "cmap": "vlag", "annot_kws": {"fontsize": 8}, "cbar": False}
     sns.heatmap(alpha, ax=axes[0], vmin=1 - reach, vmax=1 + reach, xticklabels=operators, yticklabels=rows, **how)

@@ -23,7 +23,7 @@ REPETITIONS = 200
 
 
 def results(shown: Sequence[Params] | None = None) -> str:
-    """The README's results as Markdown: three sentences of the answer and the figure of the last study, in the largest
+    """The README's results as Markdown: four sentences of the answer and the figure of the last study, in the largest
     profile in which it was run, then every study with the first sentence of its answer and how many claims got which
     verdict."""
     profiles = shown or [Params(profile=name) for name in Params().profiles]
@@ -36,7 +36,7 @@ def results(shown: Sequence[Params] | None = None) -> str:
         figure = f"![{alt}](results/{params.profile}/report/{last}/differences.png)"
         parts = [
             f"### {report.study.title} (profile `{params.profile}`)",
-            " ".join(all_sentences(report)[:3]),
+            " ".join(all_sentences(report)[:4]),
             figure,
             "### Every study",
             *parts,
@@ -86,7 +86,8 @@ def in_short(study: str, params: Params) -> str:
     report = Report(study, params)
     if not report.conclusive:
         return "a smoke run, which draws no conclusions"
-    return re.sub(r"( dB), \S+ to \S+\)", r"\1)", all_sentences(report)[0].partition("; ")[0].removesuffix("."))
+    said = re.sub(r"( dB), \S+ to [^\s;)]+", r"\1", all_sentences(report)[0])
+    return re.split(r"; (?!\d+ of)", said)[0].removesuffix(".")
 
 
 def _published_numbers(profiles: Sequence[Params]) -> str:

@@ -16,6 +16,9 @@ CLAIMS, FAMILY = 50, 10
 
 COMPONENTS = ["seed", "photograph", "residual"]
 
+#: Differences (dB) whose power `table` gives.
+EFFECTS = (0.05, 0.1, 0.2)
+
 
 def components(tables: Iterable[np.ndarray]) -> pd.DataFrame:
     """Variances over seeds, photographs and the rest, of tables of differences (photographs, seeds >= 2)."""
@@ -68,18 +71,18 @@ def simulate(
     return pd.DataFrame(found).astype(float).mean()
 
 
-def table(
-    drawn_from: pd.DataFrame, repetitions: int, photographs: int = 180, claims: int = CLAIMS, effect: float = 0.2
-) -> pd.DataFrame:
-    """Coverage, family-wise error and power of the rule at an effect (dB), per number of seeds of a look."""
+def table(drawn_from: pd.DataFrame, repetitions: int, photographs: int = 180, claims: int = CLAIMS) -> pd.DataFrame:
+    """Coverage, family-wise error and power of the rule at each of `EFFECTS`, per number of seeds of a look."""
     rows = {}
     for seeds in statistics.LOOKS:
         null = simulate(drawn_from, seeds, 0.0, repetitions, photographs, claims)
-        real = simulate(drawn_from, seeds, effect, repetitions, photographs, claims, start=1)
+        real = {
+            effect: simulate(drawn_from, seeds, effect, repetitions, photographs, claims, start=1) for effect in EFFECTS
+        }
         rows[seeds] = {
-            "coverage of the interval": (null.coverage + real.coverage) / 2,
-            "with seeds taken for fixed": (null.old_coverage + real.old_coverage) / 2,
+            "coverage of the interval": (null.coverage + real[EFFECTS[-1]].coverage) / 2,
+            "with seeds taken for fixed": (null.old_coverage + real[EFFECTS[-1]].old_coverage) / 2,
             "family-wise error": null.any_resolved,
-            f"power at {effect} dB": real.resolved,
+            **{f"power at {effect} dB": found.resolved for effect, found in real.items()},
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("seeds")

@@ -257,20 +257,27 @@ class Report:
         return Markdown("\n\n".join(parts) or "Nothing has been run.")
 
     def gain_per_set(self) -> Markdown:
-        """The difference (dB) of every claim that was run on each set, with its interval."""
+        """The difference (dB) of every tested claim on each set; without intervals, for seeds vary more on few
+        photographs than the profile's variance over seeds, which is of all, says."""
         rows = {}
-        for claim in self.run_claims().itertuples():
-            pair, of_set = (claim.better, claim.worse), {}
-            for name, images in self.images[self.images.experiment.isin(pair)].groupby("set", sort=False):
-                found, _ = statistics.differences_of(images, [pair], "psnr")
-                low, high = statistics.estimate(found, self.priors["psnr"]).interval()
-                of_set[name] = text.difference({"difference": found.mean[0], "low": low[0], "high": high[0]})
-            rows[pair] = of_set
+        for claim in self.tested_claims().itertuples():
+            of_set = tables.gains(self.images, claim.better, claim.worse).groupby("set", sort=False).gain.mean()
+            rows[claim.better, claim.worse] = {str(name): text.number(gain, 2, True) for name, gain in of_set.items()}
         return self._by_claim(rows)
+
+    def difference(self, name: str, other: str) -> str:
+        """How much a row gains on another one, dB with its interval; nothing where they cannot be compared."""
+        found, (reason,) = statistics.differences_of(self.images, [(name, other)], "psnr")
+        low, high = statistics.estimate(found, self.priors["psnr"]).interval()
+        return "" if reason else text.difference({"difference": found.mean[0], "low": low[0], "high": high[0]})
 
     def run_claims(self) -> pd.DataFrame:
         """The verdicts of claims whose rows could be compared."""
         return self.verdicts[self.verdicts.verdict != statistics.NOT_RUN]
+
+    def tested_claims(self) -> pd.DataFrame:
+        """The verdicts of claims about rows without attention or with one that acts."""
+        return self.verdicts[~self.verdicts.verdict.isin((statistics.NOT_RUN, statistics.NOT_TESTED))]
 
     def trend(self, better: str, worse: str) -> tuple[float, float, float] | None:
         """Slope of a gain (dB) against self-similarity and its interval; None with too few photographs or seeds."""
@@ -279,9 +286,9 @@ class Report:
         return None if np.isnan(low[0]) else (found.mean[0], low[0], high[0])
 
     def similarity(self) -> Markdown:
-        """The gain of each claim against self-similarity: trend per 0.1 and mean gain per quarter, in dB."""
+        """The gain of each tested claim against self-similarity: trend per 0.1 and mean gain per quarter, in dB."""
         rows = {}
-        for claim in self.run_claims().itertuples():
+        for claim in self.tested_claims().itertuples():
             if (line := self.trend(claim.better, claim.worse)) is None:
                 continue
             slope, low, high = (value / 10 for value in line)
@@ -321,15 +328,16 @@ class Report:
 
     def _spent(self) -> str:
         """What these verdicts spend of the error, and what they would have spent were more seeds to come."""
-        seeds = int(self.rows.seeds.max())
+        seeds = len(self.params.settings.seeds)
         resolved = self.verdicts.verdict.isin((statistics.HOLDS, statistics.REVERSED))
         before = self.params.settings.spent_before
         level = statistics.level_at(seeds, self.params.settings.looks) + before
-        said = f"A false verdict anywhere in this study has a chance of {level:.0%} at most, "
+        kinds = f"*{statistics.HOLDS}* or *{statistics.REVERSED}*"
+        said = f"A false {kinds} by PSNR anywhere in this study, and one by SSIM, has a chance of {level:.0%} at most, "
         said += f"{before:.0%} of it spent by verdicts of fewer seeds that were read before, " if before else ""
         if self.params.settings.looks:
             return f"{said}at {seeds} seeds, one of the planned looks."
-        said += "if no seeds are added once these were read."
+        said += "if no seeds are added now that these have been read."
         if seeds not in statistics.LOOKS or not resolved.any():
             return said
         strict = (self.verdicts.p[resolved] <= statistics.LOOKS[seeds]).sum()
@@ -352,8 +360,9 @@ class Report:
     def show(self, figure: Figure, name: str, alt: str, photographs: bool = False) -> Image:
         """A figure for the notebook; alt says what it shows. Saved under a name in the report's folder too, unless it
         holds photographs, which are large: of these `strip` alone, for the README."""
-        kept = name == "strip" or not photographs
-        return figures.show(figure, self.out / name if kept else None, photographs=photographs, alt=alt)
+        if photographs:
+            return figures.show(figure, self.out / name if name == "strip" else None, photographs=True, alt=alt)
+        return plots.show(figure, self.out / name, alt)
 
     def differences(self) -> Image | Markdown:
         """Per-photograph differences of every trained row to its task's reference."""
@@ -373,7 +382,7 @@ class Report:
 
     def _marked(self, name: str) -> str:
         """A row's title where it stands beside others: a difference of attention that does not act is none of it."""
-        return self.labels[name] + ("" if self.tested.get(name, True) else " (does not act)")
+        return self.labels[name] + ("" if self.tested.get(name, True) else plots.IDLE)
 
     def along_training(self) -> Image | Markdown:
         """Differences to the reference on the validation photographs against training steps, with the range of the
@@ -394,8 +403,8 @@ class Report:
         """A sentence per task: which differences grew, settled or vanished over the last doubling of the steps."""
         said = []
         for task, found in self._curves().items():
-            clauses = []
-            for outcome, rows in self.outcomes(task).groupby("outcome", sort=False):
+            clauses, moved = [], curves.outcomes(found, self.params.delta.psnr)
+            for outcome, rows in moved.groupby("outcome", sort=False):
                 shown = [
                     f"{self.labels[row.Index]} ({text.number(row.half, 2, True)} to {text.number(row.end, 2, True)} dB)"
                     for row in rows.itertuples()
@@ -406,56 +415,52 @@ class Report:
             said.append(
                 f"*{task}*, on the validation photographs: from {steps // 2:,} to {steps:,} steps the difference to "
                 f"{reference} "
-                f"{'; it '.join(clauses)}.{self._on_test(task)}"
+                f"{'; it '.join(clauses)}.{self._on_test(task, moved.end)}"
             )
         return Markdown("\n\n".join(said))
 
-    def _on_test(self, task: str) -> str:
+    def _on_test(self, task: str, end: pd.Series) -> str:
         """The row whose difference on the test photographs is farthest from that at the end of the training, and on
         which set; nothing where all are near."""
-        end = self.outcomes(task).end
         test = self.rows.difference.reindex(end.index)
         if not (apart := (test - end).abs()).max() > self.params.delta.psnr:
             return ""
         name, reference = apart.idxmax(), self.tasks[task][0]
         return (
-            f" The validation photographs are of {text.listed(self.resolved[name].task.validation)}. On the test "
-            f"photographs {self.labels[name]}, for one, differs by {self.by_set(name, reference)}."
+            f" The validation photographs are of {text.listed(self.resolved[name].task.validation)}; on the test "
+            f"photographs {self.labels[name]} differs by {self.by_set(name, reference)}."
         )
 
     def by_set(self, name: str, other: str) -> str:
-        """How much a row gains on another one on the test photographs, and on those of each set."""
-        gains = tables.gains(self.images, name, other)
-        of_set = gains.groupby("set", sort=False).gain.mean()
-        parts = [f"{text.number(gain, 2, True)} on {of}" for of, gain in of_set.items()]
-        return f"{text.number(gains.gain.mean(), 2, True)} dB ({text.listed(parts)})"
-
-    def outcomes(self, task: str) -> pd.DataFrame:
-        """`curves.outcomes` of the rows of a task that have validation curves; empty where none has."""
-        return curves.outcomes(self._curves().get(task, {}), self.params.delta.psnr)
+        """How much a row gains on another one on the test photographs of each set, dB."""
+        of_set = tables.gains(self.images, name, other).groupby("set", sort=False).gain.mean()
+        return text.listed([f"{text.number(gain, 2, True)} dB on {of}" for of, gain in of_set.items()])
 
     def _curves(self) -> dict[str, dict[str, pd.DataFrame]]:
         """For each task with validation curves the differences of its rows to the reference (`curves.differences`)."""
         found = {task: curves.differences(self.curves, names[1:], names[0]) for task, names in self.tasks.items()}
         return {task: tables for task, tables in found.items() if tables}
 
-    def cost(self) -> Image:
+    def cost(self) -> Image | Markdown:
         """PSNR against multiply-adds and peak memory."""
         drawn = self.rows[["psnr"]].join(self.costs[["multiply_adds", "peak_bytes", "parameters"]]).dropna()
         drawn = drawn[[name in self.params.experiments for name in drawn.index]].astype(float)
+        if drawn.empty:
+            return Markdown("No trained row was measured in this profile.")
         titles = {name: self.resolved[name].task.title for name in drawn.index}
         alt = "PSNR against multiply-adds and peak memory of every trained row; the numbers are in the main table."
-        return self.show(plots.quality_against_cost(drawn, self.labels, titles, self.modules), "cost", alt)
+        marked = {name: self._marked(name) for name in drawn.index}
+        return self.show(plots.quality_against_cost(drawn, marked, titles, self.modules), "cost", alt)
 
     def gain_against_similarity(self) -> Image | Markdown:
-        """Gain against self-similarity, a panel per claim that was run."""
+        """Gain against self-similarity, a panel per tested claim."""
         panels = {
             self.name(claim): (self.modules[claim.better], tables.gains(self.images, *pair), self.trend(*pair))
-            for claim in self.run_claims().itertuples()
+            for claim in self.tested_claims().itertuples()
             for pair in [(claim.better, claim.worse)]
         }
         if not any(trend for *_, trend in panels.values()):
-            return Markdown("With so few photographs or seeds no trend is shown.")
+            return Markdown("No trend is shown: of no tested claim there are enough photographs and seeds.")
         alt = (
             "Gain on each photograph against its self-similarity, a panel per claim; the trends are in the table below."
         )
@@ -466,7 +471,7 @@ class Report:
         means = {name: rows.groupby("side").psnr.mean() for name, rows in self.fields.groupby("experiment")}
         several = {name: psnr for name, psnr in means.items() if len(psnr) > 1}
         panels = {
-            task: {self.labels[name]: (self.modules[name], several[name]) for name in names if name in several}
+            task: {self._marked(name): (self.modules[name], several[name]) for name in names if name in several}
             for task, names in self.tasks.items()
         }
         panels = {task: rows for task, rows in panels.items() if rows}
@@ -485,7 +490,7 @@ class Report:
             shown = sorted(kept, key=lambda name: rank.get(self.resolved[name].model, name in self.params.experiments))
             clean = [file for name in shown if (file := files[name].with_name("clean.png")).exists()]
             if clean and shown[-1] in self.params.experiments:
-                restored = {self.labels[name]: _photograph(files[name]) for name in shown}
+                restored = {self._marked(name): _photograph(files[name]) for name in shown}
                 alt = f"The busiest part of one photograph by {text.listed([*restored])}, above maps of their errors"
                 return self.show(plots.strip(_photograph(clean[0]), restored), "strip", alt, photographs=True)
         return Markdown("No photograph of these rows was kept.")
@@ -497,7 +502,7 @@ class Report:
     def influence(self, task: str) -> Image | Markdown:
         """Where the modules of the rows of a task look, by one measure for all kinds of attention."""
         kept = self.all_seen(self.by_task[task])
-        seen = {self.labels[name]: one for name, one in kept.items() if "influence" in one}
+        seen = {self._marked(name): one for name, one in kept.items() if "influence" in one}
         if not seen:
             return Markdown("None of these rows was run in this profile.")
         one = next(iter(seen.values()))

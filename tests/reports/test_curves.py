@@ -19,7 +19,9 @@ def made(psnr_by_step: dict[int, float], name: str, scatter: float = 0.0) -> pd.
     [
         (0.1, 0.3, 0.001, curves.GROWING),
         (-0.1, -0.3, 0.001, curves.GROWING),
-        (-0.1, 0.3, 0.001, curves.GROWING),
+        (-0.1, 0.3, 0.001, curves.TURNED),
+        (0.2, -0.1, 0.001, curves.TURNED),
+        (0.01, 0.02, 0.001, curves.SETTLED),
         (0.3, 0.1, 0.001, curves.SHRINKING),
         (-0.3, -0.1, 0.001, curves.SHRINKING),
         (0.3, 0.3, 0.001, curves.SETTLED),

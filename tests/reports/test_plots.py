@@ -5,6 +5,7 @@ import itertools
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 
 from lib.reports import plots
@@ -174,11 +175,45 @@ def test_cost_has_one_look_per_title_in_all_panels():
     numbers = {"psnr": [30.0, 31, 32], "multiply_adds": 1e9, "peak_bytes": 2**21, "parameters": [1, 2, 4]}
     tasks, modules = {name: name[-1] for name in labels}, dict.fromkeys(labels, "panet") | {"edsr_a": "none"}
     drawn = plots.quality_against_cost(pd.DataFrame(numbers, [*labels]), labels, tasks, modules)
-    (first, second), (of_memory, _), (third,), _ = (axis.collections for axis in drawn.axes)
-    assert first.get_offsets()[0].tolist() == [1, 30] and of_memory.get_offsets()[0].tolist() == [2, 30]
-    assert (second.get_facecolor() == third.get_facecolor()).all() and second.get_sizes()[0] < third.get_sizes()[0]
-    assert (first.get_facecolor() != second.get_facecolor()).any()
+    (first, second), (of_memory, _), (third,), _ = (axis.lines for axis in drawn.axes)
+    assert first.get_xydata().tolist() == [[1, 30]] and of_memory.get_xydata().tolist() == [[2, 30]]
+    assert second.get_color() == third.get_color() != first.get_color()
+    assert second.get_markersize() < third.get_markersize()
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["EDSR", "PANet"]
+
+
+def test_attention_that_does_not_act_has_open_marks():
+    psnr = pd.Series([30.0, 30.1], [32, 64])
+    rows = {"PANet": ("panet", psnr), f"PANet{plots.IDLE}": ("panet", psnr - 1)}
+    drawn = plots.fields(
+        {"acts": {"PANet": rows["PANet"]}, "does not": {f"PANet{plots.IDLE}": rows[f"PANet{plots.IDLE}"]}}
+    )
+    full, empty = (axis.lines[1] for axis in drawn.axes)
+    assert full.get_color() == empty.get_color() == full.get_markerfacecolor() != empty.get_markerfacecolor() == "white"
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["PANet", "open: does not act"]
+
+
+def test_every_line_of_the_fields_is_inside_its_panel():
+    far = {
+        "left": {"a": ("dagl", pd.Series([30.0, 30.02], [32, 64]))},
+        "right": {"b": ("lir", pd.Series([30.0, 29.9], [32, 64]))},
+    }
+    for axis in plots.fields(far).axes:
+        low, high = axis.get_ylim()
+        assert all(low < value < high for line in axis.lines for value in line.get_ydata())
+
+
+def test_shades_that_a_legend_tells_apart_stay_apart_in_the_file(tmp_path):
+    looks = plots._looks({f"{module} {n}": module for module in plots.COLORS for n in range(3)})
+    figure, axis = plt.subplots(figsize=(3, 3))
+    for place, look in enumerate(looks.values()):
+        axis.axhspan(place, place + 1, color=look["color"])
+    axis.set(ylim=(0, len(looks)), position=(0, 0, 1, 1))
+    plots.show(figure, tmp_path / "shades", "shades")
+    with PIL.Image.open(tmp_path / "shades.png") as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    middle = pixels[:, pixels.shape[1] // 2]
+    assert len(np.unique(middle, axis=0)) >= len(looks)
 
 
 def test_quartiles_are_those_of_the_values():
