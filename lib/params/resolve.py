@@ -149,6 +149,8 @@ class Params:
         if budget.attention_lr is None:
             kind = str(entry.options.get("attention", entry.model))  # `checks` finds one that is no text
             budget = replace(budget, attention_lr=settings.attention_lr.get(kind))
+        if entry.rate is not None:
+            budget = replace(budget, lr=entry.rate * budget.lr, attention_lr=budget.attention_lr or budget.lr)
         return Experiment(
             **self._common(name, entry),
             seeds=budget.seeds or settings.seeds,
@@ -235,7 +237,7 @@ def options(entry: ExperimentEntry | BaselineEntry, profile: Profile) -> dict[st
         return {}
     of_model = profile.models.get(entry.model, {})
     if size := getattr(entry, "size", None):
-        of_model = of_model[size]
+        of_model = of_model[size] if isinstance(of_model[size], dict) else {}  # which `checks` refuses
     return {**{key: value for key, value in of_model.items() if not isinstance(value, dict)}, **entry.options}
 
 

@@ -292,7 +292,8 @@ class BaselineEntry:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExperimentEntry:
-    """A network variant on a task. size: options of that name in the profile in place of the model's; needs: file, or
+    """A network variant on a task. size: options of that name in the profile in place of the model's; rate: the peak
+    rate as a multiple of the profile's, of all but attention modules, which keep theirs; needs: file, or
     package:<name>, without which it is not run."""
 
     title: Title
@@ -301,6 +302,7 @@ class ExperimentEntry:
     recipe: Name
     options: dict[str, Any] = Field(default_factory=dict)
     size: Name | None = None
+    rate: Positive | None = None
     needs: Needs | None = None
 
 
