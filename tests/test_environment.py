@@ -47,8 +47,3 @@ def test_every_direct_import_is_pinned():
 def test_make_reads_the_same_pip_part_as_conda():
     [command] = re.findall(r"^\t(sed .*) > \.requirements\.txt$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert subprocess.check_output(command, shell=True, cwd=ROOT, text=True).splitlines() == PIP
-
-
-def test_citation_names_the_five_papers():
-    titles = [entry["title"] for entry in YAML(typ="safe").load(ROOT / "CITATION.cff")["references"]]
-    assert len(titles) == 5

@@ -105,11 +105,6 @@ def test_a_budget_may_name_its_own_seeds(tmp_path):
     assert fingerprint(known.experiment(name)) == fingerprint(params(tmp_path).experiment(name))
 
 
-def test_a_folder_is_no_file_that_a_row_needs(tmp_path):
-    row = replace(params(tmp_path).experiment("edsr_sr_x2"), needs="lib")
-    assert missing(row) == "the file lib is not there"
-
-
 def test_a_row_takes_of_a_node_what_its_profile_says_of_its_model(tmp_path):
     says = "    resources: {default: {cpus: 2}, dagl: {gpus: 0.5}}\n"
     known = params(tmp_path, ("    precision: float32\n", says))
@@ -122,6 +117,7 @@ def test_what_a_row_needs_is_named_when_it_is_missing(tmp_path):
     known = params(tmp_path)
     row = known.experiment("ignn_sr_x2-vgg19_embedding")
     assert missing(replace(row, needs="own/absent.pth")) == "the file own/absent.pth is not there"
+    assert missing(replace(row, needs="lib")) == "the file lib is not there"  # a folder
     assert missing(replace(row, needs="package:absent_package")) == "the package absent_package is not installed"
     assert missing(replace(row, needs="params.yaml")) is missing(replace(row, needs="package:torch")) is None
     assert missing(known.experiment("edsr_sr_x2")) is None

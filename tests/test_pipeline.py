@@ -370,11 +370,18 @@ def test_what_a_verb_does_not_know_is_named(capsys, arguments, message):
     assert (ROOT / "params.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("seeds", ["0", "-1", "x"])
-def test_seeds_are_planned_up_to_a_number_above_0(capsys, seeds):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *((["verdicts", "--seeds", seeds], f"'{seeds}' is not a whole number above 0") for seeds in ("0", "-1", "x")),
+        (["repro", "--cluster", "head"], "'head' is neither `auto`, this machine, nor HOST:PORT, a cluster's head"),
+        (["restore", "", "--by", "x", "--into", "a.png"], "'' names no file or folder"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        main(["verdicts", "--seeds", seeds])
-    assert f"'{seeds}' is not a whole number above 0" in capsys.readouterr().err
+        main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_a_failing_notebook_prints_one_line_and_keeps_its_traceback(clone):

@@ -10,7 +10,6 @@ import pytest
 from clones import KEPT, Clone
 from test_pipeline import begin_training_with
 
-from lib.__main__ import main
 from lib.pipeline import cluster, work
 from lib.pipeline.repro import PipelineError
 
@@ -116,9 +115,3 @@ def test_an_address_where_nothing_answers_is_named(monkeypatch):
     said = r"--cluster 127\.0\.0\.1:1: .*refused; `ray start --head` starts a cluster"
     with pytest.raises(PipelineError, match=said):
         cluster.check("127.0.0.1:1")
-
-
-def test_a_word_for_an_address_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(["repro", "--cluster", "head"])
-    assert "'head' is neither `auto`, this machine, nor HOST:PORT, a cluster's head" in capsys.readouterr().err

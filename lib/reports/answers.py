@@ -7,7 +7,7 @@ An answer changes with the numbers and names no claim by its key. A study withou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,8 +162,8 @@ def with_similarity(report: Report, better: str, worse: str, name: str) -> str:
     quarters = tables.by_quartile(tables.gains(report.images, better, worse))
     verb = "grows" if line[0] > 0 else "shrinks"
     return (
-        f"{name} {verb} from {text.number(quarters.iloc[0], 2, True)} dB on the quarter of the photographs that repeat "
-        f"themselves least to {text.number(quarters.iloc[-1], 2, True)} dB on the quarter that repeat themselves most"
+        f"{name} {verb} from {text.number(quarters.iloc[0], 2, True)} dB on the least self-similar quarter of the "
+        f"photographs to {text.number(quarters.iloc[-1], 2, True)} dB on the most"
     )
 
 
@@ -201,7 +201,7 @@ def from_how_far(report: Report) -> str:
         else "what attention gains here comes from nearby"
     )  # fmt: skip
     return (
-        f"{says}: where it sees {far} pixels in place of {near}, rows whose attention acts change by {ends} dB on "
+        f"{says}: with a field of {far} pixels in place of {near}, rows whose attention acts change by {ends} dB on "
         f"{CURVE_PHOTOGRAPHS} photographs"
     )
 
@@ -399,7 +399,7 @@ def across_systems(report: Report) -> list[str]:
     sentences = []
     short = {
         "nl": "plain non-local attention", "dagl": "DAGL's graph", "enlca": "ENLCA", "ignn": "IGNN's graph",
-        "panet": "PANet's matching of blocks over a pyramid",
+        "panet": "PANet's blocks over a pyramid",
     }  # fmt: skip
     best: tuple[float, tuple] | None = None
     for task, rows in report.tasks.items():
@@ -407,12 +407,17 @@ def across_systems(report: Report) -> list[str]:
             claims = report.verdicts[report.verdicts.worse == trunk]
             names = {
                 row.better: short.get(report.modules[row.better], report.labels[row.better])
-                + " without its contrastive loss" * ("_no_contrastive_loss" in row.better)
+                + " without contrastive loss" * ("_no_contrastive_loss" in row.better)
                 for row in claims.itertuples()
             }
-            where = f"on {task}" if trunk == rows[0] else _at_its_rate(report, trunk, rows[0])
-            if said := grouped(report, claims, "the trunk alone", names):
-                sentences.append(f"{where}, {said}{_control(report, trunk, rows[0], names)}")
+            if claims.verdict.eq(NOT_TESTED).all() and len(claims):
+                said = "no attention acts, so that none is tested"
+            else:
+                said = grouped(report, claims, "the trunk alone", names)
+            if said and trunk == rows[0]:
+                sentences.append(f"on {task}, {said}{_control(report, rows, names)}")
+            elif said:
+                sentences.append(f"{_at_its_rate(report, trunk, rows[0])}, {said}")
             for row in claims[claims.verdict == HOLDS].itertuples():
                 if best is None or row.difference > best[0]:
                     best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}"))
@@ -477,22 +482,22 @@ def _efficient(report: Report, none: str) -> str:
 def _at_its_rate(report: Report, trunk: str, slower: str) -> str:
     """At which rate a trunk was trained, and what it gains by that."""
     times = report.params.experiment(trunk).budget.lr / report.params.experiment(slower).budget.lr
-    return f"at {times:g} times the rate, which gains the trunk alone {report.difference(trunk, slower)} dB"
+    return f"with {times:g} times the rate, by which the trunk alone gains {report.difference(trunk, slower)} dB"
 
 
-def _control(report: Report, trunk: str, first: str, names: Mapping[str, str]) -> str:
-    """What more channels in place of attention gain on a trunk, and how the modules compare with that."""
-    wide = f"{first}-as_many_parameters{trunk.removeprefix(first).replace('-', '_')}"
-    if not (gain := report.difference(wide, trunk)):
+def _control(report: Report, rows: Sequence[str], names: Mapping[str, str]) -> str:
+    """What more channels in place of attention gain on a task's trunk, and how the modules compare with that."""
+    wide = f"{rows[0]}-as_many_parameters"
+    if not (gain := report.difference(wide, rows[0])):
         return ""
-    size = _parameters(report, wide, trunk, "the trunk")
+    size = _parameters(report, wide, rows[0], "the trunk")
     claims = report.verdicts[report.verdicts.worse == wide]
     beside = [
         f", {words} {text.listed([names.get(row, report.labels[row]) for row in compared])}"
         for verdict, words in ((HOLDS, "less than"), (REVERSED, "more than"), (EQUAL, "as much as"))
         if len(compared := claims[claims.verdict == verdict].better)
     ]
-    return f"; a wider trunk without attention{size} differs from it by {gain} dB{''.join(beside)}"
+    return f"; a wider trunk{size} gains {gain} dB{''.join(beside)}"
 
 
 ANSWERS: dict[str, Callable[[Report], list[str]]] = {

@@ -628,12 +628,15 @@ def deviations(rows: pd.DataFrame) -> Figure:
 
 UNITS = {"psnr": "dB", "ssim": "SSIM"}
 
+#: dB; of `worth`.
+LINEAR = 0.01
 
-def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
+
+def worth(choices: pd.DataFrame) -> Figure:
     """The effect of each choice, as bars: a row of panels per number, PSNR and SSIM side by side, a colour per group.
 
     choices: number, group, choice, difference (dB), ssim_difference and, for what was drawn several times, low and high
-    (dB). PSNR is linear up to `linear` dB and logarithmic beyond.
+    (dB). PSNR is linear up to `LINEAR` dB and logarithmic beyond.
     """
     parts = [rows.reset_index(drop=True) for _, rows in choices.groupby("number", sort=False)]
     colors = {group: f"C{number}" for number, group in enumerate(dict.fromkeys(choices.group))}
@@ -660,8 +663,8 @@ def worth(choices: pd.DataFrame, linear: float = 0.01) -> Figure:
         left.set_title(rows.number[0], fontsize=9, loc="left")
     left, right = axes[-1]
     reach, ssim_reach = choices.difference.abs().max(), choices.ssim_difference.abs().max()
-    left.set_xscale("symlog", linthresh=linear)
-    left.set(xlim=(-1e4 * reach, 1e4 * reach), xlabel=f"PSNR (dB), logarithmic beyond {linear:g}")  # room for numbers
+    left.set_xscale("symlog", linthresh=LINEAR)
+    left.set(xlim=(-1e4 * reach, 1e4 * reach), xlabel=f"PSNR (dB), logarithmic beyond {LINEAR:g}")  # room for numbers
     left.set_xticks([-1, 0, 1])
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set(xlim=(-3.2 * ssim_reach, 3.2 * ssim_reach), xlabel="SSIM")

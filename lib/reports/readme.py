@@ -30,7 +30,7 @@ def results(shown: Sequence[Params] | None = None) -> str:
     last = [*profiles[0].studies][-1]
     params = runs(last, profiles)[0]
     parts = [counts(profiles, answers_of=[*profiles[0].studies][:-1]), _published_numbers(profiles)]
-    if params.results("tables", last, "verdicts.csv").exists():
+    if not _verdicts(params, last).empty:
         report = Report(last, params)
         alt = "Differences of each module to the trunk without attention, photograph by photograph"
         figure = f"![{alt}](results/{params.profile}/report/{last}/differences.png)"
@@ -47,11 +47,7 @@ def results(shown: Sequence[Params] | None = None) -> str:
 def runs(study: str, profiles: Sequence[Params]) -> list[Params]:
     """The profiles in which a claim of the study was run, the largest first; smoke runs only where there is no other,
     and the first profile where there is none at all."""
-    found = []
-    for params in reversed(profiles):
-        file = params.results("tables", study, "verdicts.csv")
-        if file.exists() and (pd.read_csv(file).verdict != statistics.NOT_RUN).any():
-            found.append(params)
+    found = [params for params in reversed(profiles) if (_verdicts(params, study) != statistics.NOT_RUN).any()]
     conclusive = [params for params in found if Report(study, params).conclusive]
     return conclusive or found[:1] or [profiles[0]]
 
@@ -62,10 +58,7 @@ def counts(profiles: Sequence[Params], answers_of: Sequence[str] = (), root: str
     rows = []
     for name, study in profiles[0].studies.items():
         for params in runs(name, profiles):
-            file = params.results("tables", name, "verdicts.csv")
-            found = (
-                pd.read_csv(file).verdict.value_counts() if file.exists() else {statistics.NOT_RUN: len(study.claims)}
-            )
+            found = _verdicts(params, name).value_counts().to_dict() or {statistics.NOT_RUN: len(study.claims)}
             report = f"report/{name}/report_{name}.ipynb"
             link = (
                 f"[{study.title}]({root}results/{params.profile}/{report})"
@@ -79,9 +72,15 @@ def counts(profiles: Sequence[Params], answers_of: Sequence[str] = (), root: str
     return text.markdown(pd.DataFrame(rows).set_index("study"))
 
 
+def _verdicts(params: Params, study: str) -> pd.Series:
+    """The verdict of each claim of a study; empty before it was run."""
+    file = params.results("tables", study, "verdicts.csv")
+    return pd.read_csv(file).verdict if file.exists() else pd.Series(dtype=str)
+
+
 def in_short(study: str, params: Params) -> str:
     """The first clause of a study's answer, without its intervals; of a smoke run that it is one."""
-    if not params.results("tables", study, "verdicts.csv").exists():
+    if _verdicts(params, study).empty:
         return "not run"
     report = Report(study, params)
     if not report.conclusive:

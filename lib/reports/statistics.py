@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse, special, stats
+from scipy import optimize, sparse, special, stats
 
 from ..measuring.metrics import MOST_PSNR
 from ..params.schema import LOOKS as LOOKS
@@ -214,15 +214,10 @@ def fit_prior(differences: Differences, independent: int | None = None) -> Prior
 
 
 def _inverse_trigamma(value: float) -> float:
-    """x > 0 with trigamma(x) = value, by Newton's method on 1 / trigamma, which is convex and nearly linear."""
-    x = 0.5 + 1 / value
-    for _ in range(50):
-        trigamma = special.polygamma(1, x)
-        step = trigamma * (1 - trigamma / value) / special.polygamma(2, x)
-        x += step
-        if abs(step) < 1e-10 * x:
-            break
-    return float(x)
+    """x > 0 with trigamma(x) = value, by bisection over its logarithm."""
+    return float(
+        np.exp(optimize.brentq(lambda t: np.log(special.polygamma(1, np.exp(t)) / value), -40, 40, xtol=1e-14))
+    )
 
 
 def estimate(differences: Differences, prior: Prior) -> Estimates:
