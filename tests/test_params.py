@@ -105,6 +105,13 @@ def test_a_budget_may_name_its_own_seeds(tmp_path):
     assert fingerprint(known.experiment(name)) == fingerprint(params(tmp_path).experiment(name))
 
 
+@pytest.mark.parametrize("name", ["panet_gray_denoise_25-common_trunk", "dagl_gray_denoise_25-common_trunk"])
+def test_a_rows_rate_is_for_all_but_attention(name):
+    known = Params(profile="cpu")
+    common, faster = (known.experiment(row).budget for row in (name, f"{name}_rate_4"))
+    assert faster == replace(common, lr=4 * common.lr, attention_lr=common.attention_lr or common.lr)
+
+
 def test_a_row_takes_of_a_node_what_its_profile_says_of_its_model(tmp_path):
     says = "    resources: {default: {cpus: 2}, dagl: {gpus: 0.5}}\n"
     known = params(tmp_path, ("    precision: float32\n", says))
