@@ -347,13 +347,16 @@ class Report:
         )
 
     def _rates(self, names: list[str]) -> str:
-        """The peak rate of rows of one task, and those of attention modules that have another."""
-        rates, budgets = dict[float, list[str]](), {name: self.params.experiment(name).budget for name in names}
+        """The peak rate of the first of some rows of one task, those of rows that have another, and those of attention
+        modules that have one of their own."""
+        rates, budgets = dict[str, list[str]](), {name: self.params.experiment(name).budget for name in names}
+        common = budgets[names[0]].lr
         for name, budget in budgets.items():
+            if budget.lr != common:
+                rates.setdefault(f"{budget.lr:g} for", []).append(f"*{self.labels[name]}*")
             if budget.attention_lr and self.attends(name):
-                rates.setdefault(budget.attention_lr, []).append(f"*{self.labels[name]}*")
-        others = [f", {rate:g} for the attention of {text.listed(labels)}" for rate, labels in rates.items()]
-        return f"peak rate {budgets[names[0]].lr:g}{''.join(others)}"
+                rates.setdefault(f"{budget.attention_lr:g} for the attention of", []).append(f"*{self.labels[name]}*")
+        return f"peak rate {common:g}" + "".join(f", {rate} {text.listed(labels)}" for rate, labels in rates.items())
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
