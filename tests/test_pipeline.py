@@ -359,7 +359,7 @@ def test_a_lock_with_marks_of_a_merge_is_named(clone):
         ("run tables x", "run tables x: it takes no name; leave 'x' out"),
         ("compare nosuch", "compare: git knows no revision 'nosuch'"),
         ("compare ", "compare: git knows no revision ''"),
-        ("repro --profile cpu --study nosuch", "unknown study 'nosuch' in params.yaml; known: "),
+        ("repro --profile cpu --study nosuch", "params.yaml: unknown study 'nosuch' in studies; known: "),
         ("verdicts --seeds 2", "verdicts: 2 seeds are fewer than the first planned look has, 3"),
     ],
 )
