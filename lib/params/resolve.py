@@ -211,6 +211,11 @@ class Params:
             raise ParamsError(f"{self.file}: {unknown('row', name, self.rows, 'experiments and baselines')}")
         return self.rows[name]
 
+    def group(self, name: str) -> str:
+        """The title of the rows that stand beside row `name` in a study: those of its task, trained at its rate."""
+        rate = getattr(entry := self.entry(name), "rate", None)
+        return self.task(entry.task).title + (f", {rate:g} times the rate" if rate else "")
+
     def _common(self, name: str, entry: ExperimentEntry | BaselineEntry) -> dict[str, Any]:
         found = options(entry, self.settings)
         return {

@@ -29,9 +29,6 @@ SMOKE = (
 #: more, seeds differ in whether attention has begun.
 HARDLY = 0.1
 
-#: Ends the name of a row at the rate at which a trunk alone learns fastest.
-FASTER = "rate_4"
-
 #: Rows whose cost an answer tells without choosing.
 MOST_COSTS = 8
 
@@ -198,7 +195,7 @@ def from_how_far(report: Report) -> str:
     best = report.labels[str(changes.index[-1])]
     says = (
         f"{best} gains most from afar" if changes.iloc[-1] > report.params.delta.psnr
-        else "what attention gains here comes from nearby"
+        else "what attention gains comes from nearby"
     )  # fmt: skip
     return (
         f"{says}: with a field of {far} pixels in place of {near}, rows whose attention acts change by {ends} dB on "
@@ -244,7 +241,7 @@ def _measured(report: Report) -> dict[str, str]:
 
 def _on_task(report: Report, name: str) -> str:
     """A row's title, with its task where several of the study were run."""
-    return report.labels[name] + _task(report, report.task_title(name))
+    return report.labels[name] + _task(report, report.resolved[name].task.title)
 
 
 def _task(report: Report, title: str) -> str:
@@ -401,30 +398,30 @@ def across_systems(report: Report) -> list[str]:
         "nl": "plain non-local attention", "dagl": "DAGL's graph", "enlca": "ENLCA", "ignn": "IGNN's graph",
         "panet": "PANet's blocks over a pyramid",
     }  # fmt: skip
-    best: tuple[float, tuple] | None = None
+    best = None
     for task, rows in report.tasks.items():
-        for trunk in [rows[0], *(row for row in rows if row == f"{rows[0]}-{FASTER}")]:
-            claims = report.verdicts[report.verdicts.worse == trunk]
-            names = {
-                row.better: short.get(report.modules[row.better], report.labels[row.better])
-                + " without contrastive loss" * ("_no_contrastive_loss" in row.better)
-                for row in claims.itertuples()
-            }
-            if claims.verdict.eq(NOT_TESTED).all() and len(claims):
-                said = "no attention acts, so that none is tested"
-            else:
-                said = grouped(report, claims, "the trunk alone", names)
-            if said and trunk == rows[0]:
-                sentences.append(f"on {task}, {said}{_control(report, rows, names)}")
-            elif said:
-                sentences.append(f"{_at_its_rate(report, trunk, rows[0])}, {said}")
-            for row in claims[claims.verdict == HOLDS].itertuples():
-                if best is None or row.difference > best[0]:
-                    best = (row.difference, (row.better, row.worse, f"the gain of {names[row.better]} on {task}"))
+        claims = report.verdicts[report.verdicts.worse == rows[0]]
+        names = {
+            row.better: short.get(report.modules[row.better], report.labels[row.better])
+            + " without contrastive loss" * ("_no_contrastive_loss" in row.better)
+            for row in claims.itertuples()
+        }
+        if claims.verdict.eq(NOT_TESTED).all() and len(claims):
+            said = "no attention acts, so that none is tested"
+        else:
+            said = grouped(report, claims, "the trunk alone", names)
+        if said:
+            run = [other for other, others in report.tasks.items() if report.rows.photographs[others[0]]]
+            faster = any(other.startswith(f"{task}, ") for other in run)  # where the trunk is not held back
+            more = "" if faster else _control(report, rows, names) + _by_its_rate(report, rows[0])
+            sentences.append(f"on {task}{' at the common rate' * faster}, {said}{more}")
+        held = claims[claims.verdict == HOLDS]
+        if best is None and len(held):
+            best = held.loc[held.difference.idxmax()]
     if best is None:
         return ["no module is shown to restore better than the trunk alone", *sentences]
-    better, worse, gain = best[1]
-    says = [f"{gain} is {report.by_set(better, worse)}", with_similarity(report, better, worse, "it")]
+    gain = f"the gain of {report.labels[best.better]} is {report.by_set(best.better, best.worse)}"
+    says = [gain, with_similarity(report, best.better, best.worse, "it")]
     return [*sentences, "; ".join(filter(None, says)), from_how_far(report)]
 
 
@@ -479,16 +476,20 @@ def _efficient(report: Report, none: str) -> str:
     )
 
 
-def _at_its_rate(report: Report, trunk: str, slower: str) -> str:
-    """At which rate a trunk was trained, and what it gains by that."""
-    times = report.params.experiment(trunk).budget.lr / report.params.experiment(slower).budget.lr
-    return f"with {times:g} times the rate, by which the trunk alone gains {report.difference(trunk, slower)} dB"
+def _by_its_rate(report: Report, trunk: str) -> str:
+    """What a trunk with a rate of its own gains on the same at the common one."""
+    if not getattr(report.params.entry(trunk), "rate", None):
+        return ""
+    own = report.resolved[trunk]
+    alike = (row for row in report.resolved.values() if (row.task, row.options) == (own.task, own.options))
+    gain = report.difference(trunk, next(row.name for row in alike if row.name != trunk))
+    return f"; the rate alone gains {gain} dB" if gain else ""
 
 
 def _control(report: Report, rows: Sequence[str], names: Mapping[str, str]) -> str:
     """What more channels in place of attention gain on a task's trunk, and how the modules compare with that."""
-    wide = f"{rows[0]}-as_many_parameters"
-    if not (gain := report.difference(wide, rows[0])):
+    wide = next((name for name in rows if "-as_many_parameters" in name), rows[0])
+    if wide == rows[0] or not (gain := report.difference(wide, rows[0])):
         return ""
     size = _parameters(report, wide, rows[0], "the trunk")
     claims = report.verdicts[report.verdicts.worse == wide]

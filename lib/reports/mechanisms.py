@@ -178,7 +178,7 @@ VARIED = {
 def _by(report: Report, start: str, option: str) -> dict[float, str]:
     """The rows that differ from row `start` in one option alone, by its value."""
     full, found = report.resolved[start].options, {}
-    for name in report.by_task[report.resolved[start].task.name]:
+    for name in report.tasks[report.task_title(start)]:
         options = report.resolved[name].options
         if report.modules[name] == "enlca" and {
             key for key in {*full, *options} if full.get(key) != options.get(key)
@@ -197,7 +197,7 @@ def enlca_gain(report: Report) -> Shown:
         gains = {x: one.set_index(["set", "image"]).gain for x, one in found.items() if not one.empty}
         if len(gains) > 1:
             acts = any(report.tested[rows[x]] for x in gains)
-            panels[title + ("" if acts else " (does not act)")] = pd.DataFrame(gains)
+            panels[title + ("" if acts else plots.IDLE)] = pd.DataFrame(gains)
     if not panels:
         raise NotRun("These rows were not run with the same seeds in this profile.")
     alt = "Gain on the trunk without attention against k and against m; the claims have the numbers."

@@ -23,7 +23,7 @@ REPETITIONS = 200
 
 
 def results(shown: Sequence[Params] | None = None) -> str:
-    """The README's results as Markdown: four sentences of the answer and the figure of the last study, in the largest
+    """The README's results as Markdown: three sentences of the answer and the figure of the last study, in the largest
     profile in which it was run, then every study with the first sentence of its answer and how many claims got which
     verdict."""
     profiles = shown or [Params(profile=name) for name in Params().profiles]
@@ -36,7 +36,7 @@ def results(shown: Sequence[Params] | None = None) -> str:
         figure = f"![{alt}](results/{params.profile}/report/{last}/differences.png)"
         parts = [
             f"### {report.study.title} (profile `{params.profile}`)",
-            " ".join(all_sentences(report)[:4]),
+            " ".join(all_sentences(report)[:3]),
             figure,
             "### Every study",
             *parts,

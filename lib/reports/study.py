@@ -28,9 +28,9 @@ class NotRun(LookupError):
 class Report:
     """The tables of a study in the words and figures of its report.
 
-    labels: title of each row; tasks: title of each task of the study with its rows, of which the first is the
-    reference; by_task: the same by the task's name. Numbers are read from `tables/<study>/`, figures saved in
-    `report/<study>/`.
+    labels: title of each row; tasks: title of each task of the study, and of its rows at a rate of their own
+    (`Params.group`), with its rows, of which the first is the reference. Numbers are read from `tables/<study>/`,
+    figures saved in `report/<study>/`.
     """
 
     def __init__(self, study: str, params: Params | None = None):
@@ -54,8 +54,7 @@ class Report:
         self.resolved = {name: self.params.row(name) for name in self.study.experiments}
         self.labels = {name: row.title for name, row in self.resolved.items()}
         self.modules = {name: text.module_of(row) for name, row in self.resolved.items()}
-        self.by_task = text.by_task({name: row.task.name for name, row in self.resolved.items()})
-        self.tasks = {self.resolved[names[0]].task.title: names for names in self.by_task.values()}
+        self.tasks = text.grouped({name: self.params.group(name) for name in self.resolved})
         self.published = tables.published()
 
     # -- what was found ------------------------------------------------------------------------------------------------
@@ -83,7 +82,7 @@ class Report:
     def name(self, claim: Any) -> str:
         """A claim for readers: "A over B", and the task where the study has several."""
         names = self.labels[claim.better], self.labels[claim.worse]
-        task = f" ({self.resolved[claim.better].task.title})" if len(self.tasks) > 1 else ""
+        task = f" ({self.task_title(claim.better)})" if len(self.tasks) > 1 else ""
         return f"{names[0]} over {names[1]}{task}"
 
     def claims(self) -> Markdown:
@@ -347,16 +346,13 @@ class Report:
         )
 
     def _rates(self, names: list[str]) -> str:
-        """The peak rate of the first of some rows of one task, those of rows that have another, and those of attention
-        modules that have one of their own."""
-        rates, budgets = dict[str, list[str]](), {name: self.params.experiment(name).budget for name in names}
-        common = budgets[names[0]].lr
+        """The peak rate of rows of one group, and those of attention modules that have another."""
+        rates, budgets = dict[float, list[str]](), {name: self.params.experiment(name).budget for name in names}
         for name, budget in budgets.items():
-            if budget.lr != common:
-                rates.setdefault(f"{budget.lr:g} for", []).append(f"*{self.labels[name]}*")
             if budget.attention_lr and self.attends(name):
-                rates.setdefault(f"{budget.attention_lr:g} for the attention of", []).append(f"*{self.labels[name]}*")
-        return f"peak rate {common:g}" + "".join(f", {rate} {text.listed(labels)}" for rate, labels in rates.items())
+                rates.setdefault(budget.attention_lr, []).append(f"*{self.labels[name]}*")
+        others = [f", {rate:g} for the attention of {text.listed(labels)}" for rate, labels in rates.items()]
+        return f"peak rate {budgets[names[0]].lr:g}{''.join(others)}"
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -450,7 +446,7 @@ class Report:
         drawn = drawn[[name in self.params.experiments for name in drawn.index]].astype(float)
         if drawn.empty:
             return Markdown("No trained row was measured in this profile.")
-        titles = {name: self.resolved[name].task.title for name in drawn.index}
+        titles = {name: self.task_title(name) for name in drawn.index}
         alt = "PSNR against multiply-adds and peak memory of every trained row; the numbers are in the main table."
         marked = {name: self._marked(name) for name in drawn.index}
         return self.show(plots.quality_against_cost(drawn, marked, titles, self.modules), "cost", alt)
@@ -504,7 +500,7 @@ class Report:
 
     def influence(self, task: str) -> Image | Markdown:
         """Where the modules of the rows of a task look, by one measure for all kinds of attention."""
-        kept = self.all_seen(self.by_task[task])
+        kept = self.all_seen([name for name, row in self.resolved.items() if row.task.name == task])
         seen = {self._marked(name): one for name, one in kept.items() if "influence" in one}
         if not seen:
             return Markdown("None of these rows was run in this profile.")
@@ -535,8 +531,8 @@ class Report:
         return bool(self.acts.get(name)) if name in self.acts.index else self.modules[name] not in ("none", "other")
 
     def task_title(self, name: str) -> str:
-        """The title of a row's task."""
-        return self.resolved[name].task.title
+        """The title of a row's task, as a key of `tasks`."""
+        return self.params.group(name)
 
 
 def _photograph(file: Path) -> np.ndarray:

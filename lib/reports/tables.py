@@ -18,10 +18,7 @@ from . import curves, statistics, text
 PUBLISHED = Path(__file__).with_name("published.csv")
 
 #: Of a row, per photograph and seed.
-IMAGES = [
-    "experiment", "set", "image", "seed", "psnr", "ssim",
-    "input_psnr", "input_psnr_unclamped", "self_similarity", "field",
-]  # fmt: skip
+IMAGES = ["experiment", "set", "image", "seed", "psnr", "ssim", "self_similarity"]
 
 #: PSNR (dB) of a row with attention against the side of the field, input pixels.
 FIELDS = ["experiment", "seed", "side", "psnr"]
@@ -80,7 +77,7 @@ def gather(params: Params) -> pd.DataFrame:
     """Write `tables/<study>/` of every study; returns how much each has.
 
     images.csv: a row per photograph and seed; costs.csv, rows.csv: a row per row of the study, rows.csv with its
-    difference to the first of its task; verdicts.csv: the study's claims; acts.csv: whether the attention of rows acts;
+    difference to the first of its group; verdicts.csv: the study's claims; acts.csv: whether attention acts;
     modules.csv: what each module does; shown.csv: attention and pictures as `evaluate` kept them, by content;
     not_run.csv: why rows have no numbers; prior.csv: the variance over seeds of all claims of the profile; field.csv:
     PSNR against the field that attention sees; curve.csv: PSNR on the validation photographs against the training step.
@@ -92,8 +89,8 @@ def gather(params: Params) -> pd.DataFrame:
         folder.mkdir(parents=True, exist_ok=True)
         images.to_csv(folder / "images.csv", index=False)
         collect_costs(evaluated, study.experiments).to_csv(folder / "costs.csv")
-        tasks = {row: params.rows[row].task for row in study.experiments}
-        compare(images, tasks, gathered.priors).round(6).to_csv(folder / "rows.csv")
+        groups = {row: params.group(row) for row in study.experiments}
+        compare(images, groups, gathered.priors).round(6).to_csv(folder / "rows.csv")
         gathered.claims(study).round(6).to_csv(folder / "verdicts.csv", index=False)
         gathered.acts[gathered.acts.index.isin(study.experiments)].to_csv(folder / "acts.csv")
         collect_modules(evaluated, study.experiments).to_csv(folder / "modules.csv", index=False)
@@ -175,12 +172,12 @@ def collect_shown(evaluated: Path, experiments: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["experiment", "file", "sha256"])
 
 
-def compare(images: pd.DataFrame, tasks: Mapping[str, str], priors: Mapping[str, statistics.Prior]) -> pd.DataFrame:
-    """One row per row of a study, in order, from the task of each: seeds (0: not run, or not trained), photographs,
-    psnr, ssim and the difference (dB) to the first of its task with its interval, low and high; NaN where there is
+def compare(images: pd.DataFrame, groups: Mapping[str, str], priors: Mapping[str, statistics.Prior]) -> pd.DataFrame:
+    """One row per row of a study, in order, from the group of each: seeds (0: not run, or not trained), photographs,
+    psnr, ssim and the difference (dB) to the first of its group with its interval, low and high; NaN where there is
     none."""
-    first = {name: names[0] for names in text.by_task(tasks).values() for name in names}
-    others = [name for name in tasks if first[name] != name]
+    first = {name: names[0] for names in text.grouped(groups).values() for name in names}
+    others = [name for name in groups if first[name] != name]
     differences, _ = statistics.differences_of(images, [(name, first[name]) for name in others], "psnr")
     low, high = statistics.estimate(differences, priors["psnr"]).interval()
     beside = pd.DataFrame({"difference": differences.mean, "low": low, "high": high}, index=others)
@@ -192,7 +189,7 @@ def compare(images: pd.DataFrame, tasks: Mapping[str, str], priors: Mapping[str,
             "photographs": images.drop_duplicates(["experiment", "set", "image"]).groupby("experiment").size(),
         }
     )
-    table = pd.concat([counts, means, beside], axis=1).reindex([*tasks]).rename_axis("experiment")
+    table = pd.concat([counts, means, beside], axis=1).reindex([*groups]).rename_axis("experiment")
     return table.fillna({"seeds": 0, "photographs": 0}).astype({"seeds": int, "photographs": int})
 
 

@@ -111,9 +111,9 @@ def module_of(row: Row) -> str:
     return row.model if row.model in MODULES else "none" if row.model == "edsr" else "other"
 
 
-def by_task(tasks: Mapping[str, str]) -> dict[str, list[str]]:
-    """Rows by task, both in their order, from the task of each; the first is what the others are compared with."""
-    return {task: [name for name in tasks if tasks[name] == task] for task in tasks.values()}
+def grouped(groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """Rows by group, both in their order, from the group of each; the first is what the others are compared with."""
+    return {group: [name for name in groups if groups[name] == group] for group in groups.values()}
 
 
 def table(rows: Mapping[str, Mapping], name: str = "row") -> str:

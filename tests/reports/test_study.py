@@ -178,8 +178,22 @@ def test_the_best_module_is_told_with_the_trend_of_its_gain(made):
     made.row(f"{EDSR}-as_many_parameters", 30.25)
     wide = "a wider trunk (1 times the trunk's parameters) gains +0.26 (+0.24 to +0.27) dB"
     assert wide in made.report("across_systems").said()
-    assert "over a pyramid on gray denoising, sigma 25 is +0.5" in said
+    assert "The gain of PANet's pyramid is +0.5" in said
     assert "; it grows from +0." in said and "least self-similar quarter" in said
+
+
+def test_rows_at_a_rate_of_their_own_are_compared_with_the_trunk_at_that_rate(made):
+    panet = "panet_gray_denoise_25-common_trunk"
+    for name, psnr in ((EDSR, 30.0), (panet, 30.5), (f"{EDSR}-rate_4", 30.3), (f"{panet}_rate_4", 30.4)):
+        made.row(name, psnr)
+    report = made.report("across_systems")
+    task = report.resolved[EDSR].task.title
+    assert [*report.tasks][:2] == [f"{task}, 4 times the rate", task]
+    assert report.rows.difference[[panet, f"{panet}_rate_4"]].round(1).tolist() == [0.5, 0.1]
+    first, second, *_ = answers.answer(report)
+    assert first.startswith(f"On {task}, 4 times the rate, PANet's blocks over a pyramid (+0.10 dB")
+    assert "; the rate alone gains +0.30 (" in first
+    assert second.startswith(f"On {task} at the common rate, PANet's blocks over a pyramid (+0.50 dB")
 
 
 def test_a_difference_that_the_field_decides_is_told(made):
@@ -286,6 +300,6 @@ def test_numbers_are_read_as_a_person_writes_them():
     assert text.seeds(1) == "about 1 more seed" and text.seeds(float("inf")) == "more than 50 more seeds"
     assert text.relation(statistics.LEANS, -0.1, 0.05) == "leans worse"
     tasks = {"edsr_sr-x2": "sr-x2", "carn_m_sr-x2": "sr-x2", "edsr_sr-x4": "sr-x4"}  # not to be told by the names
-    assert text.by_task(tasks) == {"sr-x2": ["edsr_sr-x2", "carn_m_sr-x2"], "sr-x4": ["edsr_sr-x4"]}
+    assert text.grouped(tasks) == {"sr-x2": ["edsr_sr-x2", "carn_m_sr-x2"], "sr-x4": ["edsr_sr-x4"]}
     rows = map(Params().row, (f"{DAGL}-nl", DAGL, EDSR, "panet_sr_x2", "nlm_gray_denoise_25"))
     assert [*map(text.module_of, rows)] == ["nl", "dagl", "none", "panet", "other"]
